@@ -1,0 +1,81 @@
+// fathom: one binary, subcommands. Exit status: 0 done, 1 failed, 2 wrong usage.
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include <exception>
+#include <iostream>
+#include <new>
+
+#include "app/command.h"
+#include "kernels/error.h"
+
+namespace fathom::app {
+
+void add_global_flags(CLI::App& sub, Globals& globals) {
+  sub.add_flag("--json", globals.json, "Print JSON on standard output and nothing else there; the log goes to stderr");
+  sub.add_flag("--verbose", globals.verbose, "Log more");
+  sub.add_option("--device", globals.device, "cpu | cuda[:N] | auto")->capture_default_str();
+  sub.add_option("--threads", globals.threads, "CPU threads; 0: all cores")->capture_default_str();
+}
+
+namespace {
+
+// One clear paragraph on standard error, whatever was thrown.
+int report(const char* kind, const std::string& message, int status) {
+  std::cerr << "fathom: " << kind << message << "\n";
+  return status;
+}
+
+int run(int argc, char** argv) {
+  CLI::App app{"Fathom trains Mixture-of-Depths language models against FLOP-matched baselines, and serves them."};
+  app.set_version_flag("--version", "fathom " FATHOM_VERSION);
+  app.require_subcommand(1);
+  app.get_formatter()->column_width(34);
+  app.footer("Each command has its own --help. A first run: scripts/quickstart.sh");
+  Globals globals;
+  add_doctor(app, globals);
+  add_data(app, globals);
+  add_tokenizer(app, globals);
+  add_plan(app, globals);
+  add_train(app, globals);
+  add_eval(app, globals);
+  add_generate(app, globals);
+  add_report(app, globals);
+  add_bench(app, globals);
+  add_completions(app, globals);
+  auto log = spdlog::stderr_color_st("fathom");
+  log->set_pattern("%^%v%$");
+  spdlog::set_default_logger(log);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp& e) {
+    return app.exit(e);
+  } catch (const CLI::CallForAllHelp& e) {
+    return app.exit(e);
+  } catch (const CLI::CallForVersion& e) {
+    return app.exit(e);
+  } catch (const CLI::ParseError& e) {
+    return report("", std::string(e.what()) + " (see fathom --help)", 2);
+  }
+  return globals.exit_code;
+}
+
+}  // namespace
+}  // namespace fathom::app
+
+int main(int argc, char** argv) {
+  using fathom::app::report;
+  try {
+    return fathom::app::run(argc, argv);
+  } catch (const fathom::UsageError& e) {
+    return report("", e.what(), 2);
+  } catch (const fathom::UserError& e) {
+    return report("", e.what(), 1);
+  } catch (const fathom::InternalError& e) {
+    return report("internal error (please report it): ", e.what(), 1);
+  } catch (const std::bad_alloc&) {
+    return report("", "out of memory. Lower train.micro_batch or set train.recompute: block.", 1);
+  } catch (const std::exception& e) {
+    return report("", e.what(), 1);
+  }
+}
