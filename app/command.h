@@ -1,9 +1,11 @@
-// One file a subcommand: each offers add_NAME(app, globals), which declares its flags and a callback that runs it.
+// One file a subcommand: each offers add_NAME(app, globals), which declares its flags and a callback that
+// runs it.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <string>
 #include <vector>
+
+#include <CLI/CLI.hpp>
 
 #include "src/config/config.h"
 
@@ -11,7 +13,7 @@ namespace fathom::app {
 
 /// Flags that every subcommand shares.
 struct Globals {
-  bool json = false;            // one JSON object (or JSON lines) on standard output and nothing else there
+  bool json = false;  // one JSON object (or JSON lines) on standard output and nothing else there
   bool verbose = false;
   std::string device = "auto";  // cpu | cuda[:N] | auto
   int threads = 0;              // 0: all cores

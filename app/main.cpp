@@ -1,10 +1,10 @@
 // fathom: one binary, subcommands. Exit status: 0 done, 1 failed, 2 wrong usage.
-#include <spdlog/sinks/stdout_color_sinks.h>
-#include <spdlog/spdlog.h>
-
 #include <exception>
 #include <iostream>
 #include <new>
+
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
 
 #include "app/command.h"
 #include "kernels/error.h"
@@ -12,7 +12,8 @@
 namespace fathom::app {
 
 void add_global_flags(CLI::App& sub, Globals& globals) {
-  sub.add_flag("--json", globals.json, "Print JSON on standard output and nothing else there; the log goes to stderr");
+  sub.add_flag("--json", globals.json,
+               "Print JSON on standard output and nothing else there; the log goes to stderr");
   sub.add_flag("--verbose", globals.verbose, "Log more");
   sub.add_option("--device", globals.device, "cpu | cuda[:N] | auto")->capture_default_str();
   sub.add_option("--threads", globals.threads, "CPU threads; 0: all cores")->capture_default_str();
@@ -27,7 +28,8 @@ int report(const char* kind, const std::string& message, int status) {
 }
 
 int run(int argc, char** argv) {
-  CLI::App app{"Fathom trains Mixture-of-Depths language models against FLOP-matched baselines, and serves them."};
+  CLI::App app{
+      "Fathom trains Mixture-of-Depths language models against FLOP-matched baselines, and serves them."};
   app.set_version_flag("--version", "fathom " FATHOM_VERSION);
   app.require_subcommand(1);
   app.get_formatter()->column_width(34);

@@ -1,11 +1,13 @@
-// Every op that a backend has: some 40 functions over pointers and sizes, each forward directly above its backward.
+// Every op that a backend has: some 40 functions over pointers and sizes, each forward directly above its
+// backward.
 //
-// Shapes: B sequences, T tokens of a sequence, N = B*T rows, K kept tokens of a sequence, D width, H query heads,
-// G key/value heads, d head size, F hidden width, V vocabulary. Everything is row-major and contiguous.
-// Dtypes: activations and weights are of one compute dtype (fp32, fp64, bf16); "stat" views (router scores, norms'
-// reciprocals, losses, gradients of parameters) are fp32, or fp64 when the compute dtype is fp64; indices are int32.
-// A backward overwrites its outputs, unless its name ends in _accumulate. Outputs never alias inputs unless said.
-// Errors: InternalError for views whose sizes contradict the shape; CUDA and library codes are checked.
+// Shapes: B sequences, T tokens of a sequence, N = B*T rows, K kept tokens of a sequence, D width, H query
+// heads, G key/value heads, d head size, F hidden width, V vocabulary. Everything is row-major and
+// contiguous. Dtypes: activations and weights are of one compute dtype (fp32, fp64, bf16); "stat" views
+// (router scores, norms' reciprocals, losses, gradients of parameters) are fp32, or fp64 when the compute
+// dtype is fp64; indices are int32. A backward overwrites its outputs, unless its name ends in _accumulate.
+// Outputs never alias inputs unless said. Errors: InternalError for views whose sizes contradict the shape;
+// CUDA and library codes are checked.
 #pragma once
 
 #include <cstddef>
@@ -83,7 +85,8 @@ class Backend {
   virtual bool is_cpu() const = 0;
   virtual const BackendOptions& options() const = 0;
 
-  // --- memory ------------------------------------------------------------------------------------------------
+  // --- memory
+  // ------------------------------------------------------------------------------------------------
   virtual void* allocate(std::size_t bytes) = 0;  // 64-byte aligned, uninitialised; throws std::bad_alloc
   virtual void release(void* data, std::size_t bytes) noexcept = 0;
   virtual void copy_from_host(void* destination, const void* host, std::size_t bytes) = 0;
@@ -91,30 +94,36 @@ class Backend {
   virtual void copy(View out, ConstView in) = 0;  // same dtype and size
   virtual void synchronize() = 0;
 
-  // --- elementwise and reductions ------------------------------------------------------------------------------
+  // --- elementwise and reductions
+  // ------------------------------------------------------------------------------
   virtual void fill(View out, double value) = 0;
-  /// Independent normal numbers, a pure function of (seed, stream, index): the same on every backend to rounding.
+  /// Independent normal numbers, a pure function of (seed, stream, index): the same on every backend to
+  /// rounding.
   virtual void fill_normal(View out, double stddev, std::uint64_t seed, std::uint64_t stream) = 0;
-  virtual void cast(View out, ConstView in) = 0;  // between floating dtypes
+  virtual void cast(View out, ConstView in) = 0;             // between floating dtypes
   virtual void add(View out, ConstView a, ConstView b) = 0;  // may alias
   virtual void accumulate(View out, ConstView in) = 0;       // out += in
   virtual void scale(View out, double factor) = 0;
-  virtual void sum(View out, ConstView in) = 0;          // out: one stat element; the order of the sum is fixed
+  virtual void sum(View out, ConstView in) = 0;  // out: one stat element; the order of the sum is fixed
   virtual void sum_squares(View out, ConstView in) = 0;  // likewise
   virtual std::int64_t count_nonfinite(ConstView in) = 0;
 
-  // --- y = x W^T: x [rows, in], W [out, in], y [rows, out] -------------------------------------------------------
+  // --- y = x W^T: x [rows, in], W [out, in], y [rows, out]
+  // -------------------------------------------------------
   virtual void linear_forward(View y, ConstView x, ConstView w, const LinearShape& s) = 0;
   virtual void linear_backward_input(View dx, ConstView dy, ConstView w, const LinearShape& s) = 0;
-  virtual void linear_backward_weight_accumulate(View dw, ConstView dy, ConstView x, const LinearShape& s) = 0;
+  virtual void linear_backward_weight_accumulate(View dw, ConstView dy, ConstView x,
+                                                 const LinearShape& s) = 0;
 
-  // --- embedding: table [V, D], tokens int32 [rows] --------------------------------------------------------------
+  // --- embedding: table [V, D], tokens int32 [rows]
+  // --------------------------------------------------------------
   virtual void embedding_forward(View out, ConstView table, ConstView tokens, std::int64_t rows,
                                  std::int64_t width) = 0;
   virtual void embedding_backward_accumulate(View dtable, ConstView dout, ConstView tokens, std::int64_t rows,
                                              std::int64_t width) = 0;
 
-  // --- RMSNorm (Zhang & Sennrich 2019): y = x * rstd * w, rstd = 1/sqrt(mean(x^2) + eps) [rows] --------------------
+  // --- RMSNorm (Zhang & Sennrich 2019): y = x * rstd * w, rstd = 1/sqrt(mean(x^2) + eps) [rows]
+  // --------------------
   virtual void rms_norm_forward(View y, View rstd, ConstView x, ConstView w, const NormShape& s) = 0;
   /// dx is overwritten, dw is added to.
   virtual void rms_norm_backward(View dx, View dw_accumulate, ConstView dy, ConstView x, ConstView w,
@@ -126,9 +135,10 @@ class Backend {
   virtual void add_rms_norm_backward(View dx, View dw_accumulate, ConstView dh, ConstView dy, ConstView h,
                                      ConstView w, ConstView rstd, const NormShape& s) = 0;
 
-  // --- QK-norm (optional) and RoPE (Su et al. 2021), half-split as Llama in Hugging Face ---------------------------
-  // qkv, out: [rows, (H+2G)*d]; positions int32 [rows]; q_weight, k_weight [d] or null; rstd stat [rows, H+G], used
-  // with QK-norm only. Values pass through. out may alias qkv when there is no QK-norm.
+  // --- QK-norm (optional) and RoPE (Su et al. 2021), half-split as Llama in Hugging Face
+  // --------------------------- qkv, out: [rows, (H+2G)*d]; positions int32 [rows]; q_weight, k_weight [d] or
+  // null; rstd stat [rows, H+G], used with QK-norm only. Values pass through. out may alias qkv when there is
+  // no QK-norm.
   virtual void rope_forward(View out, View rstd, ConstView qkv, ConstView positions, ConstView q_weight,
                             ConstView k_weight, const QkvShape& s) = 0;
   /// dqkv may alias dout when there is no QK-norm. `qkv` is the input of the forward, read with QK-norm only.
@@ -136,10 +146,11 @@ class Backend {
                              ConstView qkv, ConstView rstd, ConstView positions, ConstView q_weight,
                              ConstView k_weight, const QkvShape& s) = 0;
 
-  // --- causal attention over packed rows, never holding T x T -------------------------------------------------------
-  // qkv [B*T, (H+2G)*d] after RoPE; out [B*T, H*d]; lse stat [B, H, T] (natural log of the sum of exponentials).
-  // first_key int32 [B*T] or null: the query at t of its sequence sees the keys first_key[t] .. t (indices within the
-  // sequence, non-decreasing): document masks, and sequences of different lengths packed into one (batch = 1).
+  // --- causal attention over packed rows, never holding T x T
+  // ------------------------------------------------------- qkv [B*T, (H+2G)*d] after RoPE; out [B*T, H*d];
+  // lse stat [B, H, T] (natural log of the sum of exponentials). first_key int32 [B*T] or null: the query at
+  // t of its sequence sees the keys first_key[t] .. t (indices within the sequence, non-decreasing): document
+  // masks, and sequences of different lengths packed into one (batch = 1).
   virtual void attention_forward(View out, View lse, ConstView qkv, ConstView first_key,
                                  const AttentionShape& s) = 0;
   virtual void attention_backward(View dqkv, ConstView dout, ConstView out, ConstView lse, ConstView qkv,
@@ -148,73 +159,84 @@ class Backend {
   /// documents int32 [B*T], non-decreasing within a sequence.
   virtual void first_keys(View first_key, ConstView documents, std::int64_t batch, std::int64_t seq) = 0;
 
-  // --- SwiGLU (Shazeer 2020): gate_up [rows, 2F] holds gate then up; h = silu(gate) * up [rows, F] --------------------
+  // --- SwiGLU (Shazeer 2020): gate_up [rows, 2F] holds gate then up; h = silu(gate) * up [rows, F]
+  // --------------------
   virtual void swiglu_forward(View h, ConstView gate_up, std::int64_t rows, std::int64_t hidden) = 0;
   virtual void swiglu_backward(View dgate_up, ConstView dh, ConstView gate_up, std::int64_t rows,
                                std::int64_t hidden) = 0;
 
-  // --- h = silu(x + bias): x, h [rows, width], bias [width] (the predictor's hidden layer) -----------------------------
-  virtual void bias_silu_forward(View h, ConstView x, ConstView bias, std::int64_t rows, std::int64_t width) = 0;
+  // --- h = silu(x + bias): x, h [rows, width], bias [width] (the predictor's hidden layer)
+  // -----------------------------
+  virtual void bias_silu_forward(View h, ConstView x, ConstView bias, std::int64_t rows,
+                                 std::int64_t width) = 0;
   /// dx is overwritten, dbias is added to.
   virtual void bias_silu_backward(View dx, View dbias_accumulate, ConstView dh, ConstView x, ConstView bias,
                                   std::int64_t rows, std::int64_t width) = 0;
 
-  // --- r = x . w (+ bias): one stat scalar a row; x [rows, width], w [width], bias [1] or null -------------------------
+  // --- r = x . w (+ bias): one stat scalar a row; x [rows, width], w [width], bias [1] or null
+  // -------------------------
   virtual void row_score_forward(View r, ConstView x, ConstView w, ConstView bias, std::int64_t rows,
                                  std::int64_t width) = 0;
   /// dx += dr w (skipped when dx is null), dw += dr^T x, dbias += sum dr (when not null).
-  virtual void row_score_backward_accumulate(View dx, View dw, View dbias, ConstView dr, ConstView x, ConstView w,
-                                             std::int64_t rows, std::int64_t width) = 0;
+  virtual void row_score_backward_accumulate(View dx, View dw, View dbias, ConstView dr, ConstView x,
+                                             ConstView w, std::int64_t rows, std::int64_t width) = 0;
 
-  // --- selection ------------------------------------------------------------------------------------------------------
-  /// indices int32 [B*K]: for each sequence the K largest scores [B*T] as b*T + t, ascending; of equal scores the lower
-  /// index wins. K = keep.
+  // --- selection
+  // ------------------------------------------------------------------------------------------------------
+  /// indices int32 [B*K]: for each sequence the K largest scores [B*T] as b*T + t, ascending; of equal scores
+  /// the lower index wins. K = keep.
   virtual void top_k_rows(View indices, ConstView scores, std::int64_t batch, std::int64_t seq,
                           std::int64_t keep) = 0;
-  /// Rows with scores > threshold, ascending, into indices (room for B*T) with offsets int32 [B+1] of each sequence's
-  /// part. Returns their number (a host synchronisation: evaluation and decoding only).
+  /// Rows with scores > threshold, ascending, into indices (room for B*T) with offsets int32 [B+1] of each
+  /// sequence's part. Returns their number (a host synchronisation: evaluation and decoding only).
   virtual std::int64_t select_above(View indices, View offsets, ConstView scores, double threshold,
                                     std::int64_t batch, std::int64_t seq) = 0;
 
-  // --- gather and scatter of rows: out [rows, width], x [source_rows, width] ---------------------------------------------
+  // --- gather and scatter of rows: out [rows, width], x [source_rows, width]
+  // ---------------------------------------------
   virtual void gather_rows_forward(View out, ConstView x, ConstView indices, const GatherShape& s) = 0;
   /// dx[indices[i]] += dout[i]: the indices are unique, so this needs no atomics.
-  virtual void gather_rows_backward_accumulate(View dx, ConstView dout, ConstView indices, const GatherShape& s) = 0;
+  virtual void gather_rows_backward_accumulate(View dx, ConstView dout, ConstView indices,
+                                               const GatherShape& s) = 0;
   virtual void gather_int32(View out, ConstView in, ConstView indices) = 0;
 
-  // --- the routed residual (Raposo et al. 2024, eq. 1): y = x; y[i] += g(r[i]) f for the kept rows i ----------------------
-  // x, y [source_rows, D]; f [rows, D]; r stat [source_rows]. y may alias x.
-  virtual void gated_scatter_forward(View y, ConstView x, ConstView f, ConstView r, ConstView indices, GateKind gate,
-                                     const GatherShape& s) = 0;
+  // --- the routed residual (Raposo et al. 2024, eq. 1): y = x; y[i] += g(r[i]) f for the kept rows i
+  // ---------------------- x, y [source_rows, D]; f [rows, D]; r stat [source_rows]. y may alias x.
+  virtual void gated_scatter_forward(View y, ConstView x, ConstView f, ConstView r, ConstView indices,
+                                     GateKind gate, const GatherShape& s) = 0;
   /// df = g(r_i) dy_i; dr[i] += <dy_i, f> g'(r_i). The gradient of x is dy itself.
   virtual void gated_scatter_backward(View df, View dr_accumulate, ConstView dy, ConstView f, ConstView r,
                                       ConstView indices, GateKind gate, const GatherShape& s) = 0;
 
-  // --- losses ----------------------------------------------------------------------------------------------------------
-  /// losses stat [rows] = logsumexp(logits) - logits[target]; a target below 0 has loss 0 and gradient 0. With
-  /// `gradient` not null (it may alias logits): gradient = (softmax - onehot) * gradient_scale.
-  virtual void cross_entropy(View losses, View gradient, ConstView logits, ConstView targets, std::int64_t rows,
-                             std::int64_t vocab, double gradient_scale) = 0;
-  /// Binary cross-entropy with logits r stat [rows] against "is among indices" (kept rows): losses stat [rows], and
-  /// dr [rows] = (sigmoid(r) - target) * gradient_scale when not null.
+  // --- losses
+  // ----------------------------------------------------------------------------------------------------------
+  /// losses stat [rows] = logsumexp(logits) - logits[target]; a target below 0 has loss 0 and gradient 0.
+  /// With `gradient` not null (it may alias logits): gradient = (softmax - onehot) * gradient_scale.
+  virtual void cross_entropy(View losses, View gradient, ConstView logits, ConstView targets,
+                             std::int64_t rows, std::int64_t vocab, double gradient_scale) = 0;
+  /// Binary cross-entropy with logits r stat [rows] against "is among indices" (kept rows): losses stat
+  /// [rows], and dr [rows] = (sigmoid(r) - target) * gradient_scale when not null.
   virtual void membership_bce(View losses, View dr, ConstView r, ConstView indices, std::int64_t rows,
                               double gradient_scale) = 0;
-  /// What the metrics say of a routed layer, into stat [8]: mean, min and max of r; share of r > threshold_logit;
-  /// then, of the decision p > threshold_logit against membership: true positives, positives decided, members (as
-  /// shares of rows); the last element is 0. `p` may be r itself.
-  virtual void routing_statistics(View out, ConstView r, ConstView p, ConstView indices, double threshold_logit,
-                                  std::int64_t rows) = 0;
+  /// What the metrics say of a routed layer, into stat [8]: mean, min and max of r; share of r >
+  /// threshold_logit; then, of the decision p > threshold_logit against membership: true positives, positives
+  /// decided, members (as shares of rows); the last element is 0. `p` may be r itself.
+  virtual void routing_statistics(View out, ConstView r, ConstView p, ConstView indices,
+                                  double threshold_logit, std::int64_t rows) = 0;
 
-  // --- optimizer -------------------------------------------------------------------------------------------------------
-  /// AdamW (Loshchilov & Hutter 2019) over flat stat arenas; `working`, when not null, gets the compute-dtype copy.
+  // --- optimizer
+  // -------------------------------------------------------------------------------------------------------
+  /// AdamW (Loshchilov & Hutter 2019) over flat stat arenas; `working`, when not null, gets the compute-dtype
+  /// copy.
   virtual void adamw(View master, View working, View m, View v, ConstView gradient, const AdamWParams& p) = 0;
 
   /// The matrix work launched since the last clear().
   FlopLog flop_log;
 };
 
-/// The CPU backend for the best instruction set that this processor and this build have. `threads` 0: all cores.
-/// FATHOM_ISA=portable|avx2|avx512 in the environment picks another one (UserError if the processor lacks it).
+/// The CPU backend for the best instruction set that this processor and this build have. `threads` 0: all
+/// cores. FATHOM_ISA=portable|avx2|avx512 in the environment picks another one (UserError if the processor
+/// lacks it).
 std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options, int threads = 0);
 
 }  // namespace fathom

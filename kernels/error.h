@@ -1,6 +1,7 @@
 // Errors that cross every room. A user's mistake is a UserError; a bug in Fathom is an InternalError.
 //
-// No room below app/ ends the process: app/main.cpp turns a UserError into exit status 1 or 2 and one paragraph.
+// No room below app/ ends the process: app/main.cpp turns a UserError into exit status 1 or 2 and one
+// paragraph.
 #pragma once
 
 #include <stdexcept>
@@ -14,8 +15,8 @@ class Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// What the user gave cannot be used. The message is one clear paragraph: what, where, the value, what was expected,
-/// and what to do about it.
+/// What the user gave cannot be used. The message is one clear paragraph: what, where, the value, what was
+/// expected, and what to do about it.
 class UserError : public Error {
  public:
   /// `message` says what is wrong and with which value; `hint` says what to do (may be empty).

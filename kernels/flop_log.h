@@ -7,7 +7,8 @@
 
 namespace fathom {
 
-/// Multiply-adds count 2. Attention counts the (query, key) pairs at half of K^2, the convention of docs/flops.md.
+/// Multiply-adds count 2. Attention counts the (query, key) pairs at half of K^2, the convention of
+/// docs/flops.md.
 class FlopLog {
  public:
   /// What the launches that follow belong to: "mlp", "head", ... Items are kept by this name.
@@ -15,7 +16,8 @@ class FlopLog {
   const char* item() const { return item_; }
 
   void gemm(std::int64_t m, std::int64_t n, std::int64_t k) {
-    if (enabled) flops_[item_] += 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
+    if (enabled)
+      flops_[item_] += 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
   }
   void add(const char* item, double flops) {
     if (enabled) flops_[item] += flops;

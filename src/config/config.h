@@ -1,4 +1,5 @@
-// The resolved configuration of a run: every key, its default, its unit. `fathom train CONFIG --print-config` shows it.
+// The resolved configuration of a run: every key, its default, its unit. `fathom train CONFIG --print-config`
+// shows it.
 //
 // Parsing, ranges and "did you mean" are in parse.cpp; the FLOPs that a configuration costs are in src/flops.
 #pragma once
@@ -12,12 +13,12 @@ namespace fathom {
 
 /// A Llama-style transformer. Every length is in tokens or elements.
 struct ModelConfig {
-  std::int64_t vocab_size = 0;  // V; 0: taken from the token store
-  std::int64_t width = 256;     // D
-  std::int64_t depth = 6;       // blocks
-  std::int64_t heads = 4;       // H, query heads
-  std::int64_t kv_heads = 0;    // G, key/value heads; 0: as many as heads
-  std::int64_t ffn_hidden = 0;  // F; 0: 8/3 of the width, rounded up to a multiple of 64
+  std::int64_t vocab_size = 0;   // V; 0: taken from the token store
+  std::int64_t width = 256;      // D
+  std::int64_t depth = 6;        // blocks
+  std::int64_t heads = 4;        // H, query heads
+  std::int64_t kv_heads = 0;     // G, key/value heads; 0: as many as heads
+  std::int64_t ffn_hidden = 0;   // F; 0: 8/3 of the width, rounded up to a multiple of 64
   std::int64_t max_seq_len = 0;  // 0: train.seq_len
   double rope_theta = 10000.0;
   double norm_eps = 1e-5;
@@ -34,17 +35,17 @@ enum class CausalMethod { None, Aux, Predictor, Both };
 
 struct CausalConfig {
   CausalMethod method = CausalMethod::Aux;
-  double aux_weight = 0.01;            // of the BCE on the router's own logits
-  std::int64_t predictor_hidden = 0;   // 0: width / 4
-  double threshold = 0.5;              // on sigmoid(logit): a token above it goes through the block
+  double aux_weight = 0.01;           // of the BCE on the router's own logits
+  std::int64_t predictor_hidden = 0;  // 0: width / 4
+  double threshold = 0.5;             // on sigmoid(logit): a token above it goes through the block
 };
 
 /// Mixture-of-Depths (Raposo et al. 2024, arXiv 2404.02258).
 struct RoutingConfig {
   RoutingKind kind = RoutingKind::None;
-  std::int64_t every = 2;    // block i is routed when i >= first and (i - first) % every == 0
-  std::int64_t first = 1;    // 0-based index of the first routed block
-  double capacity = 0.125;   // C: K = max(1, floor(C * T)) tokens of each sequence
+  std::int64_t every = 2;   // block i is routed when i >= first and (i - first) % every == 0
+  std::int64_t first = 1;   // 0-based index of the first routed block
+  double capacity = 0.125;  // C: K = max(1, floor(C * T)) tokens of each sequence
   Selection selection = Selection::TopK;
   Gate gate = Gate::Raw;
   CausalConfig causal;
@@ -57,14 +58,15 @@ struct RoutingConfig {
            (causal.method == CausalMethod::Predictor || causal.method == CausalMethod::Both);
   }
   bool has_aux_loss() const {
-    return kind != RoutingKind::None && (causal.method == CausalMethod::Aux || causal.method == CausalMethod::Both);
+    return kind != RoutingKind::None &&
+           (causal.method == CausalMethod::Aux || causal.method == CausalMethod::Both);
   }
 };
 
 struct DataConfig {
-  std::string train;      // token store
-  std::string valid;      // token store; empty: no evaluation
-  std::string tokenizer;  // SentencePiece model; not needed for a byte store
+  std::string train;           // token store
+  std::string valid;           // token store; empty: no evaluation
+  std::string tokenizer;       // SentencePiece model; not needed for a byte store
   bool document_mask = false;  // attention does not cross documents within a sequence
 };
 
@@ -78,26 +80,26 @@ struct TrainConfig {
   std::int64_t micro_batch = 0;      // sequences a forward pass; 0: the whole batch
   double lr = 1e-3;
   Schedule schedule = Schedule::Cosine;
-  double warmup = 0.02;        // below 1: share of the steps; 1 and above: steps
-  double min_lr_ratio = 0.1;   // of lr, at the end of cosine and wsd
-  double wsd_decay = 0.2;      // wsd: the share of the steps that decays
+  double warmup = 0.02;       // below 1: share of the steps; 1 and above: steps
+  double min_lr_ratio = 0.1;  // of lr, at the end of cosine and wsd
+  double wsd_decay = 0.2;     // wsd: the share of the steps that decays
   double weight_decay = 0.1;
   std::vector<double> betas = {0.9, 0.95};
   double eps = 1e-8;
-  double grad_clip = 1.0;      // global norm; 0: off
+  double grad_clip = 1.0;  // global norm; 0: off
   // Exactly one horizon.
-  std::optional<double> target_flops;       // training FLOPs
+  std::optional<double> target_flops;  // training FLOPs
   std::optional<std::int64_t> tokens;
   std::optional<std::int64_t> steps;
   std::string precision = "fp32";
   Recompute recompute = Recompute::None;
-  std::int64_t log_every = 10;          // steps
-  std::int64_t eval_every = 0;          // steps; 0: at the end only
-  std::int64_t eval_tokens = 65536;     // tokens of the fixed validation slice
-  std::int64_t checkpoint_every = 0;    // steps; 0: at the end only
+  std::int64_t log_every = 10;        // steps
+  std::int64_t eval_every = 0;        // steps; 0: at the end only
+  std::int64_t eval_tokens = 65536;   // tokens of the fixed validation slice
+  std::int64_t checkpoint_every = 0;  // steps; 0: at the end only
   std::int64_t keep_checkpoints = 2;
   OnSpike on_spike = OnSpike::Stop;
-  double spike_factor = 3.0;    // a spike: loss above factor * (running mean) for a step; NaN always is one
+  double spike_factor = 3.0;  // a spike: loss above factor * (running mean) for a step; NaN always is one
 };
 
 struct Config {
