@@ -1,0 +1,109 @@
+#include "src/core/tensor.h"
+
+#include <atomic>
+
+#include <fmt/format.h>
+
+#include "kernels/error.h"
+
+namespace fathom {
+
+namespace {
+std::uint64_t next_id() {
+  static std::atomic<std::uint64_t> counter{1};
+  return counter.fetch_add(1, std::memory_order_relaxed);
+}
+}  // namespace
+
+struct Tensor::Impl {
+  Storage storage;
+  std::size_t offset = 0;
+  Shape shape;
+  DType dtype = DType::F32;
+  std::uint64_t id = next_id();
+  bool requires_grad = false;
+  Tensor bound_gradient;
+};
+
+Tensor::Tensor(Storage storage, std::size_t offset, Shape shape, DType dtype)
+    : impl_(std::make_shared<Impl>()) {
+  impl_->storage = std::move(storage);
+  impl_->offset = offset;
+  impl_->shape = std::move(shape);
+  impl_->dtype = dtype;
+}
+
+const Shape& Tensor::shape() const { return impl_->shape; }
+DType Tensor::dtype() const { return impl_->dtype; }
+void* Tensor::data() const { return static_cast<std::byte*>(impl_->storage.get()) + impl_->offset; }
+
+View Tensor::view() const {
+  if (!impl_) return {};
+  return {data(), impl_->shape.size(), impl_->dtype};
+}
+
+std::uint64_t Tensor::id() const { return impl_->id; }
+bool Tensor::requires_grad() const { return impl_ && impl_->requires_grad; }
+void Tensor::set_requires_grad(bool value) { impl_->requires_grad = value; }
+const Tensor& Tensor::bound_gradient() const { return impl_->bound_gradient; }
+void Tensor::bind_gradient(const Tensor& gradient) { impl_->bound_gradient = gradient; }
+
+Tensor Tensor::detach() const { return {impl_->storage, impl_->offset, impl_->shape, impl_->dtype}; }
+
+Tensor Tensor::rows(std::int64_t begin, std::int64_t end) const {
+  if (begin < 0 || end < begin || end > dim(0)) {
+    throw InternalError(fmt::format("[rows] {} to {} of a tensor of shape {}", begin, end, shape().str()));
+  }
+  std::vector<std::int64_t> dims = shape().dims();
+  const std::int64_t row = dims[0] == 0 ? 0 : size() / dims[0];
+  dims[0] = end - begin;
+  return {impl_->storage, impl_->offset + static_cast<std::size_t>(begin * row) * size_of(impl_->dtype),
+          Shape(std::move(dims)), impl_->dtype};
+}
+
+long Tensor::owners() const { return impl_->storage.use_count(); }
+
+template <typename T>
+std::vector<T> to_host(Backend& backend, const Tensor& t) {
+  if (t.dtype() != dtype_of<T>::value) {
+    throw InternalError(
+        fmt::format("[to_host] a tensor of {} read as {}", name_of(t.dtype()), name_of(dtype_of<T>::value)));
+  }
+  std::vector<T> values(static_cast<std::size_t>(t.size()));
+  backend.copy_to_host(values.data(), t.data(), t.bytes());
+  return values;
+}
+
+template <typename T>
+void from_host(Backend& backend, const Tensor& t, const std::vector<T>& values) {
+  if (t.dtype() != dtype_of<T>::value || t.size() != static_cast<std::int64_t>(values.size())) {
+    throw InternalError(fmt::format("[from_host] {} values of {} into a tensor {} of {}", values.size(),
+                                    name_of(dtype_of<T>::value), t.shape().str(), name_of(t.dtype())));
+  }
+  backend.copy_from_host(t.data(), values.data(), t.bytes());
+}
+
+template std::vector<float> to_host(Backend&, const Tensor&);
+template std::vector<double> to_host(Backend&, const Tensor&);
+template std::vector<std::int32_t> to_host(Backend&, const Tensor&);
+template void from_host(Backend&, const Tensor&, const std::vector<float>&);
+template void from_host(Backend&, const Tensor&, const std::vector<double>&);
+template void from_host(Backend&, const Tensor&, const std::vector<std::int32_t>&);
+
+std::vector<double> to_doubles(Backend& backend, const Tensor& t) {
+  if (t.dtype() == DType::F64) return to_host<double>(backend, t);
+  const std::vector<float> values = to_host<float>(backend, t);
+  return {values.begin(), values.end()};
+}
+
+void from_doubles(Backend& backend, const Tensor& t, const std::vector<double>& values) {
+  if (t.dtype() == DType::F64) return from_host(backend, t, values);
+  from_host(backend, t, std::vector<float>(values.begin(), values.end()));
+}
+
+double item(Backend& backend, const Tensor& t) {
+  if (t.size() != 1) throw InternalError(fmt::format("[item] a tensor of shape {}", t.shape().str()));
+  return to_doubles(backend, t)[0];
+}
+
+}  // namespace fathom

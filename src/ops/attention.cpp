@@ -1,0 +1,61 @@
+#include "src/ops/attention.h"
+
+#include <cmath>
+
+#include "src/ops/check.h"
+
+namespace fathom::ops {
+
+Tensor rope(Context& c, const Tensor& qkv, const Tensor& positions, const Tensor& q_norm,
+            const Tensor& k_norm, const RopeOptions& options) {
+  const std::int64_t groups = options.heads + 2 * options.kv_heads;
+  if (qkv.shape().rank() != 2 || qkv.dim(1) % groups != 0) fail(c, "rope", "qkv", qkv, Shape{-1, groups});
+  const QkvShape s{qkv.dim(0),          options.heads, options.kv_heads,
+                   qkv.dim(1) / groups, options.theta, options.norm_eps};
+  expect_shape(c, "rope", "positions", positions, {s.rows});
+  Tensor out = c.empty(qkv.shape());
+  const Tensor rstd = q_norm.defined() ? c.empty_stat({s.rows, s.heads + s.kv_heads}) : Tensor();
+  c.backend().rope_forward(out, rstd, qkv, positions, q_norm, k_norm, s);
+  c.check("rope", "", out);
+  if (wants_record(c, {qkv, q_norm, k_norm})) {
+    // A rotation's backward needs no input; the norm's does.
+    const Tensor saved = q_norm.defined() ? qkv : Tensor();
+    c.tape()->record("rope", {out}, [&c, qkv_id = qkv, saved, rstd, positions, q_norm, k_norm, s](Tape& t) {
+      const Tensor dout = t.gradient();
+      const bool normed = q_norm.defined();
+      Tensor dqkv = normed ? c.empty(dout.shape()) : dout;
+      c.backend().rope_backward(dqkv, normed ? t.sum_into(q_norm) : Tensor(),
+                                normed ? t.sum_into(k_norm) : Tensor(), dout, saved, rstd, positions, q_norm,
+                                k_norm, s);
+      t.give(qkv_id, std::move(dqkv));
+    });
+  }
+  return out;
+}
+
+Tensor attention(Context& c, const Tensor& qkv, const Tensor& first_key, const AttentionOptions& options) {
+  const std::int64_t groups = options.heads + 2 * options.kv_heads;
+  const std::int64_t rows = options.batch * options.seq;
+  if (qkv.shape().rank() != 2 || qkv.dim(0) != rows || qkv.dim(1) % groups != 0) {
+    fail(c, "attention", "qkv", qkv, Shape{rows, groups});
+  }
+  const std::int64_t head_dim = qkv.dim(1) / groups;
+  const AttentionShape s{options.batch,    options.seq, options.heads,
+                         options.kv_heads, head_dim,    1.0 / std::sqrt(static_cast<double>(head_dim))};
+  if (first_key.defined()) expect_shape(c, "attention", "first_key", first_key, {rows});
+  Tensor out = c.empty({rows, s.heads * head_dim});
+  const Tensor lse = c.empty_stat({s.batch, s.heads, s.seq});
+  c.backend().attention_forward(out, lse, qkv, first_key, s);
+  c.check("attention", "", out);
+  if (wants_record(c, {qkv})) {
+    c.tape()->record("attention", {out}, [&c, qkv, first_key, out = out.detach(), lse, s](Tape& t) {
+      const Tensor dout = t.gradient();
+      Tensor dqkv = c.empty(qkv.shape());
+      c.backend().attention_backward(dqkv, dout, out, lse, qkv, first_key, s);
+      t.give(qkv, std::move(dqkv));
+    });
+  }
+  return out;
+}
+
+}  // namespace fathom::ops

@@ -1,0 +1,30 @@
+#pragma once
+
+#include "src/autograd/tape.h"
+
+namespace fathom::ops {
+
+struct RopeOptions {
+  std::int64_t heads = 0;
+  std::int64_t kv_heads = 0;
+  double theta = 10000.0;
+  double norm_eps = 1e-5;  // of QK-norm
+};
+
+/// Rotates the query and key heads of packed rows by their positions, after QK-norm when weights are given.
+/// qkv [N, (H+2G)d], positions int32 [N], q_norm and k_norm [d] or undefined.
+Tensor rope(Context& c, const Tensor& qkv, const Tensor& positions, const Tensor& q_norm,
+            const Tensor& k_norm, const RopeOptions& options);
+
+struct AttentionOptions {
+  std::int64_t batch = 0;
+  std::int64_t seq = 0;
+  std::int64_t heads = 0;
+  std::int64_t kv_heads = 0;
+};
+
+/// Causal attention with scale 1/sqrt(d). qkv [B*T, (H+2G)d]; first_key int32 [B*T] or undefined
+/// (kernels/backend.h).
+Tensor attention(Context& c, const Tensor& qkv, const Tensor& first_key, const AttentionOptions& options);
+
+}  // namespace fathom::ops

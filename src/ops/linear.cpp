@@ -1,0 +1,76 @@
+#include "src/ops/linear.h"
+
+#include "src/ops/check.h"
+
+namespace fathom::ops {
+
+Tensor linear(Context& c, const Tensor& x, const Tensor& w) {
+  const LinearShape s{expect_rows(c, "linear", "x", x, w.dim(1)), w.dim(1), w.dim(0)};
+  Tensor y = c.empty({s.rows, s.out});
+  c.backend().linear_forward(y, x, w, s);
+  c.check("linear", "", y);
+  if (wants_record(c, {x, w})) {
+    c.tape()->record("linear", {y}, [&c, x, w, s](Tape& t) {
+      const Tensor dy = t.gradient();
+      if (w.requires_grad()) c.backend().linear_backward_weight_accumulate(t.sum_into(w), dy, x, s);
+      if (!x.requires_grad()) return;
+      Tensor dx = c.empty(x.shape());
+      c.backend().linear_backward_input(dx, dy, w, s);
+      t.give(x, std::move(dx));
+    });
+  }
+  return y;
+}
+
+Tensor add(Context& c, const Tensor& a, const Tensor& b) {
+  expect_shape(c, "add", "b", b, a.shape());
+  Tensor y = c.empty(a.shape(), a.dtype());
+  c.backend().add(y, a, b);
+  c.check("add", "", y);
+  if (wants_record(c, {a, b})) {
+    c.tape()->record("add", {y}, [a, b](Tape& t) {
+      const Tensor dy = t.gradient();
+      t.give(a, dy);
+      t.give(b, dy);
+    });
+  }
+  return y;
+}
+
+Tensor bias_silu(Context& c, const Tensor& x, const Tensor& bias) {
+  const std::int64_t width = bias.size();
+  const std::int64_t rows = expect_rows(c, "bias_silu", "x", x, width);
+  Tensor h = c.empty(x.shape());
+  c.backend().bias_silu_forward(h, x, bias, rows, width);
+  c.check("bias_silu", "", h);
+  if (wants_record(c, {x, bias})) {
+    c.tape()->record("bias_silu", {h}, [&c, x, bias, rows, width](Tape& t) {
+      const Tensor dh = t.gradient();
+      Tensor dx = c.empty(x.shape());
+      c.backend().bias_silu_backward(dx, t.sum_into(bias), dh, x, bias, rows, width);
+      t.give(x, std::move(dx));
+    });
+  }
+  return h;
+}
+
+Tensor row_score(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias) {
+  const std::int64_t width = w.size();
+  const std::int64_t rows = expect_rows(c, "row_score", "x", x, width);
+  Tensor r = c.empty_stat({rows});
+  c.backend().row_score_forward(r, x, w, bias, rows, width);
+  c.backend().flop_log.gemm(rows, 1, width);
+  c.check("row_score", "", r);
+  if (wants_record(c, {x, w, bias})) {
+    c.tape()->record("row_score", {r}, [&c, x, w, bias, rows, width](Tape& t) {
+      const Tensor dr = t.gradient();
+      const Tensor dx = x.requires_grad() ? t.sum_into(x) : Tensor();
+      const Tensor dbias = bias.defined() ? t.sum_into(bias) : Tensor();
+      c.backend().row_score_backward_accumulate(dx, t.sum_into(w), dbias, dr, x, w, rows, width);
+      c.backend().flop_log.gemm(rows, width, dx.defined() ? 2 : 1);
+    });
+  }
+  return r;
+}
+
+}  // namespace fathom::ops

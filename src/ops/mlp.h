@@ -1,0 +1,13 @@
+#pragma once
+
+#include "src/autograd/tape.h"
+
+namespace fathom::ops {
+
+/// SwiGLU (Shazeer 2020): silu(gate) * up. gate_up [N, 2F], gate first -> [N, F].
+Tensor swiglu(Context& c, const Tensor& gate_up);
+
+/// Rows of a table. table [V, D], tokens int32 [N] -> [N, D].
+Tensor embedding(Context& c, const Tensor& table, const Tensor& tokens);
+
+}  // namespace fathom::ops
