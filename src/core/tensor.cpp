@@ -61,6 +61,13 @@ Tensor Tensor::rows(std::int64_t begin, std::int64_t end) const {
           Shape(std::move(dims)), impl_->dtype};
 }
 
+Tensor Tensor::reshape(Shape shape) const {
+  if (shape.size() != size()) {
+    throw InternalError(fmt::format("[reshape] {} to {}", this->shape().str(), shape.str()));
+  }
+  return {impl_->storage, impl_->offset, std::move(shape), impl_->dtype};
+}
+
 long Tensor::owners() const { return impl_->storage.use_count(); }
 
 template <typename T>

@@ -42,6 +42,8 @@ class Tensor {
   Tensor detach() const;
   /// Rows [begin, end) of the first dimension, sharing the storage; no history.
   Tensor rows(std::int64_t begin, std::int64_t end) const;
+  /// The same elements under another shape; no history.
+  Tensor reshape(Shape shape) const;
   /// How many tensors share the storage.
   long owners() const;
 

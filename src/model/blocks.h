@@ -1,0 +1,24 @@
+// What the blocks of the transformer pass to each other; private to src/model.
+#pragma once
+
+#include "src/model/transformer.h"
+
+namespace fathom {
+
+/// The rows that a block works on: all B*T of them, or those that a routed block kept.
+struct Transformer::Rows {
+  std::int64_t batch = 0;
+  std::int64_t seq = 0;
+  Tensor positions;  // original positions, also of kept rows
+  Tensor documents;  // over the whole batch, never falling
+  bool document_mask = false;
+  Tensor first_key;  // the first key that each row sees; undefined: its sequence's first
+};
+
+/// The residual stream is x + delta: the sum is left to the norm that reads it. delta may be undefined.
+struct Transformer::Stream {
+  Tensor x;
+  Tensor delta;
+};
+
+}  // namespace fathom

@@ -1,0 +1,110 @@
+// The Mixture-of-Depths block (Raposo et al. 2024, arXiv 2404.02258, section 3 and equation 1).
+//
+//   r_i   = w . x_i                                 router, on the raw residual stream             r  [N]
+//   S     = the rows chosen by the rule             top-k of each sequence, or a causal threshold  S  [B*K]
+//   X~    = (x_i : i in S), in the order of i       only these rows are computed                   X~ [B*K,
+//   D] a     = attention(norm(X~)), at their original positions, among themselves m     = mlp(norm(X~ + a))
+//   reads the unscaled sum x'_i  = x_i + g(r_i) * (a + m)_i                for i in S x'_i  = x_i for all
+//   others: a skipped token is no key for anyone
+#include <cmath>
+
+#include "src/model/blocks.h"
+#include "src/ops/linear.h"
+#include "src/ops/norm.h"
+#include "src/ops/routing.h"
+
+namespace fathom {
+
+namespace {
+
+GateKind kind_of(Gate gate) {
+  switch (gate) {
+    case Gate::Raw:
+      return GateKind::Raw;
+    case Gate::Sigmoid:
+      return GateKind::Sigmoid;
+    case Gate::Tanh:
+      return GateKind::Tanh;
+  }
+  return GateKind::Raw;
+}
+
+double logit(double probability) { return std::log(probability / (1.0 - probability)); }
+
+// One rule, one way to choose: S.
+struct Select {
+  Context& c;
+  const RoutingConfig& routing;
+  const RoutedLayer& routed;
+  std::int64_t batch;
+  std::int64_t seq;
+
+  Tensor operator()(const TopK&) const {
+    return ops::top_k_rows(c, routed.scores, batch, seq, kept_tokens(routing.capacity, seq));
+  }
+  Tensor operator()(const Causal& rule) const {
+    const bool by_predictor = rule.logit == Causal::Logit::Predictor;
+    return ops::rows_above(c, by_predictor ? routed.predicted : routed.scores, logit(rule.threshold), batch,
+                           seq);
+  }
+  Tensor operator()(const Stochastic& rule) const {
+    constexpr std::uint64_t kLayersApart = 1 << 16;
+    const Tensor noise = c.empty_stat({batch * seq});
+    c.backend().fill_normal(noise, 1.0, rule.seed,
+                            rule.step * kLayersApart + static_cast<std::uint64_t>(routed.layer));
+    return ops::top_k_rows(c, noise, batch, seq, kept_tokens(routing.capacity, seq));
+  }
+};
+
+}  // namespace
+
+// p_i = w2 . silu(W1 x_i + b1) + b2, on the stream without its gradient: it learns to foretell S and shapes
+// nothing else.
+Tensor Transformer::predict(Context& c, std::int64_t layer, const Tensor& x) const {
+  const FlopItem item(c, "predictor");
+  const Tensor hidden =
+      ops::bias_silu(c, ops::linear(c, x.detach(), weight(layer, "router_predictor.0.weight")),
+                     weight(layer, "router_predictor.0.bias"));
+  return ops::row_score(c, hidden, weight(layer, "router_predictor.2.weight"),
+                        weight(layer, "router_predictor.2.bias"));
+}
+
+Transformer::Stream Transformer::routed_block(Context& c, std::int64_t layer, const Stream& stream,
+                                              const Rows& rows, const SelectionRule& rule,
+                                              std::vector<RoutedLayer>& routing) const {
+  const Tensor x = stream.delta.defined() ? ops::add(c, stream.x, stream.delta) : stream.x;
+
+  RoutedLayer routed{layer, {}, {}, {}};
+  {
+    const FlopItem item(c, "router");
+    routed.scores = ops::row_score(c, x, weight(layer, "router.weight"));
+  }
+  if (routing_.has_predictor()) routed.predicted = predict(c, layer, x);
+  routed.indices = std::visit(Select{c, routing_, routed, rows.batch, rows.seq}, rule);
+  routing.push_back(routed);
+  if (routed.indices.size() == 0) return {x, {}};
+
+  // Kept rows are sequences of K tokens; under a threshold their lengths differ, so they are one packed
+  // sequence in which nobody sees beyond its own.
+  Rows kept{rows.batch, routed.indices.size() / rows.batch, {}, {}, rows.document_mask, {}};
+  kept.positions = ops::gather_int32(c, rows.positions, routed.indices);
+  kept.documents = ops::gather_int32(c, rows.documents, routed.indices);
+  const bool ragged = std::holds_alternative<Causal>(rule);
+  if (ragged) kept.batch = 1, kept.seq = routed.indices.size();
+  if (ragged || rows.document_mask) {
+    kept.first_key = c.empty({routed.indices.size()}, DType::I32);
+    c.backend().first_keys(kept.first_key, kept.documents, kept.batch, kept.seq);
+  }
+
+  const auto f = [this, layer, kept](Context& ctx, const std::vector<Tensor>& in) -> std::vector<Tensor> {
+    const Tensor normed = ops::rms_norm(ctx, in[0], weight(layer, "input_layernorm.weight"), model_.norm_eps);
+    const Tensor a = attend(ctx, layer, normed, kept);
+    const Tensor& norm2 = weight(layer, "post_attention_layernorm.weight");
+    const Tensor m = mlp(ctx, layer, ops::add_rms_norm(ctx, in[0], a, norm2, model_.norm_eps).second);
+    return {ops::add(ctx, a, m)};
+  };
+  const Tensor delta = body(c, f, {ops::gather_rows(c, x, routed.indices)})[0];
+  return {ops::gated_scatter(c, x, delta, routed.scores, routed.indices, kind_of(routing_.gate)), {}};
+}
+
+}  // namespace fathom

@@ -1,0 +1,24 @@
+#include "src/model/selection.h"
+
+#include "kernels/error.h"
+
+namespace fathom {
+
+SelectionRule training_rule(const RoutingConfig& routing, std::uint64_t seed, std::uint64_t step) {
+  if (routing.kind != RoutingKind::None && routing.selection == Selection::Stochastic)
+    return Stochastic{seed, step};
+  return TopK{};
+}
+
+Causal causal_rule(const RoutingConfig& routing) {
+  if (routing.kind != RoutingKind::None && routing.causal.method == CausalMethod::None) {
+    throw UserError(
+        "This model was trained with routing.causal.method: none, so it has no way to choose tokens without "
+        "seeing the ones that follow, and cannot be decoded.",
+        "Train it with method aux, predictor or both.");
+  }
+  const bool predictor = routing.has_predictor();
+  return {predictor ? Causal::Logit::Predictor : Causal::Logit::Router, routing.causal.threshold};
+}
+
+}  // namespace fathom

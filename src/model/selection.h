@@ -1,0 +1,37 @@
+// How a routed block chooses its tokens: said with every forward pass, never a hidden mode of the model.
+#pragma once
+
+#include <cstdint>
+#include <variant>
+
+#include "src/config/config.h"
+
+namespace fathom {
+
+/// The K largest router scores of each sequence. Looks at the whole sequence: for training and `val_topk`.
+struct TopK {};
+
+/// Each token decides from itself alone, as decoding must: sigma(logit) > threshold, where the logit is the
+/// router's own (trained by the auxiliary loss) or the predictor's. The gate is the main router's in both
+/// cases.
+struct Causal {
+  enum class Logit : std::uint8_t { Router, Predictor } logit = Logit::Router;
+  double threshold = 0.5;
+};
+
+/// Top-k on Gaussian noise: the paper's control. A pure function of (seed, step, layer).
+struct Stochastic {
+  std::uint64_t seed = 0;
+  std::uint64_t step = 0;
+};
+
+using SelectionRule = std::variant<TopK, Causal, Stochastic>;
+
+/// The rule that training uses.
+SelectionRule training_rule(const RoutingConfig& routing, std::uint64_t seed, std::uint64_t step);
+
+/// The rule that serves, with the config's threshold. With method `both`, the predictor decides.
+/// UserError when the model was trained with causal.method none.
+Causal causal_rule(const RoutingConfig& routing);
+
+}  // namespace fathom

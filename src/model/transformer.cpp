@@ -1,0 +1,225 @@
+#include "src/model/transformer.h"
+
+#include <cmath>
+#include <tuple>
+
+#include <fmt/format.h>
+
+#include "kernels/error.h"
+#include "src/model/blocks.h"
+#include "src/ops/attention.h"
+#include "src/ops/linear.h"
+#include "src/ops/loss.h"
+#include "src/ops/mlp.h"
+#include "src/ops/norm.h"
+
+namespace fathom {
+
+namespace {
+
+std::string layer_name(std::int64_t layer, const char* name) {
+  return fmt::format("model.layers.{}.{}", layer, name);
+}
+
+void declare_block(ParameterSet& p, const ModelConfig& m, const RoutingConfig& r, std::int64_t layer) {
+  const std::int64_t d = m.head_dim();
+  const Init ones{Init::Kind::Ones, 0};
+  const Init normal{Init::Kind::Normal, 0.02};
+  // The residual stream sums 2 * depth projections: each starts smaller, so that the sum does not grow with
+  // depth (Radford et al. 2019, section 2.3).
+  const Init residual{Init::Kind::Normal, 0.02 / std::sqrt(2.0 * static_cast<double>(m.depth))};
+  const auto matrix = [&](const char* name, std::int64_t out, std::int64_t in, const Init& init) {
+    p.declare({layer_name(layer, name), Shape{out, in}, ParameterGroup::Decayed, init});
+  };
+  const auto vector = [&](const char* name, std::int64_t n, const Init& init) {
+    p.declare({layer_name(layer, name), Shape{n}, ParameterGroup::Undecayed, init});
+  };
+  vector("input_layernorm.weight", m.width, ones);
+  matrix("self_attn.qkv_proj.weight", (m.heads + 2 * m.kv_heads) * d, m.width, normal);
+  matrix("self_attn.o_proj.weight", m.width, m.heads * d, residual);
+  if (m.qk_norm) {
+    vector("self_attn.q_norm.weight", d, ones);
+    vector("self_attn.k_norm.weight", d, ones);
+  }
+  vector("post_attention_layernorm.weight", m.width, ones);
+  matrix("mlp.gate_up_proj.weight", 2 * m.ffn_hidden, m.width, normal);
+  matrix("mlp.down_proj.weight", m.width, m.ffn_hidden, residual);
+  if (!r.routes(layer)) return;
+  // Small and random, never zero: equal scores would be all ties, and a zero raw gate lets no gradient
+  // through.
+  p.declare({layer_name(layer, "router.weight"), Shape{1, m.width}, ParameterGroup::Undecayed, normal});
+  if (!r.has_predictor()) return;
+  const auto predictor = [&](const char* name, const Shape& shape, const Init& init) {
+    p.declare({layer_name(layer, name), shape, ParameterGroup::Predictor, init});
+  };
+  const std::int64_t hidden = r.causal.predictor_hidden;
+  predictor("router_predictor.0.weight", {hidden, m.width}, normal);
+  predictor("router_predictor.0.bias", {hidden}, {Init::Kind::Zeros, 0});
+  predictor("router_predictor.2.weight", {1, hidden}, normal);
+  predictor("router_predictor.2.bias", {1}, {Init::Kind::Zeros, 0});
+}
+
+constexpr const char* kEmbedding = "model.embed_tokens.weight";
+constexpr const char* kFinalNorm = "model.norm.weight";
+constexpr const char* kHead = "lm_head.weight";
+
+}  // namespace
+
+Batch make_batch(Context& c, std::int64_t batch, std::int64_t seq, const std::vector<std::int32_t>& tokens,
+                 const std::vector<std::int32_t>& targets, const std::vector<std::int32_t>& documents) {
+  Backend& backend = c.backend();
+  const std::int64_t rows = batch * seq;
+  const auto upload = [&](const std::vector<std::int32_t>& values) {
+    Tensor t = c.empty({rows}, DType::I32, MemoryTag::Data);
+    from_host(backend, t, values);
+    return t;
+  };
+  std::vector<std::int32_t> positions(static_cast<std::size_t>(rows));
+  std::vector<std::int32_t> numbered(static_cast<std::size_t>(rows));
+  std::int32_t document = 0;
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const auto at = static_cast<std::size_t>(i);
+    positions[at] = static_cast<std::int32_t>(i % seq);
+    const bool starts = i > 0 && (i % seq == 0 || (!documents.empty() && documents[at] != documents[at - 1]));
+    document += starts ? 1 : 0;
+    numbered[at] = document;
+  }
+  Batch b;
+  b.batch = batch;
+  b.seq = seq;
+  b.tokens = upload(tokens);
+  if (!targets.empty()) b.targets = upload(targets);
+  b.positions = upload(positions);
+  b.documents = upload(numbered);
+  b.document_mask = !documents.empty();
+  return b;
+}
+
+Transformer::Transformer(Context& c, const ModelConfig& model, const RoutingConfig& routing, bool gradients)
+    : model_(model), routing_(routing) {
+  const Init normal{Init::Kind::Normal, 0.02};
+  const Shape table{model.vocab_size, model.width};
+  parameters_.declare({kEmbedding, table, ParameterGroup::Decayed, normal});
+  for (std::int64_t layer = 0; layer < model.depth; ++layer)
+    declare_block(parameters_, model, routing, layer);
+  parameters_.declare({kFinalNorm, {model.width}, ParameterGroup::Undecayed, {Init::Kind::Ones, 0}});
+  if (!model.tie_embeddings) parameters_.declare({kHead, table, ParameterGroup::Decayed, normal});
+  parameters_.allocate(c, gradients);
+}
+
+std::vector<std::int64_t> Transformer::routed_layers() const {
+  std::vector<std::int64_t> layers;
+  for (std::int64_t i = 0; i < model_.depth; ++i) {
+    if (routing_.routes(i)) layers.push_back(i);
+  }
+  return layers;
+}
+
+const Tensor& Transformer::weight(std::int64_t layer, const char* name) const {
+  return parameters_.get(layer_name(layer, name));
+}
+
+ForwardResult Transformer::forward(Context& c, const Batch& batch, const SelectionRule& rule) const {
+  Rows rows{batch.batch, batch.seq, batch.positions, batch.documents, batch.document_mask, {}};
+  if (batch.document_mask) {
+    rows.first_key = c.empty({batch.batch * batch.seq}, DType::I32);
+    c.backend().first_keys(rows.first_key, batch.documents, batch.batch, batch.seq);
+  }
+  ForwardResult result;
+  Stream stream{ops::embedding(c, parameters_.get(kEmbedding), batch.tokens), {}};
+  for (std::int64_t layer = 0; layer < model_.depth; ++layer) {
+    const LayerScope scope(c, fmt::format("layer {}", layer));
+    stream = routing_.routes(layer) ? routed_block(c, layer, stream, rows, rule, result.routing)
+                                    : dense_block(c, layer, stream, rows);
+  }
+  const Tensor& norm = parameters_.get(kFinalNorm);
+  result.hidden = stream.delta.defined()
+                      ? ops::add_rms_norm(c, stream.x, stream.delta, norm, model_.norm_eps).second
+                      : ops::rms_norm(c, stream.x, norm, model_.norm_eps);
+  return result;
+}
+
+// a = W_o attention(rope(W_qkv x)): x is normed.
+Tensor Transformer::attend(Context& c, std::int64_t layer, const Tensor& x, const Rows& rows) const {
+  const bool qk_norm = model_.qk_norm;
+  Tensor qkv;
+  {
+    const FlopItem item(c, "attention_proj");
+    qkv = ops::linear(c, x, weight(layer, "self_attn.qkv_proj.weight"));
+  }
+  qkv = ops::rope(c, qkv, rows.positions, qk_norm ? weight(layer, "self_attn.q_norm.weight") : Tensor(),
+                  qk_norm ? weight(layer, "self_attn.k_norm.weight") : Tensor(),
+                  {model_.heads, model_.kv_heads, model_.rope_theta, model_.norm_eps});
+  const Tensor mixed =
+      ops::attention(c, qkv, rows.first_key, {rows.batch, rows.seq, model_.heads, model_.kv_heads});
+  const FlopItem item(c, "attention_proj");
+  return ops::linear(c, mixed, weight(layer, "self_attn.o_proj.weight"));
+}
+
+// m = W_down (silu(W_gate x) * W_up x): x is normed.
+Tensor Transformer::mlp(Context& c, std::int64_t layer, const Tensor& x) const {
+  const FlopItem item(c, "mlp");
+  const Tensor hidden = ops::swiglu(c, ops::linear(c, x, weight(layer, "mlp.gate_up_proj.weight")));
+  return ops::linear(c, hidden, weight(layer, "mlp.down_proj.weight"));
+}
+
+std::vector<Tensor> Transformer::body(Context& c, const BlockFunction& f,
+                                      const std::vector<Tensor>& inputs) const {
+  return recompute_ == Recompute::Block ? recompute(c, f, inputs) : f(c, inputs);
+}
+
+Transformer::Stream Transformer::dense_block(Context& c, std::int64_t layer, const Stream& stream,
+                                             const Rows& rows) const {
+  const auto f = [this, layer, rows](Context& ctx, const std::vector<Tensor>& in) -> std::vector<Tensor> {
+    const Tensor& norm1 = weight(layer, "input_layernorm.weight");
+    const Tensor& norm2 = weight(layer, "post_attention_layernorm.weight");
+    Tensor h = in[0];
+    Tensor normed;
+    if (in[1].defined()) {
+      std::tie(h, normed) = ops::add_rms_norm(ctx, in[0], in[1], norm1, model_.norm_eps);
+    } else {
+      normed = ops::rms_norm(ctx, h, norm1, model_.norm_eps);
+    }
+    const Tensor a = attend(ctx, layer, normed, rows);
+    std::tie(h, normed) = ops::add_rms_norm(ctx, h, a, norm2, model_.norm_eps);
+    return {h, mlp(ctx, layer, normed)};
+  };
+  std::vector<Tensor> out = body(c, f, {stream.x, stream.delta});
+  return {out[0], out[1]};
+}
+
+Tensor Transformer::logits(Context& c, const Tensor& hidden) const {
+  const FlopItem item(c, "head");
+  return ops::linear(c, hidden, parameters_.get(model_.tie_embeddings ? kEmbedding : kHead));
+}
+
+Tensor Transformer::cross_entropy(Context& c, const Tensor& hidden, const Tensor& targets,
+                                  double weight) const {
+  const double rows = static_cast<double>(hidden.dim(0));
+  return ops::linear_cross_entropy(c, hidden, parameters_.get(model_.tie_embeddings ? kEmbedding : kHead),
+                                   targets, {.gradient_scale = weight / rows});
+}
+
+LossSums Transformer::objective(Context& c, const Batch& batch, const ForwardResult& result,
+                                double weight) const {
+  LossSums sums;
+  sums.rows = batch.batch * batch.seq;
+  sums.cross_entropy = ops::sum(c, cross_entropy(c, result.hidden, batch.targets, weight));
+  if (result.routing.empty()) return sums;
+  const double layers = static_cast<double>(result.routing.size());
+  const double scale = weight / (static_cast<double>(sums.rows) * layers);
+  for (const RoutedLayer& routed : result.routing) {
+    if (routing_.has_aux_loss()) {
+      const ops::LossOptions options{.gradient_scale = scale * routing_.causal.aux_weight};
+      sums.aux += ops::sum(c, ops::membership_bce(c, routed.scores, routed.indices, options)) / layers;
+    }
+    if (routed.predicted.defined()) {
+      const ops::LossOptions options{.gradient_scale = scale};
+      sums.predictor +=
+          ops::sum(c, ops::membership_bce(c, routed.predicted, routed.indices, options)) / layers;
+    }
+  }
+  return sums;
+}
+
+}  // namespace fathom

@@ -1,0 +1,102 @@
+// One transformer, Llama-style: RMSNorm before, RoPE, SwiGLU, grouped-query attention, optional QK-norm, tied
+// or untied embeddings, no biases. Dense and Mixture-of-Depths models are configurations of it.
+//
+// Legend of shapes: B sequences, T tokens of a sequence, N = B*T rows, K kept tokens of a sequence, D width,
+// H query heads, G key/value heads, d head size, F hidden width of the MLP, V vocabulary.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "src/autograd/recompute.h"
+#include "src/model/selection.h"
+#include "src/nn/parameters.h"
+
+namespace fathom {
+
+/// Sequences to run, as device tensors of int32, each [B*T].
+struct Batch {
+  std::int64_t batch = 0;  // B
+  std::int64_t seq = 0;    // T
+  Tensor tokens;
+  Tensor targets;    // undefined when no loss is wanted
+  Tensor positions;  // within the sequence
+  /// For each row the number of its document, counted over the whole batch (never falling); without document
+  /// masks a sequence is one document.
+  Tensor documents;
+  bool document_mask = false;
+};
+
+/// Makes a batch from host values. `documents` numbers documents within each sequence (may be empty).
+Batch make_batch(Context& c, std::int64_t batch, std::int64_t seq, const std::vector<std::int32_t>& tokens,
+                 const std::vector<std::int32_t>& targets, const std::vector<std::int32_t>& documents = {});
+
+/// What a routed block decided.
+struct RoutedLayer {
+  std::int64_t layer = 0;
+  Tensor scores;     // r, stat [N]
+  Tensor predicted;  // the predictor's logits, stat [N]; undefined without one
+  Tensor indices;    // kept rows, int32
+};
+
+struct ForwardResult {
+  Tensor hidden;  // [N, D], after the final norm
+  std::vector<RoutedLayer> routing;
+};
+
+/// Sums over the rows of a batch, in nats, and how many rows there were.
+struct LossSums {
+  double cross_entropy = 0;
+  double aux = 0;        // mean over routed layers
+  double predictor = 0;  // mean over routed layers
+  std::int64_t rows = 0;
+};
+
+class Transformer {
+ public:
+  /// Declares and allocates the parameters; they are zero until initialised or loaded. The config must be
+  /// resolved.
+  Transformer(Context& c, const ModelConfig& model, const RoutingConfig& routing, bool gradients);
+
+  const ModelConfig& config() const { return model_; }
+  const RoutingConfig& routing() const { return routing_; }
+  ParameterSet& parameters() { return parameters_; }
+  const ParameterSet& parameters() const { return parameters_; }
+  std::vector<std::int64_t> routed_layers() const;
+
+  void set_recompute(Recompute r) { recompute_ = r; }
+  void initialise(Context& c, std::uint64_t seed) { parameters_.initialise(c, seed); }
+
+  /// The stack of blocks and the final norm.
+  ForwardResult forward(Context& c, const Batch& batch, const SelectionRule& rule) const;
+  /// The LM head: hidden [N, D] -> [N, V].
+  Tensor logits(Context& c, const Tensor& hidden) const;
+  /// Cross-entropy of every row, in nats [N], and, while a tape records, the gradient of its mean times
+  /// `weight`.
+  Tensor cross_entropy(Context& c, const Tensor& hidden, const Tensor& targets, double weight) const;
+  /// The training objective: cross-entropy + aux_weight * BCE(router) + BCE(predictor), each a mean over rows
+  /// (and over routed layers), times `weight`. Recorded on the tape; returns what it was made of.
+  LossSums objective(Context& c, const Batch& batch, const ForwardResult& result, double weight) const;
+
+ private:
+  struct Rows;    // the rows that a block works on
+  struct Stream;  // the residual stream between blocks
+
+  Stream dense_block(Context& c, std::int64_t layer, const Stream& stream, const Rows& rows) const;
+  Stream routed_block(Context& c, std::int64_t layer, const Stream& stream, const Rows& rows,
+                      const SelectionRule& rule, std::vector<RoutedLayer>& routing) const;
+  Tensor attend(Context& c, std::int64_t layer, const Tensor& x, const Rows& rows) const;
+  Tensor mlp(Context& c, std::int64_t layer, const Tensor& x) const;
+  Tensor predict(Context& c, std::int64_t layer, const Tensor& x) const;
+  std::vector<Tensor> body(Context& c, const BlockFunction& f, const std::vector<Tensor>& inputs) const;
+  const Tensor& weight(std::int64_t layer, const char* name) const;
+
+  ModelConfig model_;
+  RoutingConfig routing_;
+  Recompute recompute_ = Recompute::None;
+  ParameterSet parameters_;
+};
+
+}  // namespace fathom

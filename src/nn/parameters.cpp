@@ -1,0 +1,91 @@
+#include "src/nn/parameters.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "kernels/error.h"
+
+namespace fathom {
+
+namespace {
+
+// Every parameter starts on a 64-byte line of fp32.
+constexpr std::int64_t kAlignment = 16;
+
+std::int64_t padded(std::int64_t n) { return (n + kAlignment - 1) / kAlignment * kAlignment; }
+
+// FNV-1a: the random stream of a parameter is its name.
+std::uint64_t stream_of(const std::string& name) {
+  std::uint64_t hash = 14695981039346656037ULL;
+  for (char ch : name) hash = (hash ^ static_cast<unsigned char>(ch)) * 1099511628211ULL;
+  return hash;
+}
+
+Tensor part_of(const Tensor& arena, std::int64_t begin, const Shape& shape) {
+  return arena.rows(begin, begin + shape.size()).reshape(shape);
+}
+
+}  // namespace
+
+void ParameterSet::declare(ParameterSpec spec) {
+  const bool taken =
+      std::any_of(specs_.begin(), specs_.end(), [&](const auto& s) { return s.name == spec.name; });
+  if (taken) throw InternalError(fmt::format("[parameters] {} is declared twice", spec.name));
+  specs_.push_back(std::move(spec));
+}
+
+void ParameterSet::allocate(Context& c, bool gradients) {
+  std::int64_t total = 0;
+  std::map<std::string, std::int64_t> offsets;
+  for (std::size_t g = 0; g < kParameterGroups; ++g) {
+    ranges_[g].begin = total;
+    for (const ParameterSpec& spec : specs_) {
+      if (static_cast<std::size_t>(spec.group) != g) continue;
+      offsets[spec.name] = total;
+      total += padded(spec.shape.size());
+    }
+    ranges_[g].size = total - ranges_[g].begin;
+  }
+  values_ = c.zeros({total}, c.compute_dtype(), MemoryTag::Parameters);
+  if (gradients) gradients_ = c.zeros({total}, c.stat_dtype(), MemoryTag::Gradients);
+  for (const ParameterSpec& spec : specs_) {
+    Tensor t = part_of(values_, offsets.at(spec.name), spec.shape);
+    if (gradients) {
+      t.set_requires_grad(true);
+      t.bind_gradient(part_of(gradients_, offsets.at(spec.name), spec.shape));
+    }
+    tensors_[spec.name] = t;
+  }
+}
+
+void ParameterSet::initialise(Context& c, std::uint64_t seed) {
+  for (const ParameterSpec& spec : specs_) {
+    const Tensor& t = get(spec.name);
+    switch (spec.init.kind) {
+      case Init::Kind::Zeros:
+        c.backend().fill(t, 0.0);
+        break;
+      case Init::Kind::Ones:
+        c.backend().fill(t, 1.0);
+        break;
+      case Init::Kind::Normal:
+        c.backend().fill_normal(t, spec.init.stddev, seed, stream_of(spec.name));
+        break;
+    }
+  }
+}
+
+const Tensor& ParameterSet::get(const std::string& name) const {
+  const auto found = tensors_.find(name);
+  if (found == tensors_.end()) throw InternalError(fmt::format("[parameters] there is no {}", name));
+  return found->second;
+}
+
+std::int64_t ParameterSet::count() const {
+  std::int64_t n = 0;
+  for (const ParameterSpec& spec : specs_) n += spec.shape.size();
+  return n;
+}
+
+}  // namespace fathom

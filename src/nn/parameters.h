@@ -1,0 +1,70 @@
+// The parameters of a model, in flat arenas: one for the values, one for the gradients, ordered by optimizer
+// group, so that the optimizer, the gradient norm and an all-reduce are a few launches over flat memory.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "src/autograd/context.h"
+
+namespace fathom {
+
+/// What the optimizer does with a parameter.
+enum class ParameterGroup : std::uint8_t {
+  Decayed,    // matrices: AdamW with weight decay
+  Undecayed,  // norms, router vectors
+  Predictor,  // predictor routers: clipped on their own, so that they never change what the model learns
+};
+inline constexpr std::size_t kParameterGroups = 3;
+
+/// How a parameter starts.
+struct Init {
+  enum class Kind : std::uint8_t { Zeros, Ones, Normal } kind = Kind::Normal;
+  double stddev = 0.02;
+};
+
+struct ParameterSpec {
+  std::string name;  // Hugging Face Llama's names (docs/formats.md)
+  Shape shape;
+  ParameterGroup group = ParameterGroup::Decayed;
+  Init init;
+};
+
+/// A run of elements of the arenas.
+struct ArenaRange {
+  std::int64_t begin = 0;
+  std::int64_t size = 0;
+};
+
+class ParameterSet {
+ public:
+  /// Declares a parameter; before allocate(). Names are unique.
+  void declare(ParameterSpec spec);
+  /// Makes the arenas and binds each parameter's gradient into them. `gradients` false: for inference.
+  void allocate(Context& c, bool gradients);
+  /// Starts every parameter from its Init: a pure function of (seed, name), so that adding one changes no
+  /// other.
+  void initialise(Context& c, std::uint64_t seed);
+
+  const std::vector<ParameterSpec>& specs() const { return specs_; }
+  bool has(const std::string& name) const { return tensors_.contains(name); }
+  const Tensor& get(const std::string& name) const;
+
+  /// The arenas, [size] each; padding between parameters stays zero.
+  const Tensor& values() const { return values_; }
+  const Tensor& gradients() const { return gradients_; }
+  ArenaRange range(ParameterGroup group) const { return ranges_[static_cast<std::size_t>(group)]; }
+  /// Elements of all parameters, without padding.
+  std::int64_t count() const;
+
+ private:
+  std::vector<ParameterSpec> specs_;
+  std::map<std::string, Tensor> tensors_;
+  Tensor values_;
+  Tensor gradients_;
+  ArenaRange ranges_[kParameterGroups];
+};
+
+}  // namespace fathom
