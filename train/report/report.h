@@ -1,0 +1,19 @@
+// The report: runs side by side in one self-contained HTML file, and the same numbers as CSV.
+#pragma once
+
+#include <filesystem>
+#include <span>
+#include <string>
+
+namespace fathom {
+
+/// Reads run folders (metrics.jsonl; config.yaml, plan.json and samples.txt or samples.json where present),
+/// writes `html` and, beside it, the same name with .csv. UserError: a folder that is no run, or an
+/// unwritable file.
+void write_report(std::span<const std::filesystem::path> runs, const std::filesystem::path& html);
+
+/// The summary table as one JSON object: {"runs": [{"name", "status", "val_loss", "val_topk", "val_causal",
+/// ...}]}.
+std::string report_json(std::span<const std::filesystem::path> runs);
+
+}  // namespace fathom
