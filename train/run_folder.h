@@ -68,7 +68,4 @@ bool is_run_folder(const std::filesystem::path& path);
 /// Ascending by step. UserError when the folder cannot be read.
 std::vector<CheckpointFile> list_checkpoints(const std::filesystem::path& run);
 
-/// Replaces `path` by `text`, whole or not at all: temporary file, fsync, rename, fsync of the folder.
-void write_file_durably(const std::filesystem::path& path, const std::string& text);
-
 }  // namespace fathom

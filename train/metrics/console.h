@@ -36,16 +36,11 @@ class Console {
   void finish();
 
  private:
-  double now() const;
-  void line(const std::string& text);
-
   std::ostream& out_;
   ConsoleOptions options_;
   bool live_ = false;  // a live line stands unfinished
   std::optional<double> last_seconds_;
-  std::int64_t last_tenth_ = -1;
-  std::optional<StepRecord> previous_;
-  std::optional<StepRecord> latest_;
+  std::int64_t last_share_ = -1;
 };
 
 /// Whether a file descriptor is a terminal, and its width in columns (100 when unknown).

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <variant>
 #include <vector>
 
 namespace fathom {
@@ -119,5 +121,12 @@ const char* name_of(RunStatus status);  // "done", "stopped", "failed"
 std::string to_json_line(const StepRecord& record);
 std::string to_json_line(const EvalRecord& record);
 std::string to_json_line(const EventRecord& record);
+
+/// A line of a kind that this version does not know is a std::monostate.
+using AnyRecord = std::variant<std::monostate, StepRecord, EvalRecord, EventRecord>;
+
+/// The inverse of to_json_line. Unknown keys are ignored. UserError: not a JSON object, or a value of the
+/// wrong type; the message leaves path and line number to the caller.
+AnyRecord parse_record(std::string_view line);
 
 }  // namespace fathom

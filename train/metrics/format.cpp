@@ -1,0 +1,128 @@
+// Records as lines for people: every number has its unit.
+#include <cmath>
+#include <numeric>
+
+#include <fmt/format.h>
+
+#include "train/metrics/console.h"
+
+namespace fathom {
+namespace {
+
+// Three significant digits and a decimal prefix: 12.3k, 4.56M.
+std::string with_prefix(double value, const char* between, const char* kilo) {
+  if (!std::isfinite(value)) return fmt::format("{}{}", value, between);
+  const char* const prefixes[] = {"", kilo, "M", "G", "T", "P", "E", "Z"};
+  std::size_t prefix = 0;
+  while (std::abs(value) >= 999.5 && prefix + 1 < std::size(prefixes)) {
+    value /= 1000.0;
+    ++prefix;
+  }
+  const double size = std::abs(value);
+  const bool whole = prefix == 0 && value == std::floor(value);
+  const int decimals = whole ? 0 : size < 9.995 ? 2 : size < 99.95 ? 1 : 0;
+  return fmt::format("{:.{}f}{}{}", value, decimals, between, prefixes[prefix]);
+}
+
+double mean(const std::vector<double>& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+}
+
+std::string percent(double share) { return fmt::format("{:.1f} %", 100.0 * share); }
+
+std::string percents(const std::vector<double>& shares) {
+  std::string out;
+  for (const double share : shares) out += fmt::format("{}{:.1f}", out.empty() ? "" : " ", 100.0 * share);
+  return out + " %";
+}
+
+std::string eta(const StepRecord& r, std::int64_t total_steps) {
+  if (r.step <= 0 || r.step >= total_steps || !(r.tokens_per_s > 0.0)) return "";
+  const double tokens_per_step = static_cast<double>(r.tokens) / static_cast<double>(r.step);
+  return format_duration(static_cast<double>(total_steps - r.step) * tokens_per_step / r.tokens_per_s);
+}
+
+}  // namespace
+
+std::string format_count(double value) { return with_prefix(value, "", "k"); }
+std::string format_flops(double value) { return with_prefix(value, " ", "k") + "FLOP"; }
+std::string format_rate(double per_second) { return with_prefix(per_second, " ", "k") + "FLOP/s"; }
+
+std::string format_bytes(double bytes) {
+  const char* const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+  std::size_t unit = 0;
+  while (bytes >= 1024.0 && unit + 1 < std::size(units)) {
+    bytes /= 1024.0;
+    ++unit;
+  }
+  return fmt::format("{:.{}f} {}", bytes, unit == 0 || bytes >= 99.95 ? 0 : 1, units[unit]);
+}
+
+std::string format_duration(double seconds) {
+  if (!std::isfinite(seconds) || seconds < 0.0) return "?";
+  if (seconds < 9.95) return fmt::format("{:.1f} s", seconds);
+  const auto whole = static_cast<std::int64_t>(std::llround(seconds));
+  if (whole < 60) return fmt::format("{} s", whole);
+  if (whole < 3600) return fmt::format("{} min {:02} s", whole / 60, whole % 60);
+  if (whole < 86400) return fmt::format("{} h {:02} min", whole / 3600, whole % 3600 / 60);
+  return fmt::format("{} d {:02} h", whole / 86400, whole % 86400 / 3600);
+}
+
+// What matters most comes first: a narrow terminal cuts the end off.
+std::string format_step(const StepRecord& r, std::int64_t total_steps) {
+  std::string out = fmt::format("step {}", r.step);
+  if (total_steps > 0) out += fmt::format("/{}", total_steps);
+  out += fmt::format("  loss {:.4f}", r.loss);
+  if (r.loss_average) out += fmt::format(" (avg {:.4f})", *r.loss_average);
+  if (const std::string left = eta(r, total_steps); !left.empty()) out += "  ETA " + left;
+  out += fmt::format("  {} tok/s  {}", format_count(r.tokens_per_s), format_rate(r.flops_per_s));
+  if (r.mfu) out += fmt::format("  MFU {}", percent(*r.mfu));
+  out += fmt::format("  lr {:.2e}  grad norm {:.3g}", r.lr, r.grad_norm);
+  if (!r.routed_fraction.empty()) out += fmt::format("  routed {}", percent(mean(r.routed_fraction)));
+  if (r.predictor_accuracy) out += fmt::format("  predictor {}", percent(*r.predictor_accuracy));
+  if (r.memory_bytes) out += "  memory " + format_bytes(*r.memory_bytes);
+  return out;
+}
+
+std::string format_evaluation(const EvalRecord& r) {
+  std::string out = fmt::format("evaluation at step {}:", r.step);
+  if (r.val_loss) out += fmt::format("  val loss {:.4f}", *r.val_loss);
+  if (r.val_topk) out += fmt::format("  val top-k {:.4f}", *r.val_topk);
+  if (r.val_causal) out += fmt::format("  val causal {:.4f}", *r.val_causal);
+  if (r.val_topk && r.val_causal) out += fmt::format(" (gap {:+.4f})", *r.val_causal - *r.val_topk);
+  out += " nats/token";
+  if (r.bits_per_byte) out += fmt::format("  {:.4f} bits/byte", *r.bits_per_byte);
+  if (!r.realised_capacity.empty()) out += "  realised capacity by layer " + percents(r.realised_capacity);
+  if (r.router_recall) out += "  recall " + percent(*r.router_recall);
+  if (r.router_precision) out += "  precision " + percent(*r.router_precision);
+  if (r.causal_flops_per_token) out += "  causal " + format_flops(*r.causal_flops_per_token) + "/token";
+  if (r.routing_flips) out += fmt::format("  {} routing flips", *r.routing_flips);
+  return out;
+}
+
+std::string format_event(const EventRecord& r) {
+  std::string out = name_of(r.kind);
+  if (r.status) out += fmt::format(" ({})", name_of(*r.status));
+  out += fmt::format(" at step {}, {}", r.step, format_duration(r.seconds));
+  if (!r.checkpoint.empty()) out += ": " + r.checkpoint;
+  if (r.best_val_loss) out += fmt::format("  best val loss {:.4f} nats/token", *r.best_val_loss);
+  if (r.best_val_loss && r.best_step) out += fmt::format(" at step {}", *r.best_step);
+  if (!r.message.empty()) out += ": " + r.message;
+  return out;
+}
+
+std::string cut_to_width(const std::string& text, int width) {
+  const auto starts_character = [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; };
+  int columns = 0;
+  std::size_t keep = 0;  // bytes of the first width - 1 characters
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (!starts_character(text[i])) continue;
+    if (columns == width - 1) keep = i;
+    ++columns;
+  }
+  if (columns <= width) return text;
+  if (width < 1) return "";
+  return text.substr(0, keep) + "…";
+}
+
+}  // namespace fathom
