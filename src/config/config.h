@@ -1,7 +1,8 @@
 // The resolved configuration of a run: every key, its default, its unit. `fathom train CONFIG --print-config`
 // shows it.
 //
-// Parsing, ranges and "did you mean" are in parse.cpp; the FLOPs that a configuration costs are in src/flops.
+// Every key, its range and its meaning stand once more in keys.cpp, the table that drives reading, printing
+// and the documentation. The FLOPs that a configuration costs are in src/flops.
 #pragma once
 
 #include <cstdint>
@@ -26,6 +27,8 @@ struct ModelConfig {
   bool tie_embeddings = false;
 
   std::int64_t head_dim() const { return width / heads; }
+
+  bool operator==(const ModelConfig&) const = default;
 };
 
 enum class RoutingKind { None, Mod };
@@ -38,6 +41,8 @@ struct CausalConfig {
   double aux_weight = 0.01;           // of the BCE on the router's own logits
   std::int64_t predictor_hidden = 0;  // 0: width / 4
   double threshold = 0.5;             // on sigmoid(logit): a token above it goes through the block
+
+  bool operator==(const CausalConfig&) const = default;
 };
 
 /// Mixture-of-Depths (Raposo et al. 2024, arXiv 2404.02258).
@@ -61,6 +66,8 @@ struct RoutingConfig {
     return kind != RoutingKind::None &&
            (causal.method == CausalMethod::Aux || causal.method == CausalMethod::Both);
   }
+
+  bool operator==(const RoutingConfig&) const = default;
 };
 
 struct DataConfig {
@@ -68,6 +75,8 @@ struct DataConfig {
   std::string valid;           // token store; empty: no evaluation
   std::string tokenizer;       // SentencePiece model; not needed for a byte store
   bool document_mask = false;  // attention does not cross documents within a sequence
+
+  bool operator==(const DataConfig&) const = default;
 };
 
 enum class Schedule { Cosine, Wsd, Constant };
@@ -100,6 +109,8 @@ struct TrainConfig {
   std::int64_t keep_checkpoints = 2;
   OnSpike on_spike = OnSpike::Stop;
   double spike_factor = 3.0;  // a spike: loss above factor * (running mean) for a step; NaN always is one
+
+  bool operator==(const TrainConfig&) const = default;
 };
 
 struct Config {
@@ -116,6 +127,8 @@ struct Config {
     return train.micro_batch > 0 ? train.micro_batch : train.batch_tokens / train.seq_len;
   }
   std::int64_t accumulation() const { return train.batch_tokens / train.seq_len / micro_batch_sequences(); }
+
+  bool operator==(const Config&) const = default;
 };
 
 /// K of a routed block for a sequence of `seq_len` tokens: max(1, floor(C * T)).
