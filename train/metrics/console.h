@@ -16,11 +16,11 @@ enum class ConsoleKind { Terminal, Pipe };
 
 struct ConsoleOptions {
   ConsoleKind kind = ConsoleKind::Pipe;
-  std::int64_t total_steps = 0;   // the horizon
-  std::function<int()> width;     // columns of the terminal; empty: 100
-  std::function<double()> clock;  // seconds, monotone; empty: the steady clock
-  double every_seconds = 30.0;    // in a pipe: a line at least this often ...
-  double every_share = 0.1;       // ... and at every such share of the steps
+  std::int64_t total_steps = 0;        // the horizon
+  std::function<int()> width = {};     // columns of the terminal; empty: 100
+  std::function<double()> clock = {};  // seconds, monotone; empty: the steady clock
+  double every_seconds = 30.0;         // in a pipe: a line at least this often ...
+  double every_share = 0.1;            // ... and at every such share of the steps
 };
 
 class Console {

@@ -57,8 +57,10 @@ std::string event(std::int64_t step, unsigned field, std::string_view content) {
   std::string out;
   put_key(out, 1, 1);
   put_fixed(out, now.count());
-  put_key(out, 2, 0);
-  put_varint(out, static_cast<std::uint64_t>(step));
+  if (step != 0) {
+    put_key(out, 2, 0);
+    put_varint(out, static_cast<std::uint64_t>(step));
+  }
   put_bytes(out, field, content);
   return out;
 }

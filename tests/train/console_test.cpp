@@ -1,0 +1,140 @@
+#include "train/metrics/console.h"
+
+#include <algorithm>
+#include <sstream>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace fathom {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+TEST(Format, NumbersHaveUnits) {
+  EXPECT_EQ(format_count(950), "950");
+  EXPECT_EQ(format_count(12345), "12.3k");
+  EXPECT_EQ(format_count(999'600), "1.00M");
+  EXPECT_EQ(format_count(0.5), "0.50");
+  EXPECT_EQ(format_flops(1.2e12), "1.20 TFLOP");
+  EXPECT_EQ(format_rate(1.03e11), "103 GFLOP/s");
+  EXPECT_EQ(format_bytes(512), "512 B");
+  EXPECT_EQ(format_bytes(812.0 * 1024 * 1024), "812 MiB");
+  EXPECT_EQ(format_bytes(1.5 * 1024 * 1024 * 1024), "1.5 GiB");
+  EXPECT_EQ(format_duration(4.25), "4.2 s");
+  EXPECT_EQ(format_duration(59.9), "1 min 00 s");
+  EXPECT_EQ(format_duration(185), "3 min 05 s");
+  EXPECT_EQ(format_duration(7620), "2 h 07 min");
+  EXPECT_EQ(format_duration(3.0 * 86400 + 4 * 3600), "3 d 04 h");
+  EXPECT_EQ(format_duration(std::nan("")), "?");
+}
+
+StepRecord step_at(std::int64_t step) {
+  StepRecord r;
+  r.step = step;
+  r.tokens = step * 2048;
+  r.loss = 3.25;
+  r.loss_average = 3.5;
+  r.lr = 9.5e-4;
+  r.grad_norm = 0.8312;
+  r.tokens_per_s = 20480;  // 10 steps a second
+  r.flops_per_s = 1.03e11;
+  return r;
+}
+
+TEST(Format, AStepSaysEverything) {
+  StepRecord r = step_at(1200);
+  r.mfu = 0.61;
+  r.routed_layers = {1, 3};
+  r.routed_fraction = {0.12, 0.13};
+  r.predictor_accuracy = 0.931;
+  r.memory_bytes = 812.0 * 1024 * 1024;
+  const std::string text = format_step(r, 5000);
+  for (const char* part : {"step 1200/5000", "loss 3.2500 (avg 3.5000)", "ETA 6 min 20 s", "20.5k tok/s",
+                           "103 GFLOP/s", "MFU 61.0 %", "lr 9.50e-04", "grad norm 0.831", "routed 12.5 %",
+                           "predictor 93.1 %", "memory 812 MiB"}) {
+    EXPECT_THAT(text, HasSubstr(part));
+  }
+}
+
+TEST(Format, ADenseStepSaysNothingOfRouting) {
+  EXPECT_THAT(format_step(step_at(5000), 5000),
+              AllOf(Not(HasSubstr("routed")), Not(HasSubstr("ETA")), Not(HasSubstr("MFU"))));
+}
+
+TEST(Format, AnEvaluationShowsBothLossesAndTheGap) {
+  EvalRecord r;
+  r.step = 100;
+  r.val_topk = 3.21;
+  r.val_causal = 3.2125;
+  r.realised_capacity = {0.121, 0.13};
+  EXPECT_THAT(format_evaluation(r), AllOf(HasSubstr("top-k 3.2100"), HasSubstr("causal 3.2125"),
+                                          HasSubstr("gap +0.0025"), HasSubstr("12.1 13.0 %")));
+  EvalRecord dense;
+  dense.val_loss = 3.0;
+  EXPECT_THAT(format_evaluation(dense), AllOf(HasSubstr("val loss 3.0000"), Not(HasSubstr("causal"))));
+}
+
+TEST(Format, CutCountsCharactersNotBytes) {
+  EXPECT_EQ(cut_to_width("abc", 3), "abc");
+  EXPECT_EQ(cut_to_width("abcd", 3), "ab…");
+  EXPECT_EQ(cut_to_width("äöüß", 4), "äöüß");
+  EXPECT_EQ(cut_to_width("äöüßé", 4), "äöü…");
+  EXPECT_EQ(cut_to_width("abc", 0), "");
+}
+
+TEST(Console, ATerminalGetsOneLiveLineCutToItsWidth) {
+  std::ostringstream out;
+  double now = 0.0;
+  Console console(out, {.kind = ConsoleKind::Terminal,
+                        .total_steps = 5000,
+                        .width = [] { return 40; },
+                        .clock = [&] { return now; }});
+  console.step(step_at(1));
+  now = 0.01;
+  console.step(step_at(2));  // too soon to repaint
+  now = 1.0;
+  console.step(step_at(3));
+  const std::string live = out.str();
+  EXPECT_EQ(live.find('\n'), std::string::npos);
+  EXPECT_EQ(std::count(live.begin(), live.end(), '\r'), 2);
+  EXPECT_THAT(live, AllOf(HasSubstr("step 1/5000"), HasSubstr("step 3/5000"), Not(HasSubstr("step 2/5000"))));
+  EvalRecord eval;
+  eval.val_loss = 3.0;
+  console.evaluation(eval);
+  EXPECT_THAT(out.str().substr(live.size()), ::testing::StartsWith("\r\x1b[Kevaluation"));
+  console.finish();
+  EXPECT_EQ(out.str().back(), '\n');
+}
+
+TEST(Console, APipeGetsFewPlainLines) {
+  std::ostringstream out;
+  double now = 0.0;
+  Console console(out, {.kind = ConsoleKind::Pipe, .total_steps = 1000, .clock = [&] { return now; }});
+  for (int step = 1; step <= 1000; ++step) {
+    now += 0.01;
+    console.step(step_at(step));
+  }
+  const std::string text = out.str();
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 11);  // the first step and every tenth of the run
+  EXPECT_EQ(text.find('\r'), std::string::npos);
+  EXPECT_EQ(text.find('\x1b'), std::string::npos);
+  EXPECT_THAT(text, AllOf(HasSubstr("step 1/1000"), HasSubstr("step 100/1000"), HasSubstr("step 1000/1000")));
+}
+
+TEST(Console, ASlowRunInAPipeSpeaksEveryHalfMinute) {
+  std::ostringstream out;
+  double now = 0.0;
+  Console console(out, {.kind = ConsoleKind::Pipe, .total_steps = 100000, .clock = [&] { return now; }});
+  for (int step = 1; step <= 13; ++step) {
+    console.step(step_at(step));
+    now += 10.0;
+  }
+  const std::string text = out.str();
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 5);  // at 0, 30, 60, 90 and 120 seconds
+}
+
+}  // namespace
+}  // namespace fathom
