@@ -66,7 +66,11 @@ void check_bytes(std::string_view text, const std::string& name) {
 // Turns the parser's events into entries. The stack holds the open maps and, on top, at most one list.
 class Reader final : public YAML::EventHandler {
  public:
-  explicit Reader(std::string name) : name_(std::move(name)) {}
+  Reader(std::string_view text, std::string name) : text_(text), name_(std::move(name)) {
+    for (std::size_t i = 0; i < text.size(); ++i) {
+      if (text[i] == '\n') line_starts_.push_back(i + 1);
+    }
+  }
 
   std::vector<Entry> take() { return std::move(entries_); }
 
@@ -91,6 +95,7 @@ class Reader final : public YAML::EventHandler {
                 const std::string& value) override {
     refuse_anchor(mark, anchor);
     refuse_tag(mark, tag);
+    if (tag == "!") require_end_of_quote(mark);
     if (open_.empty())
       fail(mark, fmt::format("found {}, expected sections such as 'model:'.", show_text(value)));
     if (open_.back().is_list) return push_item(mark, value);
@@ -148,6 +153,19 @@ class Reader final : public YAML::EventHandler {
       fail(mark, fmt::format("YAML tags are not used in a config; found {}.", show_text(tag)));
     }
   }
+  // yaml-cpp lets the end of the file end a quoted text, so a forgotten quote would swallow every key below
+  // it.
+  void require_end_of_quote(const YAML::Mark& mark) const {
+    const std::size_t start =
+        line_starts_.at(static_cast<std::size_t>(mark.line)) + static_cast<std::size_t>(mark.column);
+    const char quote = start < text_.size() ? text_[start] : '\0';
+    if (quote != '"' && quote != '\'') return;
+    for (std::size_t i = start + 1; i < text_.size() && text_[i] != '\n'; ++i) {
+      if (text_[i] == quote) return;
+      if (text_[i] == '\\' && quote == '"') ++i;
+    }
+    fail(mark, "not valid YAML: the quote that begins here does not end on its line.");
+  }
   void expect_value(const YAML::Mark& mark, const char* what) const {
     if (open_.empty()) fail(mark, fmt::format("found {}, expected sections such as 'model:'.", what));
     if (open_.back().is_list)
@@ -182,7 +200,9 @@ class Reader final : public YAML::EventHandler {
     list.items.push_back(value);
   }
 
+  std::string_view text_;
   std::string name_;
+  std::vector<std::size_t> line_starts_{0};
   int documents_ = 0;
   std::vector<Open> open_;
   std::vector<Entry> entries_;
@@ -221,7 +241,7 @@ std::string show_value(const Entry& entry) {
 std::vector<Entry> read_document(std::string_view text, const std::string& name) {
   check_bytes(text, name);
   std::istringstream stream{std::string(text)};
-  Reader reader(name);
+  Reader reader(text, name);
   try {
     YAML::Parser parser(stream);
     while (parser.HandleNextDocument(reader)) {

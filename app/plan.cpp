@@ -1,0 +1,259 @@
+// fathom plan: what a config costs before anything runs. It needs no data and no GPU.
+#include <algorithm>
+#include <cmath>
+#include <iostream>
+#include <memory>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "app/command.h"
+#include "app/config_flags.h"
+#include "kernels/error.h"
+#include "src/config/names.h"
+#include "src/config/resolve.h"
+#include "src/flops/flops.h"
+
+namespace fathom::app {
+namespace {
+
+struct PlanFlags {
+  ConfigFlags config;
+  std::string second;  // a config to stand beside the first
+  std::int64_t vocab = 0;
+  std::int64_t data_tokens = 0;
+  double flops_per_second = 0;
+  bool keys = false;
+};
+
+struct Plan {
+  std::string name;
+  Config config;
+  ParameterCount parameters;
+  FlopTerms forward, train;
+  Horizon horizon;
+  MemoryEstimate memory;
+  double six_n = 0;
+};
+
+struct NamedTerm {
+  const char* name;
+  double FlopTerms::*value;
+};
+constexpr NamedTerm kTerms[] = {
+    {"attention_proj", &FlopTerms::attention_proj},
+    {"attention_scores", &FlopTerms::attention_scores},
+    {"mlp", &FlopTerms::mlp},
+    {"router", &FlopTerms::router},
+    {"predictor", &FlopTerms::predictor},
+    {"head", &FlopTerms::head},
+};
+
+Plan make_plan(const std::string& path, const PlanFlags& flags) {
+  ConfigFlags one = flags.config;
+  one.path = path;
+  Plan p;
+  p.name = path;
+  const Config config = one.load();
+  p.config = resolve(config, flags.vocab > 0 ? std::optional(flags.vocab) : std::nullopt);
+  if (p.config.model.vocab_size == 0) {
+    throw UsageError(
+        fmt::format("{}: model.vocab_size is 0, which follows the token store's vocabulary.", path),
+        "Give it with --vocab N, or --set model.vocab_size=N.");
+  }
+  p.parameters = count_parameters(p.config);
+  p.forward = forward_flops_per_token(p.config);
+  p.train = train_flops_per_token(p.config);
+  p.horizon = plan_horizon(p.config);
+  p.memory = estimate_memory(p.config);
+  p.six_n = six_n_flops_per_token(p.config);
+  return p;
+}
+
+// 12.3 M, 4.56 G: three digits and a unit.
+std::string with_unit(double x) {
+  constexpr const char* kUnits[] = {"", " k", " M", " G", " T", " P", " E", " Z"};
+  std::size_t unit = 0;
+  while (std::abs(x) >= 999.5 && unit + 1 < std::size(kUnits)) {
+    x /= 1000;
+    ++unit;
+  }
+  return unit == 0 && x == std::floor(x) ? fmt::format("{:.0f}", x)
+                                         : fmt::format("{:.3g}{}", x, kUnits[unit]);
+}
+
+std::string bytes(double x) {
+  if (x < 1024.0 * 1024) return fmt::format("{:.1f} KiB", x / 1024);
+  if (x < 1024.0 * 1024 * 1024) return fmt::format("{:.1f} MiB", x / 1024 / 1024);
+  return fmt::format("{:.2f} GiB", x / 1024 / 1024 / 1024);
+}
+
+std::string duration(double seconds) {
+  if (seconds < 120) return fmt::format("{:.0f} s", seconds);
+  if (seconds < 7200) return fmt::format("{:.1f} min", seconds / 60);
+  if (seconds < 172800) return fmt::format("{:.1f} h", seconds / 3600);
+  return fmt::format("{:.1f} days", seconds / 86400);
+}
+
+std::string shape(const Config& c) {
+  const ModelConfig& m = c.model;
+  std::string text = fmt::format("{} blocks of width {}, {} heads, hidden {}, vocabulary {}", m.depth,
+                                 m.width, m.heads, m.ffn_hidden, m.vocab_size);
+  if (c.routing.kind == RoutingKind::Mod) {
+    std::int64_t routed = 0;
+    for (std::int64_t l = 0; l < m.depth; ++l) routed += c.routing.routes(l) ? 1 : 0;
+    text += fmt::format("; {} of them routed, {} of {} tokens, causal: {}", routed,
+                        kept_tokens(c.routing.capacity, c.train.seq_len), c.train.seq_len,
+                        name_of(c.routing.causal.method));
+  }
+  return text;
+}
+
+void print_table(const Plan& p, const PlanFlags& flags) {
+  const auto row = [](const std::string& name, const std::string& value) {
+    fmt::print("  {:<26}{:>12}\n", name, value);
+  };
+  const TrainConfig& t = p.config.train;
+  fmt::print("{}\n  {}\n\n", p.name, shape(p.config));
+  fmt::print("Parameters\n");
+  row("total", with_unit(static_cast<double>(p.parameters.total)));
+  row("active a token", with_unit(static_cast<double>(p.parameters.active)));
+  fmt::print("\nFLOPs a token{:>22}{:>12}{:>10}\n", "forward", "training", "share");
+  for (const NamedTerm& term : kTerms) {
+    if (p.train.*term.value == 0) continue;
+    fmt::print("  {:<26}{:>7}{:>12}{:>9.1f}%\n", term.name, with_unit(p.forward.*term.value),
+               with_unit(p.train.*term.value), 100 * p.train.*term.value / p.train.total());
+  }
+  fmt::print("  {:<26}{:>7}{:>12}\n", "total", with_unit(p.forward.total()), with_unit(p.train.total()));
+  fmt::print("  {:<26}{:>7}{:>12}{:>9.1f}%\n", "6 N, for comparison", "", with_unit(p.six_n),
+             100 * p.six_n / p.train.total());
+  fmt::print("\nTraining\n");
+  row("tokens a step", fmt::format("{}", t.batch_tokens));
+  row("FLOPs a step", with_unit(train_flops_per_step(p.config)));
+  row("steps", fmt::format("{}", p.horizon.steps));
+  row("tokens", with_unit(static_cast<double>(p.horizon.tokens)));
+  row("FLOPs", fmt::format("{:.4g}", p.horizon.flops));
+  if (flags.data_tokens > 0) {
+    row("passes over the data", fmt::format("{:.2f}", static_cast<double>(p.horizon.tokens) /
+                                                          static_cast<double>(flags.data_tokens)));
+  }
+  if (flags.flops_per_second > 0) {
+    row("time", fmt::format("{} at {} FLOP/s", duration(p.horizon.flops / flags.flops_per_second),
+                            with_unit(flags.flops_per_second)));
+  }
+  fmt::print("\nMemory, an estimate for the CPU in fp32\n");
+  row("parameters", bytes(p.memory.parameters));
+  row("gradients", bytes(p.memory.gradients));
+  row("optimizer", bytes(p.memory.optimizer));
+  row("activations", bytes(p.memory.activations));
+  row("logits of a chunk", bytes(p.memory.logits_chunk));
+  row("total", bytes(p.memory.total()));
+}
+
+nlohmann::ordered_json to_json(const Plan& p, const PlanFlags& flags) {
+  nlohmann::ordered_json breakdown, train_breakdown;
+  for (const NamedTerm& term : kTerms) {
+    breakdown[term.name] = p.forward.*term.value;
+    train_breakdown[term.name] = p.train.*term.value;
+  }
+  nlohmann::ordered_json j{
+      {"config", p.name},
+      {"params_total", p.parameters.total},
+      {"params_active", p.parameters.active},
+      {"flops_per_token_forward", p.forward.total()},
+      {"flops_per_token_train", p.train.total()},
+      {"flops_per_step", train_flops_per_step(p.config)},
+      {"tokens", p.horizon.tokens},
+      {"steps", p.horizon.steps},
+      {"flops_total", p.horizon.flops},
+      {"memory_bytes", std::llround(p.memory.total())},
+      {"breakdown", breakdown},
+      {"breakdown_train", train_breakdown},
+      {"memory",
+       {{"parameters", std::llround(p.memory.parameters)},
+        {"gradients", std::llround(p.memory.gradients)},
+        {"optimizer", std::llround(p.memory.optimizer)},
+        {"activations", std::llround(p.memory.activations)},
+        {"logits_chunk", std::llround(p.memory.logits_chunk)}}},
+      {"flops_6nd", p.six_n * static_cast<double>(p.horizon.tokens)},
+  };
+  if (flags.data_tokens > 0) {
+    j["passes"] = static_cast<double>(p.horizon.tokens) / static_cast<double>(flags.data_tokens);
+  }
+  if (flags.flops_per_second > 0) j["seconds"] = p.horizon.flops / flags.flops_per_second;
+  return j;
+}
+
+void print_comparison(const Plan& a, const Plan& b) {
+  fmt::print("A: {}\n   {}\nB: {}\n   {}\n\n", a.name, shape(a.config), b.name, shape(b.config));
+  fmt::print("{:<30}{:>14}{:>14}{:>10}\n", "", "A", "B", "B / A");
+  const auto row = [](const char* name, double x, double y) {
+    const std::string ratio = x > 0 ? fmt::format("{:.3f}", y / x) : "";
+    fmt::print("{:<30}{:>14}{:>14}{:>10}\n", name, with_unit(x), with_unit(y), ratio);
+  };
+  const auto count = [](std::int64_t n) { return static_cast<double>(n); };
+  row("parameters", count(a.parameters.total), count(b.parameters.total));
+  row("active parameters a token", count(a.parameters.active), count(b.parameters.active));
+  row("FLOPs a token, forward", a.forward.total(), b.forward.total());
+  for (const NamedTerm& term : kTerms) {
+    if (a.forward.*term.value == 0 && b.forward.*term.value == 0) continue;
+    row(fmt::format("  {}", term.name).c_str(), a.forward.*term.value, b.forward.*term.value);
+  }
+  row("FLOPs a token, training", a.train.total(), b.train.total());
+  row("steps", count(a.horizon.steps), count(b.horizon.steps));
+  row("tokens", count(a.horizon.tokens), count(b.horizon.tokens));
+  row("FLOPs", a.horizon.flops, b.horizon.flops);
+  fmt::print("\nFor the training FLOPs of A, exactly, B needs --set train.target_flops={}\n",
+             fmt::format("{}", a.horizon.flops));
+}
+
+void run_plan(const PlanFlags& flags, const Globals& globals) {
+  if (flags.keys) {
+    std::cout << config_reference();
+    return;
+  }
+  if (flags.config.path.empty()) throw UsageError("plan needs a CONFIG.", "See fathom plan --help.");
+  std::vector<Plan> plans{make_plan(flags.config.path, flags)};
+  if (flags.config.print) {
+    print_config(plans.front().config);
+    return;
+  }
+  if (!flags.second.empty()) plans.push_back(make_plan(flags.second, flags));
+  log_notes(plans.back().config);
+  if (globals.json) {
+    nlohmann::ordered_json j = to_json(plans.front(), flags);
+    if (plans.size() == 2) {
+      j["other"] = to_json(plans[1], flags);
+      j["flops_per_token_ratio"] = plans[1].train.total() / plans[0].train.total();
+    }
+    std::cout << j.dump() << "\n";
+  } else if (plans.size() == 2) {
+    print_comparison(plans[0], plans[1]);
+  } else {
+    print_table(plans.front(), flags);
+  }
+}
+
+}  // namespace
+
+void add_plan(CLI::App& app, Globals& globals) {
+  CLI::App* sub =
+      app.add_subcommand("plan", "What a config costs: parameters, FLOPs itemised, steps, memory, time");
+  auto flags = std::make_shared<PlanFlags>();
+  add_config_flags(*sub, flags->config);
+  sub->get_option("config")->required(false);
+  sub->add_option("other", flags->second, "A second config, to be compared with the first")
+      ->type_name("CONFIG");
+  sub->add_option("--vocab", flags->vocab, "Ids of the token store, where model.vocab_size follows it")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{16777216}));
+  sub->add_option("--data-tokens", flags->data_tokens, "Tokens of the token store, for the passes over it")
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 50));
+  sub->add_option("--flops-per-second", flags->flops_per_second, "Speed of this machine, for the time")
+      ->check(CLI::PositiveNumber);
+  sub->add_flag("--keys", flags->keys, "Print the table of every config key and stop");
+  add_global_flags(*sub, globals);
+  sub->footer("Example: fathom plan configs/quickstart-dense.yaml configs/quickstart-mod.yaml --vocab 4096");
+  sub->callback([flags, &globals] { run_plan(*flags, globals); });
+}
+
+}  // namespace fathom::app

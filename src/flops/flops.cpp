@@ -1,0 +1,141 @@
+#include "src/flops/flops.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include <fmt/format.h>
+
+#include "kernels/error.h"
+
+namespace fathom {
+namespace {
+
+double d(std::int64_t x) { return static_cast<double>(x); }
+
+void require_resolved(const Config& c) {
+  const ModelConfig& m = c.model;
+  if (m.vocab_size <= 0 || m.kv_heads <= 0 || m.ffn_hidden <= 0 || c.routing.causal.predictor_hidden <= 0) {
+    throw InternalError(
+        fmt::format("[flops] the config is not resolved: vocab_size {}, kv_heads {}, ffn_hidden {}",
+                    m.vocab_size, m.kv_heads, m.ffn_hidden));
+  }
+}
+
+// FLOPs of one block's attention and MLP for `tokens` of a sequence's T, spread over the T.
+FlopTerms block_flops(const ModelConfig& m, double tokens, double seq_len) {
+  const double width = d(m.width), head_dim = d(m.head_dim()), heads = d(m.heads), kv_heads = d(m.kv_heads);
+  const double share = tokens / seq_len;
+  FlopTerms f;
+  f.attention_proj = share * (2 * width * (heads + 2 * kv_heads) * head_dim + 2 * heads * head_dim * width);
+  f.attention_scores = share * (2 * tokens * heads * head_dim);  // 2 products * 2 FLOPs * tokens / 2
+  f.mlp = share * (3 * 2 * width * d(m.ffn_hidden));
+  return f;
+}
+
+// The whole forward pass; `tokens_of(l)` is how many of T tokens routed block l computes.
+template <typename TokensOf>
+FlopTerms forward(const Config& c, TokensOf tokens_of) {
+  require_resolved(c);
+  const ModelConfig& m = c.model;
+  const double seq_len = d(c.train.seq_len), width = d(m.width),
+               hidden = d(c.routing.causal.predictor_hidden);
+  FlopTerms sum;
+  for (std::int64_t l = 0; l < m.depth; ++l) {
+    const bool routed = c.routing.routes(l);
+    const FlopTerms f = block_flops(m, routed ? tokens_of(l) : seq_len, seq_len);
+    sum.attention_proj += f.attention_proj;
+    sum.attention_scores += f.attention_scores;
+    sum.mlp += f.mlp;
+    if (routed) sum.router += 2 * width;
+    if (routed && c.routing.has_predictor()) sum.predictor += 2 * (width * hidden + hidden);
+  }
+  sum.head = 2 * width * d(m.vocab_size);
+  return sum;
+}
+
+}  // namespace
+
+FlopTerms forward_flops_per_token(const Config& c) {
+  return forward(c, [&](std::int64_t) { return d(kept_tokens(c.routing.capacity, c.train.seq_len)); });
+}
+
+FlopTerms train_flops_per_token(const Config& c) {
+  FlopTerms f = forward_flops_per_token(c);
+  // The gradient of the first layer's input, which nothing asks for.
+  double not_computed = 0;
+  if (f.predictor > 0) {
+    for (std::int64_t l = 0; l < c.model.depth; ++l) {
+      if (c.routing.routes(l)) not_computed += 2 * d(c.model.width) * d(c.routing.causal.predictor_hidden);
+    }
+  }
+  f.attention_proj *= 3;
+  f.attention_scores *= 3;
+  f.mlp *= 3;
+  f.router *= 3;
+  f.predictor = 3 * f.predictor - not_computed;
+  f.head *= 3;
+  return f;
+}
+
+double train_flops_per_step(const Config& c) {
+  return train_flops_per_token(c).total() * d(c.train.batch_tokens);
+}
+
+FlopTerms causal_flops_per_token(const Config& c, std::span<const double> realised_capacity) {
+  if (realised_capacity.size() != static_cast<std::size_t>(c.model.depth)) {
+    throw InternalError(fmt::format("[causal_flops_per_token] {} capacities for {} blocks",
+                                    realised_capacity.size(), c.model.depth));
+  }
+  return forward(
+      c, [&](std::int64_t l) { return realised_capacity[static_cast<std::size_t>(l)] * d(c.train.seq_len); });
+}
+
+ParameterCount count_parameters(const Config& c) {
+  require_resolved(c);
+  const ModelConfig& m = c.model;
+  const std::int64_t head_dim = m.head_dim();
+  const std::int64_t block = m.width * (m.heads + 2 * m.kv_heads) * head_dim + m.heads * head_dim * m.width +
+                             3 * m.width * m.ffn_hidden + 2 * m.width + (m.qk_norm ? 2 * head_dim : 0);
+  const std::int64_t hidden = c.routing.causal.predictor_hidden;
+  const double share = d(kept_tokens(c.routing.capacity, c.train.seq_len)) / d(c.train.seq_len);
+
+  ParameterCount n;
+  std::int64_t routed_blocks = 0;
+  for (std::int64_t l = 0; l < m.depth; ++l) routed_blocks += c.routing.routes(l) ? 1 : 0;
+  const std::int64_t table = m.vocab_size * m.width;
+  n.embedding = m.tie_embeddings ? 0 : table;
+  n.total = n.embedding + table + m.width + m.depth * block;  // table: the head; width: the last norm
+  n.total += routed_blocks * m.width;
+  if (c.routing.has_predictor())
+    n.total += routed_blocks * (m.width * hidden + hidden + hidden + 1);  // with biases
+  n.active = n.total - std::llround((1 - share) * d(routed_blocks * block));
+  return n;
+}
+
+double six_n_flops_per_token(const Config& c) {
+  const ParameterCount n = count_parameters(c);
+  return 6 * d(n.active - n.embedding);
+}
+
+Horizon plan_horizon(const Config& c) {
+  const TrainConfig& t = c.train;
+  const double per_step = train_flops_per_step(c);
+  double steps = 1;
+  if (t.target_flops) steps = *t.target_flops / per_step;
+  if (t.tokens) steps = d(*t.tokens) / d(t.batch_tokens);
+  if (t.steps) steps = d(*t.steps);
+  if (steps > 1e12 || steps * d(t.batch_tokens) > 1e18) {
+    throw UsageError(
+        fmt::format("the horizon asks for {:.3g} steps of {} tokens and {:.3g} FLOPs each, more than 1e12 "
+                    "steps or 1e18 tokens.",
+                    steps, t.batch_tokens, per_step),
+        "Lower train.target_flops, train.tokens or train.steps.");
+  }
+  Horizon h;
+  h.steps = std::max<std::int64_t>(1, std::llround(steps));
+  h.tokens = h.steps * t.batch_tokens;
+  h.flops = d(h.steps) * per_step;
+  return h;
+}
+
+}  // namespace fathom

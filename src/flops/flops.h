@@ -1,0 +1,81 @@
+// What a configuration costs: FLOPs itemised, parameters, and the horizon that its budget buys. docs/flops.md
+// says the convention in full.
+//
+// Only matrix products count, 2 FLOPs a multiply-add; the backward pass is twice the forward pass; causal
+// attention counts the half that is computed; a routed block counts its K = kept_tokens(C, T) tokens and
+// K^2/2 scores. Every function takes a resolved Config with a vocabulary (see resolve); FLOPs are doubles,
+// exact below 2^53.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "src/config/config.h"
+
+namespace fathom {
+
+/// FLOPs by term, or anything else that is itemised like them.
+struct FlopTerms {
+  double attention_proj = 0;    // queries, keys, values, output
+  double attention_scores = 0;  // scores, and their product with the values
+  double mlp = 0;
+  double router = 0;     // one scalar a token, on all T tokens of a routed block
+  double predictor = 0;  // the causal predictor, on all T tokens of a routed block
+  double head = 0;       // logits
+
+  double total() const { return attention_proj + attention_scores + mlp + router + predictor + head; }
+};
+
+/// Forward pass of training (top-k of T = train.seq_len), FLOPs a token.
+FlopTerms forward_flops_per_token(const Config& config);
+
+/// Forward and backward pass, FLOPs a token. Recomputation is not counted: it is the engine's choice, not the
+/// model's. The predictor reads detached inputs, so the backward pass of its first layer is the weight
+/// gradient alone.
+FlopTerms train_flops_per_token(const Config& config);
+
+/// Forward and backward pass of one optimizer step.
+double train_flops_per_step(const Config& config);
+
+/// Forward pass of causal evaluation, FLOPs a token, when block l computes the share realised_capacity[l] of
+/// the tokens (model.depth entries; those of blocks that are not routed are not read). Throws InternalError
+/// on another length.
+FlopTerms causal_flops_per_token(const Config& config, std::span<const double> realised_capacity);
+
+struct ParameterCount {
+  std::int64_t total = 0;
+  /// Parameters that work on a token on average: a routed block's attention, MLP and norms count K / T times;
+  /// its router and predictor, and everything else, count whole.
+  std::int64_t active = 0;
+  std::int64_t embedding = 0;  // the lookup table; 0 with tied embeddings, whose table is the head's matrix
+};
+
+ParameterCount count_parameters(const Config& config);
+
+/// The rule of thumb 6 N a training token, with N = active parameters without the embedding table.
+double six_n_flops_per_token(const Config& config);
+
+/// What the one horizon given in the config comes to.
+struct Horizon {
+  std::int64_t steps = 0;   // the horizon divided by a step, rounded to the nearest, at least 1
+  std::int64_t tokens = 0;  // of those steps
+  double flops = 0;         // of those steps
+};
+
+/// Throws UsageError when the horizon asks for more than 1e12 steps or 1e18 tokens.
+Horizon plan_horizon(const Config& config);
+
+/// An estimate of the bytes that training takes on the CPU in fp32, by what they are for.
+struct MemoryEstimate {
+  double parameters = 0;
+  double gradients = 0;
+  double optimizer = 0;     // AdamW's two moments
+  double activations = 0;   // of one micro-batch
+  double logits_chunk = 0;  // the head and its loss work on a chunk of the tokens at a time
+
+  double total() const { return parameters + gradients + optimizer + activations + logits_chunk; }
+};
+
+MemoryEstimate estimate_memory(const Config& config);
+
+}  // namespace fathom

@@ -1,0 +1,185 @@
+// The FLOP counter against values worked out by hand and against the closed form of the PyTorch peer.
+#include "src/flops/flops.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "kernels/error.h"
+#include "src/config/resolve.h"
+
+namespace fathom {
+namespace {
+
+// Small enough to count on paper: D 8, H 2 of 4, G 1, F 12, V 10, two blocks, T 8.
+Config tiny() {
+  Config c;
+  c.model.vocab_size = 10;
+  c.model.width = 8;
+  c.model.depth = 2;
+  c.model.heads = 2;
+  c.model.kv_heads = 1;
+  c.model.ffn_hidden = 12;
+  c.train.seq_len = 8;
+  c.train.batch_tokens = 32;
+  c.train.steps = 5;
+  return resolve(c);
+}
+
+Config tiny_mod(CausalMethod method) {
+  Config c = tiny();
+  c.routing.kind = RoutingKind::Mod;
+  c.routing.capacity = 0.25;  // K = 2 of 8
+  c.routing.causal.method = method;
+  c.routing.causal.predictor_hidden = 3;
+  return c;
+}
+
+TEST(KeptTokens, FloorsAndKeepsAtLeastOne) {
+  EXPECT_EQ(kept_tokens(0.125, 256), 32);
+  EXPECT_EQ(kept_tokens(0.125, 255), 31);
+  EXPECT_EQ(kept_tokens(0.125, 7), 1);
+  EXPECT_EQ(kept_tokens(1e-9, 1), 1);
+  EXPECT_EQ(kept_tokens(1.0, 100), 100);
+}
+
+TEST(Flops, DenseByHand) {
+  const FlopTerms f = forward_flops_per_token(tiny());
+  // A block: q 8x8, k and v 8x4, o 8x8: 192 multiply-adds.
+  EXPECT_EQ(f.attention_proj, 2 * 2 * 192);
+  // 2 products of 8 elements with T / 2 = 4 tokens: 64 multiply-adds.
+  EXPECT_EQ(f.attention_scores, 2 * 2 * 64);
+  EXPECT_EQ(f.mlp, 2 * 2 * 3 * 8 * 12);
+  EXPECT_EQ(f.router, 0);
+  EXPECT_EQ(f.predictor, 0);
+  EXPECT_EQ(f.head, 2 * 80);
+  EXPECT_EQ(f.total(), 768 + 256 + 1152 + 160);
+  EXPECT_EQ(train_flops_per_token(tiny()).total(), 3 * 2336);
+  EXPECT_EQ(train_flops_per_step(tiny()), 32 * 3 * 2336);
+}
+
+TEST(Flops, RoutedByHand) {
+  const FlopTerms f = forward_flops_per_token(tiny_mod(CausalMethod::Predictor));
+  // Block 0 is dense, block 1 computes 2 of 8 tokens: a quarter of the products, a sixteenth of the scores.
+  EXPECT_EQ(f.attention_proj, 2 * 192 * 1.25);
+  EXPECT_EQ(f.attention_scores, 2 * 64 * (1 + 1.0 / 16));
+  EXPECT_EQ(f.mlp, 2 * 288 * 1.25);
+  EXPECT_EQ(f.router, 2 * 8);
+  EXPECT_EQ(f.predictor, 2 * (8 * 3 + 3));
+  EXPECT_EQ(f.head, 160);
+  const FlopTerms t = train_flops_per_token(tiny_mod(CausalMethod::Predictor));
+  EXPECT_EQ(t.router, 48);
+  // First layer: forward and weight gradient; second layer: forward, weight and input gradient.
+  EXPECT_EQ(t.predictor, 2 * (2 * 24) + 3 * (2 * 3));
+  EXPECT_EQ(t.mlp, 3 * f.mlp);
+  EXPECT_EQ(forward_flops_per_token(tiny_mod(CausalMethod::Aux)).predictor, 0);
+  EXPECT_EQ(forward_flops_per_token(tiny_mod(CausalMethod::Both)).predictor, f.predictor);
+}
+
+// torch_lm.py's flops_per_token: f of the linear layers and f^2 of the scores, no router, no predictor.
+double peer_flops_per_token(const Config& c) {
+  const double T = static_cast<double>(c.train.seq_len), D = static_cast<double>(c.model.width);
+  const double H = static_cast<double>(c.model.heads), G = static_cast<double>(c.model.kv_heads);
+  const double dh = static_cast<double>(c.model.head_dim());
+  const double linear = 2 * D * (H + 2 * G) * dh + 2 * D * H * dh;
+  const double mlp = 6 * D * static_cast<double>(c.model.ffn_hidden);
+  double total = 0;
+  for (std::int64_t l = 0; l < c.model.depth; ++l) {
+    const double f = c.routing.kind == RoutingKind::Mod && (l + 1) % 2 == 0 ? c.routing.capacity : 1.0;
+    total += f * (linear + mlp) + f * f * (2 * T * H * dh);
+  }
+  return 3 * (total + 2 * D * static_cast<double>(c.model.vocab_size));
+}
+
+TEST(Flops, AgreesWithThePeersClosedForm) {
+  for (const RoutingKind kind : {RoutingKind::None, RoutingKind::Mod}) {
+    for (const std::int64_t width : {128, 256, 384}) {
+      Config c;
+      c.model = {
+          .vocab_size = 4096, .width = width, .depth = 6, .heads = 4, .kv_heads = 2, .ffn_hidden = 704};
+      c.routing.kind = kind;
+      c.routing.capacity = 0.125;
+      c = resolve(c);
+      const FlopTerms f = train_flops_per_token(c);
+      EXPECT_EQ(f.total() - f.router - f.predictor, peer_flops_per_token(c));
+    }
+  }
+}
+
+TEST(Flops, CausalEvaluationCountsTheRealisedCapacity) {
+  const Config dense = tiny(), mod = tiny_mod(CausalMethod::Aux);
+  const double unused = 0.5;
+  EXPECT_EQ(causal_flops_per_token(dense, std::vector{unused, unused}).total(),
+            forward_flops_per_token(dense).total());
+  EXPECT_EQ(causal_flops_per_token(mod, std::vector{unused, 0.25}).total(),
+            forward_flops_per_token(mod).total());
+  EXPECT_EQ(causal_flops_per_token(mod, std::vector{1.0, 0.5}).mlp, 2 * 288 * 1.5);
+  EXPECT_EQ(causal_flops_per_token(mod, std::vector{1.0, 0.5}).attention_scores, 2 * 64 * 1.25);
+  EXPECT_EQ(causal_flops_per_token(mod, std::vector{1.0, 0.0}).mlp, 2 * 288);
+  EXPECT_THROW(causal_flops_per_token(mod, std::vector{1.0}), InternalError);
+}
+
+TEST(Parameters, ByHand) {
+  // A block: 192 + 288 + two norms of 8; embedding and head 80 each; the last norm 8.
+  EXPECT_EQ(count_parameters(tiny()).total, 80 + 80 + 8 + 2 * 496);
+  EXPECT_EQ(count_parameters(tiny()).active, count_parameters(tiny()).total);
+  Config tied = tiny();
+  tied.model.tie_embeddings = true;
+  tied.model.qk_norm = true;
+  EXPECT_EQ(count_parameters(tied).total, 80 + 8 + 2 * (496 + 8));
+  EXPECT_EQ(count_parameters(tied).embedding, 0);
+  const ParameterCount n = count_parameters(tiny_mod(CausalMethod::Predictor));
+  EXPECT_EQ(n.total, 80 + 80 + 8 + 2 * 496 + 8 + (24 + 3 + 3 + 1));
+  EXPECT_EQ(n.active, n.total - 496 * 3 / 4);
+}
+
+TEST(Parameters, SixNLeavesTheEmbeddingTableOut) {
+  EXPECT_EQ(six_n_flops_per_token(tiny()), 6.0 * (80 + 8 + 2 * 496));
+}
+
+TEST(HorizonOf, StepsTokensAndFlops) {
+  Config c = tiny();
+  const double step = train_flops_per_step(c);
+  EXPECT_EQ(plan_horizon(c).steps, 5);
+  EXPECT_EQ(plan_horizon(c).tokens, 160);
+  EXPECT_EQ(plan_horizon(c).flops, 5 * step);
+
+  c.train.steps.reset();
+  c.train.tokens = 79;  // 2.47 steps
+  EXPECT_EQ(plan_horizon(c).steps, 2);
+  c.train.tokens = 1;
+  EXPECT_EQ(plan_horizon(c).steps, 1);
+
+  c.train.tokens.reset();
+  c.train.target_flops = 7.4 * step;
+  EXPECT_EQ(plan_horizon(c).steps, 7);
+  EXPECT_EQ(plan_horizon(c).flops, 7 * step);
+  c.train.target_flops = 7.6 * step;
+  EXPECT_EQ(plan_horizon(c).steps, 8);
+  c.train.target_flops = 1;
+  EXPECT_EQ(plan_horizon(c).steps, 1);
+  c.train.target_flops = 1e29;
+  EXPECT_THROW(plan_horizon(c), UsageError);
+}
+
+TEST(Flops, AnUnresolvedConfigIsABug) {
+  Config c;
+  c.train.steps = 1;
+  EXPECT_THROW(forward_flops_per_token(c), InternalError);
+}
+
+TEST(Memory, GrowsWithTheMicroBatchAndShrinksWithRecomputation) {
+  Config c = tiny();
+  const MemoryEstimate all = estimate_memory(c);
+  EXPECT_EQ(all.parameters, 4.0 * 1160);
+  EXPECT_EQ(all.optimizer, 2 * all.parameters);
+  EXPECT_EQ(all.logits_chunk, 4.0 * 32 * 10);
+  c.train.micro_batch = 1;
+  EXPECT_LT(estimate_memory(c).activations, all.activations / 3);
+  c.model.depth = 8;
+  const double deep = estimate_memory(c).activations;
+  c.train.recompute = Recompute::Block;
+  EXPECT_LT(estimate_memory(c).activations, deep / 2);
+}
+
+}  // namespace
+}  // namespace fathom
