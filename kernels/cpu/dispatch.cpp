@@ -54,7 +54,11 @@ std::unique_ptr<Backend> make_cpu_backend(const BackendOptions& options, int thr
   };
   if (threads <= 0) threads = static_cast<int>(std::thread::hardware_concurrency());
   cpu::set_threads(threads);
+#ifdef FATHOM_OPENMP
   openblas_set_num_threads(cpu::threads());
+#else
+  openblas_set_num_threads(1);  // its OpenMP threads would be invisible to ThreadSanitizer
+#endif
 
   const char* wanted = std::getenv("FATHOM_ISA");
   for (const Candidate& c : candidates) {

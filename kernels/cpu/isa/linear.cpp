@@ -1,0 +1,146 @@
+// y = x W^T and its gradients: the library's product, an own matrix-vector product for few rows, and in
+// invariant mode an own product whose rows do not depend on each other.
+#include <cblas.h>
+
+#include "kernels/cpu/isa/cpu_backend.h"
+#include "kernels/cpu/isa/linear_invariant.h"
+#include "kernels/cpu/isa/parallel.h"
+#include "kernels/cpu/isa/simd.h"
+
+namespace fathom::cpu::FATHOM_ISA {
+
+namespace {
+
+/// The library is far from memory's speed below this many rows.
+constexpr std::int64_t kFewRows = 4;
+
+enum class Transpose : std::uint8_t { No, Yes };
+
+/// C [m, n] = op(A) op(B) + beta C, all row-major and contiguous.
+void library_gemm(Transpose ta, Transpose tb, std::int64_t m, std::int64_t n, std::int64_t k, const float* a,
+                  const float* b, float beta, float* c) {
+  cblas_sgemm(CblasRowMajor, ta == Transpose::Yes ? CblasTrans : CblasNoTrans,
+              tb == Transpose::Yes ? CblasTrans : CblasNoTrans, static_cast<int>(m), static_cast<int>(n),
+              static_cast<int>(k), 1.0F, a, static_cast<int>(ta == Transpose::Yes ? m : k), b,
+              static_cast<int>(tb == Transpose::Yes ? k : n), beta, c, static_cast<int>(n));
+}
+void library_gemm(Transpose ta, Transpose tb, std::int64_t m, std::int64_t n, std::int64_t k, const double* a,
+                  const double* b, double beta, double* c) {
+  cblas_dgemm(CblasRowMajor, ta == Transpose::Yes ? CblasTrans : CblasNoTrans,
+              tb == Transpose::Yes ? CblasTrans : CblasNoTrans, static_cast<int>(m), static_cast<int>(n),
+              static_cast<int>(k), 1.0, a, static_cast<int>(ta == Transpose::Yes ? m : k), b,
+              static_cast<int>(tb == Transpose::Yes ? k : n), beta, c, static_cast<int>(n));
+}
+
+/// `outs` dot products of weight rows with one x.
+template <typename T, int outs>
+void dot_products(T* y, const T* x, const T* w, std::int64_t in) {
+  constexpr int W = kLanes<T>;
+  Vec<T> sum[outs] = {};
+  std::int64_t k = 0;
+  for (; k + W <= in; k += W) {
+    const Vec<T> xs = load<T>(x + k);
+#pragma GCC unroll 8
+    for (int o = 0; o < outs; ++o) sum[o] += load<T>(w + o * in + k) * xs;
+  }
+  for (int o = 0; o < outs; ++o) {
+    T total = 0;
+    for (int l = 0; l < W; ++l) total += sum[o][l];
+    for (std::int64_t i = k; i < in; ++i) total += w[o * in + i] * x[i];
+    y[o] = total;
+  }
+}
+
+/// Few rows: every weight is read once from memory, for all rows.
+template <typename T>
+void few_rows(T* y, const T* x, const T* w, const LinearShape& s) {
+  constexpr int kOuts = 8;
+  // A piece is worth a thread from some 64 Ki multiply-adds.
+  const std::int64_t grain = (65536 / (s.in * s.rows) + kOuts) / kOuts * kOuts;
+  parallel_for(s.out, grain, [&](std::int64_t begin, std::int64_t end) {
+    std::int64_t o = begin;
+    for (; o + kOuts <= end; o += kOuts) {
+      for (std::int64_t r = 0; r < s.rows; ++r) {
+        dot_products<T, kOuts>(y + r * s.out + o, x + r * s.in, w + o * s.in, s.in);
+      }
+    }
+    for (; o < end; ++o) {
+      for (std::int64_t r = 0; r < s.rows; ++r) {
+        dot_products<T, 1>(y + r * s.out + o, x + r * s.in, w + o * s.in, s.in);
+      }
+    }
+  });
+}
+
+void check_shape(const char* op, ConstView rows_out, const char* name_out, ConstView rows_in,
+                 const char* name_in, ConstView w, const char* name_w, const LinearShape& s) {
+  if (w.dtype != DType::F32 && w.dtype != DType::F64) fail_dtype(op, w.dtype);
+  if (rows_out.dtype != w.dtype) fail_dtype(op, rows_out.dtype);
+  if (rows_in.dtype != w.dtype) fail_dtype(op, rows_in.dtype);
+  if (s.in < 1) fail(op, "in", s.in, 1);
+  check_size(op, name_out, rows_out.size, s.rows * s.out);
+  check_size(op, name_in, rows_in.size, s.rows * s.in);
+  check_size(op, name_w, w.size, s.in * s.out);
+}
+
+template <typename T>
+T* data(View v) {
+  return static_cast<T*>(v.data);
+}
+template <typename T>
+const T* data(ConstView v) {
+  return static_cast<const T*>(v.data);
+}
+
+template <typename T>
+void forward(View y, ConstView x, ConstView w, const LinearShape& s, bool invariant) {
+  if (invariant) {
+    linear_invariant<T>(data<T>(y), data<T>(x), data<T>(w), s);
+  } else if (s.rows <= kFewRows) {
+    few_rows<T>(data<T>(y), data<T>(x), data<T>(w), s);
+  } else {
+    library_gemm(Transpose::No, Transpose::Yes, s.rows, s.out, s.in, data<T>(x), data<T>(w), T(0),
+                 data<T>(y));
+  }
+}
+
+}  // namespace
+
+void CpuBackend::linear_forward(View y, ConstView x, ConstView w, const LinearShape& s) {
+  check_shape("linear_forward", y, "y", x, "x", w, "w", s);
+  flop_log.gemm(s.rows, s.out, s.in);
+  if (y.size == 0) return;
+  if (w.dtype == DType::F32) {
+    forward<float>(y, x, w, s, options_.invariant);
+  } else {
+    forward<double>(y, x, w, s, options_.invariant);
+  }
+}
+
+void CpuBackend::linear_backward_input(View dx, ConstView dy, ConstView w, const LinearShape& s) {
+  check_shape("linear_backward_input", dy, "dy", dx, "dx", w, "w", s);
+  flop_log.gemm(s.rows, s.in, s.out);
+  if (dx.size == 0) return;
+  if (w.dtype == DType::F32) {
+    library_gemm(Transpose::No, Transpose::No, s.rows, s.in, s.out, data<float>(dy), data<float>(w), 0.0F,
+                 data<float>(dx));
+  } else {
+    library_gemm(Transpose::No, Transpose::No, s.rows, s.in, s.out, data<double>(dy), data<double>(w), 0.0,
+                 data<double>(dx));
+  }
+}
+
+void CpuBackend::linear_backward_weight_accumulate(View dw, ConstView dy, ConstView x, const LinearShape& s) {
+  check_shape("linear_backward_weight_accumulate", dy, "dy", x, "x", dw, "dw", s);
+  flop_log.gemm(s.out, s.in, s.rows);
+  if (dw.size == 0 || s.rows == 0) return;
+  if (dw.dtype == DType::F32) {
+    library_gemm(Transpose::Yes, Transpose::No, s.out, s.in, s.rows, data<float>(dy), data<float>(x), 1.0F,
+                 data<float>(dw));
+  } else {
+    library_gemm(Transpose::Yes, Transpose::No, s.out, s.in, s.rows, data<double>(dy), data<double>(x), 1.0,
+                 data<double>(dw));
+  }
+}
+
+}  // namespace fathom::cpu::FATHOM_ISA
