@@ -75,10 +75,10 @@ struct BackendOptions {
 
 class Backend {
  public:
-  Backend() = default;
+  Backend();
   Backend(const Backend&) = delete;
   Backend& operator=(const Backend&) = delete;
-  virtual ~Backend() = default;
+  virtual ~Backend();  // out of line: copies compiled for AVX must not give the linker theirs
 
   /// "CPU, AVX-512, 2 threads" and the like.
   virtual std::string description() const = 0;

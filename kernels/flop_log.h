@@ -15,20 +15,12 @@ class FlopLog {
   void set_item(const char* item) { item_ = item; }
   const char* item() const { return item_; }
 
-  void gemm(std::int64_t m, std::int64_t n, std::int64_t k) {
-    if (enabled)
-      flops_[item_] += 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
-  }
-  void add(const char* item, double flops) {
-    if (enabled) flops_[item] += flops;
-  }
-  void clear() { flops_.clear(); }
+  // Out of line, as the CPU backend's copies for AVX must not instantiate std::map.
+  void gemm(std::int64_t m, std::int64_t n, std::int64_t k);
+  void add(const char* item, double flops);
+  void clear();
   const std::map<std::string, double>& items() const { return flops_; }
-  double total() const {
-    double sum = 0;
-    for (const auto& [name, flops] : flops_) sum += flops;
-    return sum;
-  }
+  double total() const;
 
   bool enabled = false;
 

@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <new>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -27,6 +28,21 @@ void fail(const char* op, const char* what, std::int64_t given, std::int64_t exp
 void fail_dtype(const char* op, DType given) {
   throw InternalError(
       fmt::format("[{}] the CPU backend computes in fp32 and fp64, got {}", op, name_of(given)));
+}
+
+void fail_type(const char* op, const char* what, DType given, DType expected) {
+  throw InternalError(
+      fmt::format("[{}] {}: got {}, expected {}", op, what, name_of(given), name_of(expected)));
+}
+
+void fail_null(const char* op, const char* what) {
+  throw InternalError(fmt::format("[{}] {}: got a null view, expected data", op, what));
+}
+
+std::string describe(const char* isa, int threads) {
+  const std::string name(isa);
+  const char* shown = name == "avx512" ? "AVX-512" : name == "avx2" ? "AVX2" : "portable";
+  return fmt::format("CPU, {}, {} thread{}", shown, threads, threads == 1 ? "" : "s");
 }
 
 void set_threads(int threads) { g_threads = threads < 1 ? 1 : threads; }

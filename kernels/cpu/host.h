@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "kernels/dtype.h"
 
@@ -12,6 +13,9 @@ namespace fathom::cpu {
 /// InternalError "[op] what: got given, expected expected".
 [[noreturn]] void fail(const char* op, const char* what, std::int64_t given, std::int64_t expected);
 [[noreturn]] void fail_dtype(const char* op, DType given);
+/// InternalError for a view of another element type than the op's, and for a view without data.
+[[noreturn]] void fail_type(const char* op, const char* what, DType given, DType expected);
+[[noreturn]] void fail_null(const char* op, const char* what);
 
 /// Checks that a view holds `expected` elements.
 inline void check_size(const char* op, const char* what, std::int64_t given, std::int64_t expected) {
@@ -28,6 +32,9 @@ bool in_parallel();
 /// threads.
 using RangeBody = void (*)(void* context, std::int64_t begin, std::int64_t end);
 void run_pieces(std::int64_t n, std::int64_t grain, RangeBody body, void* context);
+
+/// "CPU, AVX-512, 2 threads" for the instruction set called `isa`.
+std::string describe(const char* isa, int threads);
 
 void* allocate(std::size_t bytes);
 void release(void* data) noexcept;

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "kernels/backend.h"
+#include "kernels/cpu/isa/rope_table.h"
 
 #ifndef FATHOM_ISA
 #error "compile this folder with -DFATHOM_ISA=portable, avx2 or avx512"
@@ -97,6 +98,8 @@ class CpuBackend final : public Backend {
  private:
   BackendOptions options_;
   int threads_;
+  RopeTable<float> rope_f32_;
+  RopeTable<double> rope_f64_;
 };
 
 /// What dispatch.cpp calls when the processor can run this copy.

@@ -1,0 +1,8 @@
+#include "kernels/backend.h"
+
+namespace fathom {
+
+Backend::Backend() = default;
+Backend::~Backend() = default;
+
+}  // namespace fathom
