@@ -1,0 +1,33 @@
+// AdamW (Loshchilov & Hutter 2019) over the parameters' flat arenas, and clipping by the global norm.
+#pragma once
+
+#include "src/model/checkpoint.h"
+
+namespace fathom {
+
+class AdamW {
+ public:
+  AdamW(Context& c, const ParameterSet& parameters, const TrainConfig& config);
+
+  /// Norms of the gradients. The predictors are apart: they are clipped on their own, so that a model trained
+  /// with predictors is bit-equal to one trained without.
+  struct Norms {
+    double model = 0;
+    double predictor = 0;
+  };
+  static Norms norms(Context& c, const ParameterSet& parameters);
+
+  /// One update, number `step` (from 1), at rate `lr`, with each norm clipped to train.grad_clip.
+  void update(Context& c, ParameterSet& parameters, const Norms& norms, double lr, std::int64_t step);
+
+  OptimizerState& state() { return state_; }
+
+ private:
+  OptimizerState state_;
+  TrainConfig config_;
+};
+
+/// Zeroes every gradient: before the first micro-batch of a step.
+void zero_gradients(Context& c, const ParameterSet& parameters);
+
+}  // namespace fathom

@@ -1,0 +1,44 @@
+// One training run, from a config to a checkpoint: `fathom train` without the command line.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <ostream>
+#include <string>
+
+#include "src/config/config.h"
+#include "src/model/checkpoint.h"
+#include "train/metrics/record.h"
+
+namespace fathom {
+
+enum class ResumeMode { Auto, Never, From };
+
+struct TrainOptions {
+  std::filesystem::path run_dir;
+  ResumeMode resume = ResumeMode::Auto;
+  std::filesystem::path resume_from;  // with ResumeMode::From: a checkpoint or a run folder
+  double peak_flops_per_s = 0;        // of the machine, for MFU; 0: MFU is not reported
+  std::string git_sha;                // of the build
+  bool console_is_terminal = false;
+  std::int64_t total_memory = 0;      // bytes of the machine, for the start-up table; 0: unknown
+};
+
+struct TrainResult {
+  RunStatus status = RunStatus::Done;
+  TrainingState state;
+  double final_loss = 0;  // running mean of the training loss, nats a token
+  std::int64_t resumed_at = 0;
+  std::filesystem::path checkpoint;  // the newest one
+  std::string message;               // why it stopped, and how to go on
+  bool already_done = false;         // the run folder held a finished run: nothing was done
+};
+
+/// Trains until the horizon, a signal or a spike with on_spike: stop. `config` is as read from its file; the token
+/// store gives it its vocabulary. UserError: anything wrong with the config, the stores, the run folder or the disk;
+/// the newest complete checkpoint stays valid then.
+TrainResult train(const Config& config, const TrainOptions& options, std::shared_ptr<Backend> backend,
+                  std::ostream& console);
+
+}  // namespace fathom
