@@ -1,0 +1,201 @@
+// fathom bench train: speed of a training step, with the share of this machine's own GEMM rate.
+#include <algorithm>
+#include <chrono>
+#include <iostream>
+#include <memory>
+#include <random>
+
+#include <cblas.h>
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "app/command.h"
+#include "app/device.h"
+#include "kernels/error.h"
+#include "src/autograd/tape.h"
+#include "src/config/resolve.h"
+#include "src/flops/flops.h"
+#include "train/optimizer.h"
+
+namespace fathom::app {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double milliseconds(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+struct BenchFlags {
+  std::string preset = "d4";
+  std::string variant = "dense";
+  std::int64_t batch = 8;
+  std::int64_t seq = 256;
+  std::int64_t vocab = 4096;
+  double capacity = 0.125;
+  std::int64_t steps = 20;
+  bool invariant = false;
+  bool recompute = false;
+};
+
+// The shapes of the PyTorch peer: name, width, depth, heads, hidden.
+struct Preset {
+  const char* name;
+  std::int64_t width, depth, heads, hidden;
+};
+constexpr Preset kPresets[] = {{"d2", 128, 4, 2, 384},      {"d4", 256, 6, 4, 704},
+                               {"d6", 384, 6, 6, 1024},     {"d12", 768, 12, 12, 2048},
+                               {"d24", 1024, 24, 16, 2816}, {"d1b", 2048, 20, 16, 5632}};
+
+Config config_of(const BenchFlags& flags) {
+  const auto* preset = std::find_if(std::begin(kPresets), std::end(kPresets),
+                                    [&](const Preset& p) { return flags.preset == p.name; });
+  if (preset == std::end(kPresets)) {
+    throw UsageError(fmt::format("--preset {} is not known.", flags.preset),
+                     "Expected d2, d4, d6, d12, d24 or d1b.");
+  }
+  Config c;
+  c.invariant = flags.invariant;
+  c.model.vocab_size = flags.vocab;
+  c.model.width = preset->width;
+  c.model.depth = preset->depth;
+  c.model.heads = preset->heads;
+  c.model.ffn_hidden = preset->hidden;
+  c.train.seq_len = flags.seq;
+  c.train.batch_tokens = flags.batch * flags.seq;
+  c.train.steps = flags.steps;
+  c.train.recompute = flags.recompute ? Recompute::Block : Recompute::None;
+  if (flags.variant == "mod") {
+    c.routing.kind = RoutingKind::Mod;
+    c.routing.capacity = flags.capacity;
+    c.routing.causal.method = CausalMethod::Predictor;  // as the peer
+  } else if (flags.variant != "dense") {
+    throw UsageError(fmt::format("--variant {} is not known.", flags.variant), "Expected dense or mod.");
+  }
+  return resolve(c);
+}
+
+// The ceiling: OpenBLAS's best rate at the step's largest kind of matrix product, now, on this machine.
+double gemm_ceiling(std::int64_t rows, std::int64_t width, std::int64_t hidden) {
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal;
+  const auto filled = [&](std::int64_t n) {
+    std::vector<float> v(static_cast<std::size_t>(n));
+    for (float& x : v) x = normal(random);
+    return v;
+  };
+  const std::vector<float> x = filled(rows * width);
+  const std::vector<float> w = filled(2 * hidden * width);
+  std::vector<float> y(static_cast<std::size_t>(rows * 2 * hidden));
+  double best = 1e30;
+  for (int i = 0; i < 20; ++i) {
+    const auto begin = Clock::now();
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, static_cast<int>(rows), static_cast<int>(2 * hidden),
+                static_cast<int>(width), 1.0F, x.data(), static_cast<int>(width), w.data(),
+                static_cast<int>(width), 0.0F, y.data(), static_cast<int>(2 * hidden));
+    best = std::min(best, milliseconds(begin));
+  }
+  return 2.0 * static_cast<double>(rows * 2 * hidden * width) / (best * 1e-3);
+}
+
+void run(const BenchFlags& flags, Globals& globals) {
+  const Config config = config_of(flags);
+  const std::shared_ptr<Backend> backend = open_backend(globals, config);
+  const double ceiling = gemm_ceiling(config.train.batch_tokens, config.model.width, config.model.ffn_hidden);
+  Context c(backend, DType::F32);
+  Transformer model(c, config.model, config.routing, true);
+  model.initialise(c, 1);
+  model.set_recompute(config.train.recompute);
+  AdamW optimizer(c, model.parameters(), config.train);
+  std::mt19937 random(7);
+  std::uniform_int_distribution<std::int32_t> any(0, static_cast<std::int32_t>(flags.vocab) - 1);
+  std::vector<std::int32_t> tokens(static_cast<std::size_t>(config.train.batch_tokens));
+  std::vector<std::int32_t> targets(tokens.size());
+  for (auto& t : tokens) t = any(random);
+  for (auto& t : targets) t = any(random);
+
+  std::vector<double> times;
+  double loss = 0;
+  constexpr int kWarmUp = 3;
+  for (std::int64_t i = 0; i < flags.steps + kWarmUp; ++i) {
+    const auto begin = Clock::now();
+    zero_gradients(c, model.parameters());
+    const Batch batch = make_batch(c, flags.batch, flags.seq, tokens, targets);
+    Tape tape(c);
+    c.set_tape(&tape);
+    const LossSums sums = model.objective(c, batch, model.forward(c, batch, TopK{}), 1.0);
+    c.set_tape(nullptr);
+    tape.backward();
+    optimizer.update(c, model.parameters(), AdamW::norms(c, model.parameters()), 3e-4, i + 1);
+    backend->synchronize();
+    if (i >= kWarmUp) times.push_back(milliseconds(begin));
+    loss = sums.cross_entropy / static_cast<double>(sums.rows);
+  }
+  std::sort(times.begin(), times.end());
+  const double ms = times[times.size() / 2];
+  const double rate = train_flops_per_step(config) / (ms * 1e-3);
+  const nlohmann::json json = {
+      {"bench", "train"},
+      {"device", backend->description()},
+      {"preset", flags.preset},
+      {"variant", flags.variant},
+      {"capacity", flags.variant == "mod" ? nlohmann::json(flags.capacity) : nullptr},
+      {"batch", flags.batch},
+      {"seq", flags.seq},
+      {"vocab", flags.vocab},
+      {"invariant", flags.invariant},
+      {"recompute", flags.recompute},
+      {"params_m", static_cast<double>(count_parameters(config).total) / 1e6},
+      {"ms", ms},
+      {"ms_min", times.front()},
+      {"ms_max", times.back()},
+      {"tok_s", static_cast<double>(config.train.batch_tokens) / (ms * 1e-3)},
+      {"flops_per_step", train_flops_per_step(config)},
+      {"gflops", rate / 1e9},
+      {"ceiling_gflops", ceiling / 1e9},
+      {"ceiling", "OpenBLAS sgemm, rows x width x 2*hidden, same process"},
+      {"share_of_ceiling", rate / ceiling},
+      {"tensor_memory_gb", static_cast<double>(c.allocator().use().total_peak) / (1 << 30)},
+      {"peak_memory_gb", static_cast<double>(peak_resident_bytes()) / (1 << 30)},
+      {"loss", loss}};
+  if (globals.json) {
+    std::cout << json.dump() << "\n";
+    return;
+  }
+  std::cout << fmt::format(
+      "{} {}, batch {} x {} tokens, V {}: {:.1f} ms a step, {:.0f} tok/s, {:.1f} GFLOP/s ({:.0f} % of "
+      "this machine's sgemm, {:.1f}), peak memory {:.2f} GiB\n",
+      flags.preset, flags.variant, flags.batch, flags.seq, flags.vocab, ms,
+      static_cast<double>(config.train.batch_tokens) / (ms * 1e-3), rate / 1e9, 100 * rate / ceiling,
+      ceiling / 1e9, static_cast<double>(peak_resident_bytes()) / (1 << 30));
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app, Globals& globals) {
+  auto flags = std::make_shared<BenchFlags>();
+  CLI::App* bench = app.add_subcommand("bench", "Measure speed against this machine's ceilings");
+  bench->require_subcommand(1);
+  CLI::App* sub = bench->add_subcommand(
+      "train", "Training steps on random tokens: tok/s, FLOP/s, share of the GEMM rate");
+  sub->add_option("--preset", flags->preset, "d2 | d4 | d6 | d12 | d24 | d1b")->capture_default_str();
+  sub->add_option("--variant", flags->variant, "dense | mod")->capture_default_str();
+  sub->add_option("--batch", flags->batch, "Sequences")->capture_default_str()->check(CLI::PositiveNumber);
+  sub->add_option("--seq", flags->seq, "Tokens of a sequence")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  sub->add_option("--vocab", flags->vocab, "Vocabulary")->capture_default_str()->check(CLI::PositiveNumber);
+  sub->add_option("--capacity", flags->capacity, "Of routed blocks (every other one)")
+      ->capture_default_str()
+      ->check(CLI::Range(0.001, 1.0));
+  sub->add_option("--steps", flags->steps, "Steps timed; the median counts")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  sub->add_flag("--invariant", flags->invariant, "Row-invariant kernels");
+  sub->add_flag("--recompute", flags->recompute, "Recompute activations by block");
+  add_global_flags(*sub, globals);
+  sub->footer("Example:\n  fathom bench train --preset d4 --variant mod --json");
+  sub->callback([flags, &globals] { run(*flags, globals); });
+}
+
+}  // namespace fathom::app

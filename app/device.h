@@ -1,0 +1,22 @@
+// Which backend a command runs on.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "app/command.h"
+#include "kernels/backend.h"
+
+namespace fathom::app {
+
+/// The backend for --device, or for the config's device when the flag says auto. UserError when it is not
+/// there.
+std::shared_ptr<Backend> open_backend(const Globals& globals, const Config& config);
+
+/// Bytes of memory that this machine has; 0 if unknown.
+std::int64_t machine_memory();
+
+/// The most memory that this process ever held, in bytes (peak resident set).
+std::int64_t peak_resident_bytes();
+
+}  // namespace fathom::app

@@ -1,0 +1,169 @@
+// fathom eval RUN --data STORE
+#include <cmath>
+#include <iostream>
+#include <memory>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "app/command.h"
+#include "app/device.h"
+#include "infer/generate.h"
+#include "kernels/error.h"
+#include "src/flops/flops.h"
+#include "src/io/hdf5_file.h"
+#include "src/model/checkpoint.h"
+#include "train/evaluate.h"
+#include "train/resume.h"
+
+namespace fathom::app {
+
+namespace {
+
+struct EvalFlags {
+  std::string model;
+  std::string data;
+  std::string dump_logits;
+  std::vector<std::int32_t> prompt_ids;
+  std::int64_t tokens = 0;
+  std::int64_t batch = 8;
+  std::int64_t seq_len = 0;
+  double threshold = -1;
+  bool invariant = false;
+};
+
+Config with_flags(Config config, const EvalFlags& flags) {
+  if (flags.threshold >= 0) config.routing.causal.threshold = flags.threshold;
+  if (flags.threshold >= 1 || flags.threshold == 0) {
+    throw UsageError(
+        fmt::format("--threshold is {}, expected a probability between 0 and 1.", flags.threshold));
+  }
+  config.invariant = config.invariant || flags.invariant;
+  return config;
+}
+
+void print_text(const EvalResult& e, const Config& config, const std::string& checkpoint) {
+  std::cout << fmt::format("{}: {} tokens\n", checkpoint, e.tokens);
+  if (e.layers.empty()) {
+    std::cout << fmt::format("  loss        {:.4f} nats/token\n", e.loss);
+  } else {
+    std::cout << fmt::format("  val_topk    {:.4f} nats/token (routed as in training; sees the future)\n",
+                             e.loss);
+    if (e.causal) {
+      std::cout << fmt::format(
+          "  val_causal  {:.4f} nats/token (each token routed by itself: what can be served)\n", *e.causal);
+      std::cout << fmt::format("  difference  {:+.4f}\n", *e.causal - e.loss);
+    }
+  }
+  std::cout << fmt::format("  perplexity  {:.2f}\n", std::exp(e.judged()));
+  if (e.bytes > 0) std::cout << fmt::format("  bits/byte   {:.4f}\n", e.bits_per_byte());
+  if (e.causal_flops_per_token > 0) {
+    std::cout << fmt::format("  FLOPs       {:.4g} a token, forward{}\n", e.causal_flops_per_token,
+                             e.causal ? ", from the realised capacity" : "");
+  }
+  for (std::size_t i = 0; i < e.realised_capacity.size(); ++i) {
+    std::cout << fmt::format(
+        "  layer {:<3}   realised capacity {:.4f} (C = {:.4f}), recall {:.3f}, precision {:.3f}\n",
+        e.layers[i], e.realised_capacity[i], config.routing.capacity, e.recall[i], e.precision[i]);
+  }
+}
+
+void print_json(const EvalResult& e, const std::string& checkpoint) {
+  nlohmann::json json = {{"checkpoint", checkpoint},
+                         {"loss", e.judged()},
+                         {"perplexity", std::exp(e.judged())},
+                         {"bits_per_byte", e.bytes > 0 ? nlohmann::json(e.bits_per_byte()) : nullptr},
+                         {"tokens", e.tokens},
+                         {"bytes", e.bytes}};
+  if (!e.layers.empty()) {
+    json["val_topk"] = e.loss;
+    json["val_causal"] = e.causal ? nlohmann::json(*e.causal) : nullptr;
+    json["routed_layers"] = e.layers;
+    json["realised_capacity"] = e.realised_capacity;
+    json["router_recall"] = e.recall;
+    json["router_precision"] = e.precision;
+  }
+  if (e.causal_flops_per_token > 0) json["causal_flops_per_token"] = e.causal_flops_per_token;
+  std::cout << json.dump() << "\n";
+}
+
+void dump_logits(Context& c, const Transformer& model, const Config& config, const EvalFlags& flags) {
+  const Causal rule = model.routed_layers().empty() ? Causal{} : causal_rule(config.routing);
+  const std::vector<float> logits = causal_logits(c, model, flags.prompt_ids, rule);
+  H5Writer file(flags.dump_logits, "logits");
+  const auto rows = static_cast<std::int64_t>(flags.prompt_ids.size());
+  file.write<float>("logits", logits, {rows, static_cast<std::int64_t>(logits.size()) / rows});
+  file.write<std::int32_t>("prompt_ids", flags.prompt_ids);
+  file.commit();
+  std::cerr << fmt::format("wrote logits of {} positions to {}\n", rows, flags.dump_logits);
+}
+
+void run(const EvalFlags& flags, Globals& globals) {
+  if (flags.data.empty() && flags.dump_logits.empty()) {
+    throw UsageError("Nothing to evaluate: give --data STORE, or --dump-logits FILE with --prompt-ids.");
+  }
+  Config base;
+  base.invariant = flags.invariant;
+  Context context(open_backend(globals, base), DType::F32);
+  const LoadedModel loaded = load_model(flags.model, context);
+  const Config config = with_flags(loaded.config, flags);
+  if (!flags.dump_logits.empty()) dump_logits(context, *loaded.model, config, flags);
+  if (flags.data.empty()) return;
+
+  const auto store = std::make_shared<const TokenStore>(TokenStore::open(flags.data));
+  if (store->tokenizer_hash() != loaded.meta.tokenizer_hash) {
+    throw UserError(fmt::format("{} was made with the tokenizer {} ({}), the model was trained with {} ({}).",
+                                flags.data, store->tokenizer_hash(), store->info().tokenizer_kind,
+                                loaded.meta.tokenizer_hash, loaded.meta.tokenizer_kind),
+                    "Prepare the text with the model's tokenizer.");
+  }
+  const std::int64_t seq_len = flags.seq_len > 0 ? flags.seq_len : config.train.seq_len;
+  if (seq_len > config.model.max_seq_len) {
+    throw UsageError(fmt::format("--seq-len {} is longer than the model's max_seq_len {}.", seq_len,
+                                 config.model.max_seq_len));
+  }
+  const DataLoader data(store, seq_len, config.data.document_mask);
+  const auto result = evaluate(context, *loaded.model, config, data,
+                               {.tokens = flags.tokens, .batch = flags.batch, .stop = {}});
+  if (globals.json) {
+    print_json(*result, loaded.checkpoint.string());
+  } else {
+    print_text(*result, config, loaded.checkpoint.string());
+  }
+}
+
+}  // namespace
+
+void add_eval(CLI::App& app, Globals& globals) {
+  auto flags = std::make_shared<EvalFlags>();
+  CLI::App* sub =
+      app.add_subcommand("eval", "Loss, perplexity and bits per byte; routed models: top-k and causal");
+  sub->add_option("model", flags->model, "Run folder or checkpoint file")->required();
+  sub->add_option("--data", flags->data, "Token store");
+  sub->add_option("--tokens", flags->tokens, "Evaluate this many tokens; 0: all")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  sub->add_option("--batch", flags->batch, "Sequences at a time")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  sub->add_option("--seq-len", flags->seq_len, "Tokens of a sequence; 0: as in training")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  sub->add_option(
+      "--threshold", flags->threshold,
+      "Causal routing threshold on sigma(logit): lower computes more tokens (default: the config's)");
+  sub->add_flag("--invariant", flags->invariant,
+                "Row-invariant kernels: a token's result depends on nothing after it, to the bit");
+  sub->add_option("--dump-logits", flags->dump_logits,
+                  "Write the causal fp32 logits of --prompt-ids to this HDF5 file");
+  sub->add_option("--prompt-ids", flags->prompt_ids, "Token ids, comma-separated")->delimiter(',');
+  add_global_flags(*sub, globals);
+  sub->footer(
+      "Examples:\n"
+      "  fathom eval runs/mod --data books.valid.h5\n"
+      "  fathom eval runs/mod --data books.valid.h5 --threshold 0.3 --json\n"
+      "  fathom eval runs/mod --dump-logits logits.h5 --prompt-ids 72,101,108");
+  sub->callback([flags, &globals] { run(*flags, globals); });
+}
+
+}  // namespace fathom::app

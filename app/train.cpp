@@ -1,0 +1,114 @@
+// fathom train CONFIG --run-dir DIR
+#include <iostream>
+#include <memory>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+#include <unistd.h>
+
+#include "app/command.h"
+#include "app/config_flags.h"
+#include "app/device.h"
+#include "app/plan.h"
+#include "kernels/error.h"
+#include "src/config/resolve.h"
+#include "src/io/atomic_file.h"
+#include "src/io/token_store.h"
+#include "train/metrics/console.h"
+#include "train/trainer.h"
+
+namespace fathom::app {
+
+namespace {
+
+struct TrainFlags {
+  ConfigFlags config;
+  std::string run_dir;
+  std::string resume = "auto";
+  double peak = 0;
+  bool dry_run = false;
+};
+
+TrainOptions options_of(const TrainFlags& flags) {
+  TrainOptions o;
+  o.run_dir = flags.run_dir;
+  if (flags.resume == "never") {
+    o.resume = ResumeMode::Never;
+  } else if (flags.resume != "auto") {
+    o.resume = ResumeMode::From;
+    o.resume_from = flags.resume;
+  }
+  o.peak_flops_per_s = flags.peak;
+  o.git_sha = FATHOM_GIT_SHA;
+  o.console_is_terminal = console_kind(STDERR_FILENO) == ConsoleKind::Terminal;
+  o.total_memory = machine_memory();
+  return o;
+}
+
+void print_result(const TrainResult& r, const TrainFlags& flags) {
+  const nlohmann::json json = {
+      {"run_dir", flags.run_dir},
+      {"status", name_of(r.status)},
+      {"already_done", r.already_done},
+      {"resumed_at", r.resumed_at},
+      {"steps", r.state.step},
+      {"tokens", r.state.tokens},
+      {"flops", r.state.flops},
+      {"seconds", r.state.seconds},
+      {"loss", r.final_loss},
+      {"best_val_loss", r.state.best_step > 0 ? nlohmann::json(r.state.best_val_loss) : nullptr},
+      {"checkpoint", r.checkpoint.string()},
+      {"message", r.message}};
+  std::cout << json.dump() << "\n";
+}
+
+void run(const TrainFlags& flags, Globals& globals) {
+  Config config = flags.config.load();
+  if (flags.config.print) {
+    print_config(resolve(config));
+    return;
+  }
+  if (flags.dry_run) {
+    const TokenStore store = TokenStore::open(config.data.train);
+    std::cout << plan_text(resolve(config, store.vocab_size()), flags.config.path);
+    return;
+  }
+  if (flags.run_dir.empty()) {
+    throw UsageError("--run-dir is missing: a training needs a folder for its checkpoints and metrics.",
+                     "Give --run-dir DIR.");
+  }
+  const std::shared_ptr<Backend> backend = open_backend(globals, config);
+  const TrainResult result = train(config, options_of(flags), backend, std::cerr);
+  if (globals.json) {
+    print_result(result, flags);
+  } else if (!result.message.empty() && result.status != RunStatus::Failed) {
+    std::cerr << result.message << "\n";
+  }
+  if (result.status == RunStatus::Failed) throw UserError(result.message);
+}
+
+}  // namespace
+
+void add_train(CLI::App& app, Globals& globals) {
+  auto flags = std::make_shared<TrainFlags>();
+  CLI::App* sub = app.add_subcommand("train", "Train a model, or go on with a training");
+  add_config_flags(*sub, flags->config);
+  sub->add_option("--run-dir", flags->run_dir, "Folder for checkpoints, metrics and logs (made if absent)");
+  sub->add_option("--resume", flags->resume,
+                  "auto: go on from the folder's newest checkpoint, if it has one; never: refuse a folder "
+                  "that holds a "
+                  "run; PATH: start from another run's checkpoint")
+      ->capture_default_str();
+  sub->add_option("--peak-flops", flags->peak, "FLOP/s of this machine, to report MFU against");
+  sub->add_flag("--dry-run", flags->dry_run, "Check config and data, print the plan, and stop");
+  add_global_flags(*sub, globals);
+  sub->footer(
+      "Examples:\n"
+      "  fathom train configs/quickstart-mod.yaml --run-dir runs/mod\n"
+      "  fathom train configs/quickstart-mod.yaml --run-dir runs/mod --set train.lr=2e-3 --set seed=7\n"
+      "The first Ctrl-C (or SIGTERM) saves and ends with status 0; the same command then goes on where it "
+      "stopped.");
+  sub->callback([flags, &globals] { run(*flags, globals); });
+}
+
+}  // namespace fathom::app

@@ -1,0 +1,55 @@
+#include "infer/sampling.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace fathom {
+
+double uniform(std::uint64_t seed, std::uint64_t position) {
+  // SplitMix64 (Steele et al. 2014), counter-based.
+  std::uint64_t x = seed * 0x9e3779b97f4a7c15ULL + position * 0xd1342543de82ef95ULL + 0x9e3779b97f4a7c15ULL;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
+  x ^= x >> 31;
+  return static_cast<double>(x >> 11) * 0x1p-53;
+}
+
+SampledToken sample(const std::vector<float>& logits, const SamplingOptions& options,
+                    std::uint64_t position) {
+  const auto greatest = std::max_element(logits.begin(), logits.end());
+  const double top = *greatest;
+  double total = 0;
+  for (float x : logits) total += std::exp(static_cast<double>(x) - top);
+  const auto logprob = [&](std::int32_t id) {
+    return static_cast<double>(logits[static_cast<std::size_t>(id)]) - top - std::log(total);
+  };
+  if (options.temperature <= 0) {
+    const auto id = static_cast<std::int32_t>(greatest - logits.begin());
+    return {id, logprob(id)};
+  }
+  std::vector<std::int32_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
+    return logits[static_cast<std::size_t>(a)] > logits[static_cast<std::size_t>(b)];
+  });
+  std::vector<double> weights(order.size());
+  double sum = 0;
+  for (std::size_t i = 0; i < order.size(); ++i) {
+    weights[i] = std::exp((static_cast<double>(logits[static_cast<std::size_t>(order[i])]) - top) /
+                          options.temperature);
+    sum += weights[i];
+  }
+  std::size_t nucleus = 0;
+  double mass = 0;
+  while (nucleus < weights.size()) {
+    mass += weights[nucleus++];
+    if (mass >= options.top_p * sum) break;
+  }
+  double left = uniform(options.seed, position) * mass;
+  std::size_t chosen = 0;
+  while (chosen + 1 < nucleus && left >= weights[chosen]) left -= weights[chosen++];
+  return {order[chosen], logprob(order[chosen])};
+}
+
+}  // namespace fathom
