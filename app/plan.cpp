@@ -203,8 +203,10 @@ void print_comparison(const Plan& a, const Plan& b) {
   row("steps", count(a.horizon.steps), count(b.horizon.steps));
   row("tokens", count(a.horizon.tokens), count(b.horizon.tokens));
   row("FLOPs", a.horizon.flops, b.horizon.flops);
-  fmt::print("\nFor the training FLOPs of A, exactly, B needs --set train.target_flops={}\n",
-             fmt::format("{}", a.horizon.flops));
+  const TrainConfig& t = b.config.train;
+  const char* unset = t.tokens ? " --set train.tokens=null" : t.steps ? " --set train.steps=null" : "";
+  fmt::print("\nB trains for the FLOPs of A, to the nearest step, with{} --set train.target_flops={}\n",
+             unset, a.horizon.flops);
 }
 
 void run_plan(const PlanFlags& flags, const Globals& globals) {

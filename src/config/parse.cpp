@@ -44,7 +44,7 @@ void apply(const Entry& entry, Config& config, Origins& origins) {
 Config parse_config(std::string_view yaml_text, const std::string& name,
                     std::span<const std::string> overrides) {
   Config config;
-  Origins origins;
+  Origins origins{{"", name}};
   for (const Entry& entry : read_document(yaml_text, name)) apply(entry, config, origins);
   for (const std::string& text : overrides) apply(read_override(text), config, origins);
   validate(config, origins);

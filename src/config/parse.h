@@ -21,7 +21,7 @@ Config load_config(const std::filesystem::path& path, std::span<const std::strin
 Config parse_config(std::string_view yaml_text, const std::string& name,
                     std::span<const std::string> overrides = {});
 
-/// Where each given key stands: "base.yaml:12" or "--set model.depth=12".
+/// Where each given key stands: "base.yaml:12" or "--set model.depth=12"; under the empty key, the file.
 using Origins = std::map<std::string, std::string, std::less<>>;
 
 /// Throws UsageError when keys contradict each other. `origins` adds where they stand. Works on resolved and

@@ -88,7 +88,8 @@ void check_horizon(const Config& c, const Checker& check) {
   if (t.tokens) given.push_back(fmt::format("train.tokens = {}", *t.tokens));
   if (t.steps) given.push_back(fmt::format("train.steps = {}", *t.steps));
   const std::string rule = "Give exactly one of train.target_flops, train.tokens and train.steps.";
-  check.require(!given.empty(), {}, "the config has no horizon, so it does not say how long to train.", rule);
+  check.require(!given.empty(), {""}, "the config has no horizon, so it does not say how long to train.",
+                rule);
   check.require(given.size() == 1, {"train.target_flops", "train.tokens", "train.steps"},
                 fmt::format("the config has {} horizons: {}.", given.size(), fmt::join(given, ", ")),
                 rule + " An override unsets the file's with --set train.steps=null, for instance.");

@@ -1,10 +1,14 @@
 // The FLOP counter against values worked out by hand and against the closed form of the PyTorch peer.
 #include "src/flops/flops.h"
 
+#include <fstream>
+#include <sstream>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "kernels/error.h"
+#include "src/config/parse.h"
 #include "src/config/resolve.h"
 
 namespace fathom {
@@ -103,6 +107,35 @@ TEST(Flops, AgreesWithThePeersClosedForm) {
       EXPECT_EQ(f.total() - f.router - f.predictor, peer_flops_per_token(c));
     }
   }
+}
+
+std::string with_commas(double x) {
+  std::string digits = std::to_string(static_cast<std::int64_t>(x));
+  for (int i = static_cast<int>(digits.size()) - 3; i > 0; i -= 3)
+    digits.insert(static_cast<std::size_t>(i), ",");
+  return digits;
+}
+
+TEST(Flops, TheWorkedExampleOfTheDocumentation) {
+  std::ifstream file(FATHOM_SOURCE_DIR "/docs/flops.md");
+  std::stringstream text;
+  text << file.rdbuf();
+  const auto load = [](const char* name) {
+    return resolve(load_config(std::string(FATHOM_SOURCE_DIR "/configs/") + name), 4096);
+  };
+  const Config dense = load("quickstart-dense.yaml"), mod = load("quickstart-mod.yaml");
+  const FlopTerms a = forward_flops_per_token(dense), b = forward_flops_per_token(mod);
+  const auto expect_row = [&](const std::string& name, double x, double y) {
+    EXPECT_THAT(text.str(),
+                ::testing::HasSubstr("| " + name + " | " + with_commas(x) + " | " + with_commas(y) + " |"));
+  };
+  expect_row("attention_proj", a.attention_proj, b.attention_proj);
+  expect_row("attention_scores", a.attention_scores, b.attention_scores);
+  expect_row("mlp", a.mlp, b.mlp);
+  expect_row("router", a.router, b.router);
+  expect_row("head", a.head, b.head);
+  expect_row("forward", a.total(), b.total());
+  expect_row("training", train_flops_per_token(dense).total(), train_flops_per_token(mod).total());
 }
 
 TEST(Flops, CausalEvaluationCountsTheRealisedCapacity) {

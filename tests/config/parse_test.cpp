@@ -206,7 +206,8 @@ TEST(Parse, ContradictionsNameBothKeys) {
 }
 
 TEST(Parse, ExactlyOneHorizon) {
-  EXPECT_THAT(error_of("seed: 1\n"), AllOf(HasSubstr("no horizon"), HasSubstr("train.target_flops")));
+  EXPECT_THAT(error_of("seed: 1\n"),
+              AllOf(HasSubstr("a.yaml: the config has no horizon"), HasSubstr("train.target_flops")));
   EXPECT_THAT(error_of(""), HasSubstr("no horizon"));
   EXPECT_THAT(error_of(kBase, {"train.tokens=5000"}),
               AllOf(HasSubstr("a.yaml:2"), HasSubstr("train.tokens = 5000"), HasSubstr("train.steps = 10")));
