@@ -5,7 +5,7 @@
 #include <spdlog/spdlog.h>
 
 #include "src/config/parse.h"
-#include "src/config/resolve.h"
+#include "src/config/print.h"
 
 namespace fathom::app {
 

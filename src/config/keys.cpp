@@ -165,6 +165,7 @@ constexpr Range between(double min, double max) {
   return {.min = min, .max = max, .above_min = true, .below_max = true};
 }
 constexpr Range kAny{};
+constexpr Range kNotNegative{.min = 0};
 constexpr std::array kPrecisions{"fp32", "bf16"};
 
 std::vector<Key> make_keys() {
@@ -179,7 +180,8 @@ std::vector<Key> make_keys() {
   using D = DataConfig;
   using T = TrainConfig;
   return {
-      key<&Config::seed>("seed", kAny, "", "Seed of the weights, the data order and the stochastic control."),
+      key<&Config::seed>("seed", kNotNegative, "",
+                         "Seed of the weights, the data order and the stochastic control."),
       key<&Config::deterministic>(
           "deterministic", kAny, "",
           "Choose reproducible kernels where a faster one is not; the CPU always does."),

@@ -1,9 +1,10 @@
+#include "src/config/print.h"
+
 #include <algorithm>
 
 #include <fmt/format.h>
 
 #include "src/config/keys.h"
-#include "src/config/resolve.h"
 #include "src/config/scalar.h"
 
 namespace fathom {

@@ -1,9 +1,8 @@
-// Filling in what a configuration leaves to a default, printing it, and comparing two of them.
+// Filling in what a configuration leaves to a default.
 #pragma once
 
 #include <cstdint>
 #include <optional>
-#include <string>
 
 #include "src/config/config.h"
 
@@ -14,14 +13,5 @@ namespace fathom {
 /// given (rounded up to a multiple of 64). Throws UserError if the store has more ids than an explicit
 /// vocab_size.
 Config resolve(Config config, std::optional<std::int64_t> store_vocab = std::nullopt);
-
-/// YAML with every key; parse_config reads it back to the same Config.
-std::string to_yaml(const Config& config);
-
-/// The keys that differ, a line each: "model.depth: 4 here, 6 there". Empty when equal.
-std::string difference(const Config& here, const Config& there);
-
-/// The table of every key for docs/config.md, in Markdown.
-std::string config_reference();
 
 }  // namespace fathom

@@ -90,9 +90,11 @@ void check_horizon(const Config& c, const Checker& check) {
   const std::string rule = "Give exactly one of train.target_flops, train.tokens and train.steps.";
   check.require(!given.empty(), {""}, "the config has no horizon, so it does not say how long to train.",
                 rule);
-  check.require(given.size() == 1, {"train.target_flops", "train.tokens", "train.steps"},
-                fmt::format("the config has {} horizons: {}.", given.size(), fmt::join(given, ", ")),
-                rule + " An override unsets the file's with --set train.steps=null, for instance.");
+  const std::string first = given.front().substr(0, given.front().find(' '));
+  check.require(
+      given.size() == 1, {"train.target_flops", "train.tokens", "train.steps"},
+      fmt::format("the config has {} horizons: {}.", given.size(), fmt::join(given, ", ")),
+      fmt::format("{} To override the file's, unset it with --set {}=null, for instance.", rule, first));
 }
 
 void check_schedule(const Config& c, const Checker& check) {

@@ -16,6 +16,7 @@
 #include "kernels/error.h"
 #include "src/config/keys.h"
 #include "src/config/parse.h"
+#include "src/config/print.h"
 #include "src/config/resolve.h"
 #include "src/flops/flops.h"
 
@@ -100,6 +101,8 @@ class Mutator {
     for (std::size_t n = 1 + below(3); n > 0; --n) mutate(text);
     return text;
   }
+
+  const std::vector<std::string>& words() const { return words_; }
 
   std::string next_override() {
     const auto keys = config_keys();
@@ -193,6 +196,25 @@ TEST(Fuzz, AnyBytesAreAValidConfigOrAUserError) {
   EXPECT_GT(accepted, inputs / 20);
   EXPECT_GT(refused, inputs / 10);
   EXPECT_LT(slowest.count(), 5);
+}
+
+// The largest file of nothing but one piece again and again: no parser may take quadratic time or recurse for
+// it.
+TEST(Fuzz, AMebibyteOfTheSamePieceEndsSoon) {
+  std::vector<std::string> pieces = Mutator(1).words();
+  for (const char* piece :
+       {"a: 1\n", "a: [", "{a: ", "- - ", "a: b: ", "? a\n", "\"a\": ", "# a\n", "[{", "a:\n- "})
+    pieces.emplace_back(piece);
+  for (const std::string& piece : pieces) {
+    for (const std::string before : {"", "train:\n  betas: [", "data:\n  train: "}) {
+      std::string text = before;
+      while (text.size() + piece.size() <= (std::size_t{1} << 20)) text += piece;
+      const auto start = std::chrono::steady_clock::now();
+      EXPECT_THROW(parse_config(text, "fuzz.yaml"), UserError) << piece;
+      const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+      EXPECT_LT(took.count(), 10) << "of " << before << " and " << piece;
+    }
+  }
 }
 
 }  // namespace

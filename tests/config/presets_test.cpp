@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "src/config/parse.h"
+#include "src/config/print.h"
 #include "src/config/resolve.h"
 #include "src/flops/flops.h"
 

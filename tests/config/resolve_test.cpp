@@ -13,6 +13,7 @@
 #include "kernels/error.h"
 #include "src/config/keys.h"
 #include "src/config/parse.h"
+#include "src/config/print.h"
 
 namespace fathom {
 namespace {
