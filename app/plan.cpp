@@ -1,7 +1,11 @@
 // fathom plan: what a config costs before anything runs. It needs no data and no GPU.
+#include "app/plan.h"
+
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <iostream>
+#include <iterator>
 #include <memory>
 
 #include <fmt/format.h>
@@ -14,6 +18,7 @@
 #include "src/config/print.h"
 #include "src/config/resolve.h"
 #include "src/flops/flops.h"
+#include "src/io/token_store.h"
 
 namespace fathom::app {
 namespace {
@@ -50,18 +55,10 @@ constexpr NamedTerm kTerms[] = {
     {"head", &FlopTerms::head},
 };
 
-Plan make_plan(const std::string& path, const PlanFlags& flags) {
-  ConfigFlags one = flags.config;
-  one.path = path;
+Plan plan_of(const Config& resolved, const std::string& name) {
   Plan p;
-  p.name = path;
-  const Config config = one.load();
-  p.config = resolve(config, flags.vocab > 0 ? std::optional(flags.vocab) : std::nullopt);
-  if (p.config.model.vocab_size == 0) {
-    throw UsageError(
-        fmt::format("{}: model.vocab_size is 0, which follows the token store's vocabulary.", path),
-        "Give it with --vocab N, or --set model.vocab_size=N.");
-  }
+  p.name = name;
+  p.config = resolved;
   p.parameters = count_parameters(p.config);
   p.forward = forward_flops_per_token(p.config);
   p.train = train_flops_per_token(p.config);
@@ -69,6 +66,32 @@ Plan make_plan(const std::string& path, const PlanFlags& flags) {
   p.memory = estimate_memory(p.config);
   p.six_n = six_n_flops_per_token(p.config);
   return p;
+}
+
+// The store's vocabulary and size, where the config leaves them to it and the store is there.
+void consult_store(const Config& config, PlanFlags& flags) {
+  std::error_code error;
+  if (config.data.train.empty() || !std::filesystem::exists(config.data.train, error)) return;
+  const TokenStore store = TokenStore::open(config.data.train);
+  if (flags.vocab == 0) flags.vocab = store.vocab_size();
+  if (flags.data_tokens == 0) flags.data_tokens = store.num_tokens();
+}
+
+Plan make_plan(const std::string& path, PlanFlags& flags) {
+  ConfigFlags one = flags.config;
+  one.path = path;
+  const Config config = one.load();
+  consult_store(config, flags);
+  const Config full = resolve(config, flags.vocab > 0 ? std::optional(flags.vocab) : std::nullopt);
+  if (full.model.vocab_size == 0) {
+    throw UsageError(
+        fmt::format(
+            "{}: model.vocab_size is 0, which follows the token store's vocabulary, and data.train names no "
+            "store that is there.",
+            path),
+        "Give it with --vocab N, or --set model.vocab_size=N.");
+  }
+  return plan_of(full, path);
 }
 
 // 12.3 M, 4.56 G: three digits and a unit.
@@ -110,25 +133,28 @@ std::string shape(const Config& c) {
   return text;
 }
 
-void print_table(const Plan& p, const PlanFlags& flags) {
-  const auto row = [](const std::string& name, const std::string& value) {
-    fmt::print("  {:<26}{:>12}\n", name, value);
+std::string table(const Plan& p, const PlanFlags& flags) {
+  std::string text;
+  const auto out = std::back_inserter(text);
+  const auto row = [&](const std::string& name, const std::string& value) {
+    fmt::format_to(out, "  {:<26}{:>12}\n", name, value);
   };
   const TrainConfig& t = p.config.train;
-  fmt::print("{}\n  {}\n\n", p.name, shape(p.config));
-  fmt::print("Parameters\n");
+  fmt::format_to(out, "{}\n  {}\n\n", p.name, shape(p.config));
+  fmt::format_to(out, "Parameters\n");
   row("total", with_unit(static_cast<double>(p.parameters.total)));
   row("active a token", with_unit(static_cast<double>(p.parameters.active)));
-  fmt::print("\nFLOPs a token{:>22}{:>12}{:>10}\n", "forward", "training", "share");
+  fmt::format_to(out, "\nFLOPs a token{:>22}{:>12}{:>10}\n", "forward", "training", "share");
   for (const NamedTerm& term : kTerms) {
     if (p.train.*term.value == 0) continue;
-    fmt::print("  {:<26}{:>7}{:>12}{:>9.1f}%\n", term.name, with_unit(p.forward.*term.value),
-               with_unit(p.train.*term.value), 100 * p.train.*term.value / p.train.total());
+    fmt::format_to(out, "  {:<26}{:>7}{:>12}{:>9.1f}%\n", term.name, with_unit(p.forward.*term.value),
+                   with_unit(p.train.*term.value), 100 * p.train.*term.value / p.train.total());
   }
-  fmt::print("  {:<26}{:>7}{:>12}\n", "total", with_unit(p.forward.total()), with_unit(p.train.total()));
-  fmt::print("  {:<26}{:>7}{:>12}{:>9.1f}%\n", "6 N, for comparison", "", with_unit(p.six_n),
-             100 * p.six_n / p.train.total());
-  fmt::print("\nTraining\n");
+  fmt::format_to(out, "  {:<26}{:>7}{:>12}\n", "total", with_unit(p.forward.total()),
+                 with_unit(p.train.total()));
+  fmt::format_to(out, "  {:<26}{:>7}{:>12}{:>9.1f}%\n", "6 N, for comparison", "", with_unit(p.six_n),
+                 100 * p.six_n / p.train.total());
+  fmt::format_to(out, "\nTraining\n");
   row("tokens a step", fmt::format("{}", t.batch_tokens));
   row("FLOPs a step", with_unit(train_flops_per_step(p.config)));
   row("steps", fmt::format("{}", p.horizon.steps));
@@ -142,13 +168,14 @@ void print_table(const Plan& p, const PlanFlags& flags) {
     row("time", fmt::format("{} at {} FLOP/s", duration(p.horizon.flops / flags.flops_per_second),
                             with_unit(flags.flops_per_second)));
   }
-  fmt::print("\nMemory, an estimate for the CPU in fp32\n");
+  fmt::format_to(out, "\nMemory, an estimate for the CPU in fp32\n");
   row("parameters", bytes(p.memory.parameters));
   row("gradients", bytes(p.memory.gradients));
   row("optimizer", bytes(p.memory.optimizer));
   row("activations", bytes(p.memory.activations));
   row("logits of a chunk", bytes(p.memory.logits_chunk));
   row("total", bytes(p.memory.total()));
+  return text;
 }
 
 nlohmann::ordered_json to_json(const Plan& p, const PlanFlags& flags) {
@@ -210,7 +237,7 @@ void print_comparison(const Plan& a, const Plan& b) {
              unset, a.horizon.flops);
 }
 
-void run_plan(const PlanFlags& flags, const Globals& globals) {
+void run_plan(PlanFlags flags, const Globals& globals) {
   if (flags.keys) {
     std::cout << config_reference();
     return;
@@ -233,11 +260,19 @@ void run_plan(const PlanFlags& flags, const Globals& globals) {
   } else if (plans.size() == 2) {
     print_comparison(plans[0], plans[1]);
   } else {
-    print_table(plans.front(), flags);
+    std::cout << table(plans.front(), flags);
   }
 }
 
 }  // namespace
+
+std::string plan_text(const Config& resolved, const std::string& name) {
+  return table(plan_of(resolved, name), {});
+}
+
+std::string plan_json(const Config& resolved, const std::string& name) {
+  return to_json(plan_of(resolved, name), {}).dump();
+}
 
 void add_plan(CLI::App& app, Globals& globals) {
   CLI::App* sub =

@@ -6,7 +6,7 @@
 
 #include "kernels/error.h"
 #include "src/config/parse.h"
-#include "src/config/resolve.h"
+#include "src/config/print.h"
 
 namespace fathom {
 

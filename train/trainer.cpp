@@ -9,6 +9,7 @@
 
 #include "kernels/error.h"
 #include "src/config/parse.h"
+#include "src/config/print.h"
 #include "src/config/resolve.h"
 #include "src/flops/flops.h"
 #include "src/io/atomic_file.h"

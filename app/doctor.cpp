@@ -1,0 +1,107 @@
+// fathom doctor: what this machine has, and what that means for Fathom.
+#include <algorithm>
+#include <chrono>
+#include <iostream>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include <cblas.h>
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "app/command.h"
+#include "app/device.h"
+
+extern "C" {
+char* openblas_get_config(void);
+int openblas_get_parallel(void);
+}
+
+namespace fathom::app {
+
+namespace {
+
+// OpenBLAS's own rate on a product of a training step's shape, in GFLOP/s.
+double gemm_rate() {
+  constexpr int kRows = 2048;
+  constexpr int kColumns = 768;
+  constexpr int kDepth = 256;
+  std::vector<float> a(kRows * kDepth);
+  std::vector<float> b(kColumns * kDepth);
+  std::vector<float> c(kRows * kColumns);
+  for (std::size_t i = 0; i < a.size(); ++i) a[i] = static_cast<float>(i % 17) - 8.0F;
+  for (std::size_t i = 0; i < b.size(); ++i) b[i] = static_cast<float>(i % 13) - 6.0F;
+  double best = 1e30;
+  for (int i = 0; i < 20; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, kRows, kColumns, kDepth, 1.0F, a.data(), kDepth,
+                b.data(), kDepth, 0.0F, c.data(), kColumns);
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  }
+  return 2.0 * kRows * kColumns * kDepth / best / 1e9;
+}
+
+// Reads and writes a buffer larger than the caches, in GB/s.
+double copy_rate() {
+  constexpr std::size_t kBytes = 256U << 20;
+  const std::vector<char> from(kBytes, 1);
+  std::vector<char> to(kBytes);
+  double best = 1e30;
+  for (int i = 0; i < 4; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    std::copy(from.begin(), from.end(), to.begin());
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  }
+  return 2.0 * static_cast<double>(kBytes) / best / 1e9;
+}
+
+void run(Globals& globals) {
+  const std::shared_ptr<Backend> backend = make_cpu_backend({}, globals.threads);
+  constexpr int kOpenMp = 2;  // openblas_get_parallel: 0 sequential, 1 its own threads, 2 OpenMP
+  const bool shares_threads = openblas_get_parallel() == kOpenMp;
+  const double gflops = gemm_rate();
+  const double gbytes = copy_rate();
+  const double memory = static_cast<double>(machine_memory()) / (1 << 30);
+  std::vector<std::string> hints;
+  if (!shares_threads) {
+    hints.emplace_back(
+        "OpenBLAS runs on threads of its own, which compete with Fathom's. Install libopenblas-openmp-dev "
+        "and build "
+        "again.");
+  }
+  hints.emplace_back("No GPU backend in this version: training runs on the CPU in fp32.");
+  if (globals.json) {
+    const nlohmann::json json = {{"version", FATHOM_VERSION},
+                                 {"git_sha", FATHOM_GIT_SHA},
+                                 {"cpu", backend->description()},
+                                 {"cores", std::thread::hardware_concurrency()},
+                                 {"memory_gib", memory},
+                                 {"openblas", openblas_get_config()},
+                                 {"openblas_openmp", shares_threads},
+                                 {"sgemm_gflops", gflops},
+                                 {"copy_gb_per_s", gbytes},
+                                 {"hints", hints}};
+    std::cout << json.dump() << "\n";
+    return;
+  }
+  std::cout << fmt::format("fathom    {} ({})\n", FATHOM_VERSION, FATHOM_GIT_SHA)
+            << fmt::format("CPU       {}; {} cores\n", backend->description(),
+                           std::thread::hardware_concurrency())
+            << fmt::format("memory    {:.1f} GiB; one core copies {:.1f} GB/s (read + write)\n", memory,
+                           gbytes)
+            << fmt::format("OpenBLAS  {}\n", openblas_get_config())
+            << fmt::format("sgemm     {:.0f} GFLOP/s on all threads: the ceiling of a training step here\n",
+                           gflops);
+  for (const std::string& hint : hints) std::cout << "hint      " << hint << "\n";
+}
+
+}  // namespace
+
+void add_doctor(CLI::App& app, Globals& globals) {
+  CLI::App* sub = app.add_subcommand("doctor", "What this machine has, and hints");
+  add_global_flags(*sub, globals);
+  sub->callback([&globals] { run(globals); });
+}
+
+}  // namespace fathom::app
