@@ -148,7 +148,7 @@ TEST_P(Activation, Refusals) {
   Buffer x(dtype(), 6), h(dtype(), 4), r(dtype(), 2), tokens = integers({0, 3}), index(DType::I32, 6);
   expect_error([&] { b->swiglu_forward(h.view(), x.view(), 2, 2); }, "swiglu_forward", "got 6, expected 8");
   expect_error([&] { b->swiglu_backward(x.view(), h.view(), x.view(), 2, 2); }, "swiglu_backward",
-               "dgate_up");
+               "got 6, expected 8");
   expect_error([&] { b->bias_silu_forward(x.view(), x.view(), x.view(), 2, 3); }, "bias_silu", "bias");
   expect_error([&] { b->row_score_forward(r.view(), x.view(), x.view(), View{}, 2, 3); }, "row_score",
                "w: got 6");
