@@ -109,15 +109,22 @@ double sum_pieces(const T* in, std::int64_t n) {
 }
 
 template <typename T, typename Bits>
+Bits count_piece(const T* in, std::int64_t begin, std::int64_t end, Bits exponent) {
+  Bits count = 0;
+#pragma omp simd reduction(+ : count)
+  for (std::int64_t i = begin; i < end; ++i) {
+    count += static_cast<Bits>((bits_of(in[i]) & exponent) == exponent);
+  }
+  return count;
+}
+
+template <typename T, typename Bits>
 std::int64_t count_pieces(const T* in, std::int64_t n, Bits exponent) {
   const std::int64_t pieces = (n + kGrain - 1) / kGrain;
   const Scratch<std::int64_t> scratch(pieces);
   std::int64_t* counts = scratch.data();
   parallel_for(n, kGrain, [=](std::int64_t begin, std::int64_t end) {
-    Bits count = 0;
-#pragma omp simd reduction(+ : count)
-    for (std::int64_t i = begin; i < end; ++i) count += (bits_of(in[i]) & exponent) == exponent ? 1U : 0U;
-    counts[begin / kGrain] = static_cast<std::int64_t>(count);
+    counts[begin / kGrain] = static_cast<std::int64_t>(count_piece(in, begin, end, exponent));
   });
   std::int64_t total = 0;
   for (std::int64_t p = 0; p < pieces; ++p) total += counts[p];

@@ -50,6 +50,7 @@ void backward(T* dx, T* dw, const T* dh, const T* dy, const T* x, const T* w, co
   RowSums<T> dw_sums(s.rows, width);
   parallel_for(s.rows, dw_sums.grain(), [=, &dw_sums](std::int64_t begin, std::int64_t end) {
     T* dw_piece = dw_sums.start(begin);
+    const T* weights = w;  // gcc 12 does not vectorise a reduction that reads a captured pointer
     for (std::int64_t i = begin; i < end; ++i) {
       const T* row = x + i * width;
       const T* dout = dy + i * width;
@@ -58,7 +59,7 @@ void backward(T* dx, T* dw, const T* dh, const T* dy, const T* x, const T* w, co
 #pragma omp simd reduction(+ : product)
       for (std::int64_t j = 0; j < width; ++j) {
         const T t = dout[j] * row[j];
-        product += t * w[j];
+        product += t * weights[j];
         dw_piece[j] += t * reciprocal;
       }
       const T pull = reciprocal * reciprocal * reciprocal * (product / static_cast<T>(width));

@@ -10,11 +10,12 @@ namespace {
 template <typename T>
 void forward(T* r, const T* x, const T* w, const T* bias, std::int64_t rows, std::int64_t width) {
   parallel_for(rows, row_grain(width), [=](std::int64_t begin, std::int64_t end) {
+    const T* weights = w;  // gcc 12 does not vectorise a reduction that reads a captured pointer
     for (std::int64_t i = begin; i < end; ++i) {
       const T* row = x + i * width;
       T product = 0;
 #pragma omp simd reduction(+ : product)
-      for (std::int64_t j = 0; j < width; ++j) product += row[j] * w[j];
+      for (std::int64_t j = 0; j < width; ++j) product += row[j] * weights[j];
       r[i] = bias == nullptr ? product : product + *bias;
     }
   });
