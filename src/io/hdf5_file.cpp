@@ -367,7 +367,10 @@ struct H5Reader::Impl {
     const auto found = datasets.find(name);
     if (found != datasets.end()) return found->second.get();
     if (!has(name)) fail(fmt::format("it has no dataset {}", name));
-    Handle handle(H5Dopen2(file.get(), name.c_str(), H5P_DEFAULT), H5Dclose);
+    // No cache of chunks: a small read goes to the file's bytes directly instead of loading a whole chunk.
+    const Handle access(H5Pcreate(H5P_DATASET_ACCESS), H5Pclose);
+    if (!access || H5Pset_chunk_cache(access.get(), 0, 0, 0) < 0) fail(library_error());
+    Handle handle(H5Dopen2(file.get(), name.c_str(), access.get()), H5Dclose);
     if (!handle) fail(fmt::format("{} is not a dataset ({})", name, library_error()));
     return datasets.emplace(name, std::move(handle)).first->second.get();
   }

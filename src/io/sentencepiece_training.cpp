@@ -94,6 +94,27 @@ std::vector<std::string> sample_lines(const std::function<bool(std::string&)>& n
   return sample.take();
 }
 
+// The library names its source lines and its own flags: the two failures that users meet are said in our
+// words.
+[[noreturn]] void fail_training(std::int64_t vocab_size, const std::string& message) {
+  const auto says = [&](const char* words) { return message.find(words) != std::string::npos; };
+  if (says("smaller than required_chars")) {
+    throw UserError(
+        fmt::format("cannot train a tokenizer of {} tokens: the text has more different characters than "
+                    "fit beside {} bytes and special tokens.",
+                    vocab_size, kFixedPieces),
+        "Give a larger --vocab.");
+  }
+  if (says("too high")) {
+    throw UserError(
+        fmt::format("cannot train a tokenizer of {} tokens: the text has too little variety for so many.",
+                    vocab_size),
+        "Give more text or a smaller --vocab.");
+  }
+  throw UserError(fmt::format("cannot train a tokenizer of {} tokens on this text: {}.", vocab_size, message),
+                  "Give other text or another --vocab.");
+}
+
 }  // namespace
 
 std::string train_sentencepiece(const std::function<bool(std::string&)>& next,
@@ -133,11 +154,7 @@ std::string train_sentencepiece(const std::function<bool(std::string&)>& next,
       {"minloglevel", "2"},
   };
   const auto status = sentencepiece::SentencePieceTrainer::Train(options, &iterator, &model);
-  if (!status.ok()) {
-    throw UserError(fmt::format("cannot train a tokenizer of {} tokens on this text: {}.",
-                                settings.vocab_size, status.message()),
-                    "Give more text or a smaller --vocab.");
-  }
+  if (!status.ok()) fail_training(settings.vocab_size, std::string(status.message()));
   return seal_model(model);
 }
 

@@ -53,7 +53,7 @@ constexpr std::array<std::string_view, 8> kMen = {"Tom",  "Oskar", "Hugo", "Piet
 constexpr std::array<std::string_view, 8> kTowns = {"Lune", "Arden", "Wick", "Holt",
                                                     "Skye", "Bray",  "Ely",  "Dover"};
 constexpr std::array<std::string_view, 8> kAnimals = {"dog",   "cat",  "hen", "goat",
-                                                      "horse", "duck", "cow", "owl"};
+                                                      "horse", "duck", "cow", "pig"};
 constexpr std::array<std::string_view, 6> kColours = {"red", "black", "white", "brown", "grey", "old"};
 constexpr std::array<Verb, 8> kVerbs = {{{"runs", "run"},
                                          {"sleeps", "sleep"},

@@ -49,7 +49,7 @@ std::size_t document_length(std::string_view text, bool at_end) {
     if (end == text.size() && !at_end && end < kHardDocumentBytes) return 0;
     return end;
   }
-  if (text.size() < kHardDocumentBytes) return at_end ? text.size() : 0;
+  if (text.size() <= kHardDocumentBytes) return at_end ? text.size() : 0;
   // No paragraph ends within 1 MiB: the last line, else the last space, else the last whole character.
   for (const char c : {'\n', ' '}) {
     const std::size_t last = window.rfind(c);

@@ -15,10 +15,9 @@ namespace fathom {
 
 namespace {
 
-// Chunks are larger than HDF5's chunk cache on purpose: a small read then goes to the file's bytes directly
-// instead of loading a whole chunk.
-constexpr std::int64_t kTokenChunk = std::int64_t{1} << 20;
-constexpr std::int64_t kDocumentChunk = std::int64_t{1} << 14;
+constexpr std::int64_t kTokenChunk = std::int64_t{1} << 16;
+constexpr std::int64_t kDocumentChunk = std::int64_t{1} << 10;
+constexpr std::int64_t kScanBlock = std::int64_t{1} << 20;
 constexpr std::int64_t kMaxNarrowVocab = 65536;  // uint16 ids
 
 }  // namespace
@@ -250,8 +249,8 @@ struct TokenStore::Impl {
       return;
     }
     std::vector<T> block;
-    for (std::int64_t first = 0; first < num_tokens; first += kTokenChunk) {
-      block.resize(static_cast<std::size_t>(std::min(kTokenChunk, num_tokens - first)));
+    for (std::int64_t first = 0; first < num_tokens; first += kScanBlock) {
+      block.resize(static_cast<std::size_t>(std::min(kScanBlock, num_tokens - first)));
       file.read_rows<T>("tokens", first, block);
       check_ids<T>(block, first);
     }

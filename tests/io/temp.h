@@ -51,11 +51,11 @@ inline std::string read_bytes(const std::string& path) {
 
 /// `call` must throw a UserError whose message has every one of `words`.
 template <typename Call>
-void expect_user_error(Call&& call, std::initializer_list<std::string_view> words) {
+void expect_user_error(Call&& call, std::initializer_list<std::string> words) {
   try {
     call();
   } catch (const UserError& e) {
-    for (const std::string_view word : words) {
+    for (const std::string& word : words) {
       EXPECT_NE(std::string_view(e.what()).find(word), std::string_view::npos)
           << "\"" << word << "\" is missing in: " << e.what();
     }

@@ -170,7 +170,7 @@ TEST(TokenStore, ChecksWhatTheChecksumCannot) {
   const std::string path = folder / "a.h5";
   write_content(path, Content());
   EXPECT_EQ(TokenStore::open(path).num_tokens(), 4);  // the content itself is fine
-  const auto expect = [&](std::initializer_list<std::string_view> words, auto change) {
+  const auto expect = [&](std::initializer_list<std::string> words, auto change) {
     Content c;
     change(c);
     write_content(path, c);

@@ -1,0 +1,38 @@
+// Progress of a long command on standard error: a live line on a terminal, a few plain lines in a pipe.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+
+namespace fathom::app {
+
+class Progress {
+ public:
+  /// `what` names the work: "reading", "encoding".
+  explicit Progress(std::string what);
+  /// Ends the live line, if there is one.
+  ~Progress();
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+
+  /// `details` follows the share done ("12,345 documents"). Cheap when called often.
+  void update(std::int64_t done, std::int64_t total, const std::string& details);
+  /// Is it time to show something? Lets the caller skip making `details`.
+  bool due() const;
+
+ private:
+  std::string what_;
+  bool terminal_;
+  bool line_open_ = false;
+  std::chrono::steady_clock::time_point start_;
+  std::chrono::steady_clock::time_point shown_;
+};
+
+/// 1234567 as "1,234,567".
+std::string with_commas(std::int64_t value);
+
+/// Bytes as "12.3 MB".
+std::string bytes_text(std::int64_t bytes);
+
+}  // namespace fathom::app
