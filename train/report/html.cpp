@@ -29,10 +29,10 @@ p { margin: 0 0 12px; max-width: 80ch; }
   border-left: 3px solid var(--c0); border-radius: 6px; max-width: none; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 14px; text-align: right; vertical-align: top; border-top: 1px solid var(--line); }
-thead th { border-top: 0; background: var(--head); vertical-align: bottom; max-width: 240px; overflow-wrap: anywhere; }
+th, td { padding: 6px 14px; text-align: right; vertical-align: top; border-top: 1px solid var(--line); white-space: nowrap; }
+thead th { border-top: 0; background: var(--head); vertical-align: bottom; min-width: 110px; max-width: 220px; white-space: normal; overflow-wrap: anywhere; }
 tbody th, thead th:first-child { text-align: left; font-weight: 400; color: var(--soft); position: sticky; left: 0;
-  background: var(--card); min-width: 150px; max-width: 260px; }
+  background: var(--card); min-width: 130px; max-width: 300px; white-space: normal; }
 thead th:first-child { background: var(--head); }
 tbody tr.group th { font-weight: 600; color: var(--ink); padding-top: 14px; font-size: 13px; }
 td small { color: var(--soft); }

@@ -243,11 +243,12 @@ std::vector<double> smooth(const std::vector<double>& y, std::size_t window) {
   std::vector<double> out(y.size(), std::nan(""));
   for (std::size_t i = 0; i < y.size(); ++i) {
     if (!std::isfinite(y[i])) continue;
-    // The window shrinks at the ends, on both sides alike, so that a slope does not bias the mean.
-    const std::size_t reach = std::min({before, i, y.size() - 1 - i});
+    // At the start, where losses fall steeply, the window shrinks on both sides alike; at the end only ahead.
+    const std::size_t back = std::min(before, i);
+    const std::size_t last = std::min(i + back, y.size() - 1);
     double sum = 0.0;
     std::size_t count = 0;
-    for (std::size_t j = i - reach; j <= i + reach; ++j) {
+    for (std::size_t j = i - back; j <= last; ++j) {
       if (!std::isfinite(y[j])) continue;
       sum += y[j];
       ++count;

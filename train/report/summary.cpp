@@ -263,11 +263,13 @@ std::string summary_csv(Runs runs) {
     out += fmt::format("{}\r\n", fmt::join(cells, ","));
   };
   std::vector<std::string> head;
-  for (const auto& [key, value] : to_json(RunSummary{}).items()) head.push_back(key);
+  const Json keys = to_json(RunSummary{});
+  for (const auto& [key, value] : keys.items()) head.push_back(key);
   line(head);
   for (const RunData& run : runs) {
     std::vector<std::string> cells;
-    for (const auto& [key, value] : to_json(run.summary).items()) cells.push_back(csv_cell(value));
+    const Json figures = to_json(run.summary);
+    for (const auto& [key, value] : figures.items()) cells.push_back(csv_cell(value));
     line(cells);
   }
   return out;

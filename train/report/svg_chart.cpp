@@ -204,7 +204,8 @@ std::string render(const LineChart& chart) {
 std::string render(const BarChart& chart) {
   Frame f;
   f.width = 1240;
-  f.height = 300;
+  f.height = 280;
+  f.bottom = 28;
   std::vector<std::int64_t> categories;
   double high = 0.0;
   std::string legend;

@@ -51,7 +51,7 @@ std::vector<double> nice_ticks(double low, double high, int count) {
   const double raw = (high - low) / count;
   const double power = std::pow(10.0, std::floor(std::log10(raw)));
   const double ratio = raw / power;
-  const double step = power * (ratio <= 1.0 ? 1.0 : ratio <= 2.0 ? 2.0 : ratio <= 5.0 ? 5.0 : 10.0);
+  const double step = power * (ratio < 1.5 ? 1.0 : ratio < 3.5 ? 2.0 : ratio < 7.5 ? 5.0 : 10.0);
   std::vector<double> out;
   const double slack = 1e-9 * step;
   for (double i = std::ceil((low - slack) / step); i * step <= high + slack; ++i)
