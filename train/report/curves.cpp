@@ -160,7 +160,9 @@ std::string validation_loss(Runs runs, Against against) {
   return render(c);
 }
 
-std::string step_chart(Runs runs, const char* title, Axis y, const char* note,
+enum class Smoothing { None, Mean };
+
+std::string step_chart(Runs runs, const char* title, Axis y, Smoothing smoothing, const char* note,
                        const std::function<double(const StepRecord&)>& value) {
   LineChart c;
   c.title = title;
@@ -168,8 +170,16 @@ std::string step_chart(Runs runs, const char* title, Axis y, const char* note,
   c.y = std::move(y);
   c.note = note;
   for (std::size_t i = 0; i < runs.size(); ++i) {
-    c.series.push_back({runs[i].name, static_cast<int>(i), Stroke::Solid, Marks::None,
-                        points_of(runs[i], Against::Steps, column(runs[i], value))});
+    const std::vector<double> raw = column(runs[i], value);
+    const int colour = static_cast<int>(i);
+    const bool smoothed = smoothing == Smoothing::Mean;
+    if (smoothed) {
+      c.series.push_back(
+          {runs[i].name, colour, Stroke::Faint, Marks::None, points_of(runs[i], Against::Steps, raw)});
+    }
+    c.series.push_back(
+        {runs[i].name, colour, Stroke::Solid, Marks::None,
+         points_of(runs[i], Against::Steps, smoothed ? smooth(raw, window_of(runs[i])) : raw)});
   }
   return render(c);
 }
@@ -306,13 +316,13 @@ std::string loss_charts(Runs runs) {
 
 std::string optimizer_charts(Runs runs) {
   return "<h2>Optimization and speed</h2>\n<div class=\"charts\">\n" +
-         step_chart(runs, "Learning rate", {.label = "learning rate, 1e-3", .unit = 1e-3}, "",
-                    [](const StepRecord& r) { return r.lr; }) +
-         step_chart(runs, "Gradient norm", {.label = "global norm before clipping", .scale = Scale::Log}, "",
-                    [](const StepRecord& r) { return r.grad_norm; }) +
-         step_chart(runs, "Throughput", {.label = "thousand tokens a second", .unit = 1e3}, "",
-                    [](const StepRecord& r) { return r.tokens_per_s; }) +
-         step_chart(runs, "Compute rate", {.label = "GFLOP/s", .unit = 1e9},
+         step_chart(runs, "Learning rate", {.label = "learning rate, 1e-3", .unit = 1e-3}, Smoothing::None,
+                    "", [](const StepRecord& r) { return r.lr; }) +
+         step_chart(runs, "Gradient norm", {.label = "global norm before clipping", .scale = Scale::Log},
+                    Smoothing::Mean, "", [](const StepRecord& r) { return r.grad_norm; }) +
+         step_chart(runs, "Throughput", {.label = "thousand tokens a second", .unit = 1e3}, Smoothing::Mean,
+                    "", [](const StepRecord& r) { return r.tokens_per_s; }) +
+         step_chart(runs, "Compute rate", {.label = "GFLOP/s", .unit = 1e9}, Smoothing::Mean,
                     "Counted FLOPs; a skipped token counts nothing.",
                     [](const StepRecord& r) { return r.flops_per_s; }) +
          "</div>\n";
