@@ -292,6 +292,18 @@ const T* whole_vectors(const T* rows, std::int64_t& ld, std::int64_t n, std::int
 }
 
 template <typename T>
+T dot(const T* a, const T* b, std::int64_t n) {
+  constexpr int W = kLanes<T>;
+  Vec<T> sums = {};
+  std::int64_t i = 0;
+  for (; i + W <= n; i += W) sums += load<T>(a + i) * load<T>(b + i);
+  T sum = 0;
+  for (int l = 0; l < W; ++l) sum += sums[l];
+  for (; i < n; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+template <typename T>
 void attend_backward(const QueryTile& tile, const BackwardRows<T>& r, const BackwardScratch<T>& m) {
   constexpr int W = kLanes<T>;
   const HeadRows<T>& h = r.head;
@@ -302,9 +314,7 @@ void attend_backward(const QueryTile& tile, const BackwardRows<T>& r, const Back
   transpose_in<T>(m.query, kQueryTile, h.q + tile.begin * h.ld, h.ld, n, d, r.scale);
   transpose_in<T>(m.dout, kQueryTile, dout, r.ld_out, n, d, T(1));
   for (std::int64_t i = 0; i < padded<T>(n); ++i) {
-    T delta = 0;
-    for (std::int64_t e = 0; i < n && e < d; ++e) delta += dout[i * r.ld_out + e] * out[i * r.ld_out + e];
-    m.delta[i] = delta;
+    m.delta[i] = i < n ? dot<T>(dout + i * r.ld_out, out + i * r.ld_out, d) : T(0);
     m.lse[i] = i < n ? r.lse[tile.begin + i] : T(0);
     m.scale[i] = r.scale;
   }

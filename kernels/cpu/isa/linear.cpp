@@ -11,8 +11,9 @@ namespace fathom::cpu::FATHOM_ISA {
 
 namespace {
 
-/// The library is far from memory's speed below this many rows.
-constexpr std::int64_t kFewRows = 4;
+/// Up to so many rows, a product of our own reads the weights at memory's speed; the library is far from it,
+/// and stays behind the invariant product up to kSomeRows.
+constexpr std::int64_t kFewRows = 2;
 
 enum class Transpose : std::uint8_t { No, Yes };
 
@@ -98,6 +99,8 @@ void forward(View y, ConstView x, ConstView w, const LinearShape& s, bool invari
     linear_invariant<T>(data<T>(y), data<T>(x), data<T>(w), s);
   } else if (s.rows <= kFewRows) {
     few_rows<T>(data<T>(y), data<T>(x), data<T>(w), s);
+  } else if (s.rows <= kSomeRows) {
+    linear_invariant<T>(data<T>(y), data<T>(x), data<T>(w), s);
   } else {
     library_gemm(Transpose::No, Transpose::Yes, s.rows, s.out, s.in, data<T>(x), data<T>(w), T(0),
                  data<T>(y));

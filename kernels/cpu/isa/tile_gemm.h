@@ -28,12 +28,12 @@ template <typename T, int rows, int vectors>
 [[gnu::noinline]] void tile_block(std::int64_t k, TileA<T> a, const T* b, std::int64_t ldb, T* c,
                                   std::int64_t ldc, TileStart start) {
   constexpr int W = kLanes<T>;
-  Vec<T> sum[rows][vectors];
+  Vec<T> sum[rows][vectors] = {};
+  if (start == TileStart::Accumulate) {
 #pragma GCC unroll 8
-  for (int m = 0; m < rows; ++m) {
+    for (int m = 0; m < rows; ++m) {
 #pragma GCC unroll 8
-    for (int n = 0; n < vectors; ++n) {
-      sum[m][n] = start == TileStart::Accumulate ? load<T>(c + m * ldc + n * W) : Vec<T>{};
+      for (int n = 0; n < vectors; ++n) sum[m][n] = load<T>(c + m * ldc + n * W);
     }
   }
   const T* row[rows];
@@ -106,11 +106,12 @@ void tile_gemm_causal(std::int64_t m, std::int64_t k, TileA<T> a, const T* b, st
                       std::int64_t ldc, std::int64_t shift) {
   const IndexVec<T> lanes = lane_numbers<T>();
   using Index = typename LaneIndex<T>::type;
-  constexpr int kRows = 4;
+  constexpr int kRows = 8;
   for (; m > 0; m -= kRows) {
     const int rows = m < kRows ? static_cast<int>(m) : kRows;
     Vec<T> sum[kRows];
     const T* row[kRows];
+#pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const int held = r < rows ? r : 0;
       row[r] = a.data + held * a.row;
@@ -119,12 +120,16 @@ void tile_gemm_causal(std::int64_t m, std::int64_t k, TileA<T> a, const T* b, st
     for (std::int64_t i = 0; i < k; ++i) {
       const IndexVec<T> sees = lanes >= static_cast<Index>(shift + i);
       const Vec<T> column = load<T>(b + i * ldb);
+#pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
         const Vec<T> next = sum[r] + broadcast<T>(row[r][i * a.step]) * column;
         sum[r] = sees ? next : sum[r];
       }
     }
-    for (int r = 0; r < rows; ++r) store<T>(c + r * ldc, sum[r]);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      if (r < rows) store<T>(c + r * ldc, sum[r]);
+    }
     a.data += kRows * a.row;
     c += kRows * ldc;
   }
