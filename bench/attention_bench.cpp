@@ -121,3 +121,5 @@ BENCHMARK_CAPTURE(linear, library, Product::Library)->Apply(linear_shapes);
 
 }  // namespace
 }  // namespace fathom
+
+BENCHMARK_MAIN();

@@ -384,6 +384,8 @@ TEST(AttentionCalls, WrongSizesNameTheOpAndTheView) {
   expect_internal_error(call(view(out), view(lse), view(wrong), {}),
                         {"attention_forward", "qkv", "3", "128"});
   expect_internal_error(call(view(out), view(other), view(qkv), {}), {"attention_forward", "fp64"});
+  expect_internal_error(call(view(out), {nullptr, 8, DType::F32}, view(qkv), {}),
+                        {"attention_forward", "lse", "null"});
   FirstKeys short_keys(3), future{0, 0, 3, 0}, falling{0, 1, 0, 0};
   expect_internal_error(call(view(out), view(lse), view(qkv), view(short_keys)),
                         {"attention_forward", "first_key"});

@@ -4,6 +4,7 @@
 #include "kernels/cpu/isa/cpu_backend.h"
 #include "kernels/cpu/isa/parallel.h"
 #include "kernels/cpu/isa/tile_memory.h"
+#include "kernels/cpu/isa/views.h"
 
 namespace fathom::cpu::FATHOM_ISA {
 
@@ -59,24 +60,17 @@ class QueryTiles {
   double pairs_ = 0;
 };
 
-void check_shape(const char* op, ConstView out, ConstView lse, ConstView qkv, ConstView first_key,
-                 const AttentionShape& s) {
-  if (qkv.dtype != DType::F32 && qkv.dtype != DType::F64) fail_dtype(op, qkv.dtype);
-  if (out.dtype != qkv.dtype) fail_dtype(op, out.dtype);
-  if (lse.dtype != qkv.dtype) fail_dtype(op, lse.dtype);
+void check_shape(const char* op, const AttentionShape& s) {
   if (s.kv_heads < 1) fail(op, "kv_heads", s.kv_heads, 1);
   if (s.heads < 1) fail(op, "heads", s.heads, s.kv_heads);
   check_size(op, "heads modulo kv_heads", s.heads % s.kv_heads, 0);
   if (s.head_dim < 1) fail(op, "head_dim", s.head_dim, 1);
-  const std::int64_t rows = s.batch * s.seq;
-  check_size(op, "qkv", qkv.size, rows * (s.heads + 2 * s.kv_heads) * s.head_dim);
-  check_size(op, "out", out.size, rows * s.heads * s.head_dim);
-  check_size(op, "lse", lse.size, rows * s.heads);
-  if (first_key) {
-    if (first_key.dtype != DType::I32) fail_dtype(op, first_key.dtype);
-    check_size(op, "first_key", first_key.size, rows);
-  }
 }
+std::int64_t rows_of(const AttentionShape& s) { return s.batch * s.seq; }
+std::int64_t qkv_size(const AttentionShape& s) {
+  return rows_of(s) * (s.heads + 2 * s.kv_heads) * s.head_dim;
+}
+std::int64_t out_size(const AttentionShape& s) { return rows_of(s) * s.heads * s.head_dim; }
 
 /// The packed rows of sequence b, query head h.
 template <typename T>
@@ -241,50 +235,39 @@ struct Backward {
 void CpuBackend::attention_forward(View out, View lse, ConstView qkv, ConstView first_key,
                                    const AttentionShape& s) {
   const char* op = "attention_forward";
-  check_shape(op, out, lse, qkv, first_key, s);
-  const QueryTiles tiles(op, static_cast<const std::int32_t*>(first_key.data), s);
-  flop_log.add("attention_scores", 4.0 * static_cast<double>(s.heads * s.head_dim) * tiles.pairs());
-  if (qkv.dtype == DType::F32) {
-    forward(static_cast<float*>(out.data), static_cast<float*>(lse.data), static_cast<const float*>(qkv.data),
-            tiles, s);
-  } else {
-    forward(static_cast<double*>(out.data), static_cast<double*>(lse.data),
-            static_cast<const double*>(qkv.data), tiles, s);
-  }
+  check_shape(op, s);
+  for_compute_type(op, qkv.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    T* outs = output<T>(op, "out", out, out_size(s));
+    T* sums = output<T>(op, "lse", lse, rows_of(s) * s.heads);
+    const T* rows = input<T>(op, "qkv", qkv, qkv_size(s));
+    const QueryTiles tiles(op, optional_input<std::int32_t>(op, "first_key", first_key, rows_of(s)), s);
+    flop_log.add("attention_scores", 4.0 * static_cast<double>(s.heads * s.head_dim) * tiles.pairs());
+    forward<T>(outs, sums, rows, tiles, s);
+  });
 }
 
 void CpuBackend::attention_backward(View dqkv, ConstView dout, ConstView out, ConstView lse, ConstView qkv,
                                     ConstView first_key, const AttentionShape& s) {
   const char* op = "attention_backward";
-  check_shape(op, out, lse, qkv, first_key, s);
-  if (dqkv.dtype != qkv.dtype) fail_dtype(op, dqkv.dtype);
-  if (dout.dtype != qkv.dtype) fail_dtype(op, dout.dtype);
-  check_size(op, "dqkv", dqkv.size, qkv.size);
-  check_size(op, "dout", dout.size, out.size);
-  const QueryTiles tiles(op, static_cast<const std::int32_t*>(first_key.data), s);
-  flop_log.add("attention_scores", 8.0 * static_cast<double>(s.heads * s.head_dim) * tiles.pairs());
-  const auto run = [&](auto zero) {
+  check_shape(op, s);
+  for_compute_type(op, qkv.dtype, [&](auto zero) {
     using T = decltype(zero);
-    Backward<T>{static_cast<T*>(dqkv.data),
-                static_cast<const T*>(dout.data),
-                static_cast<const T*>(out.data),
-                static_cast<const T*>(lse.data),
-                static_cast<const T*>(qkv.data),
-                tiles,
-                s}
-        .run();
-  };
-  qkv.dtype == DType::F32 ? run(0.0F) : run(0.0);
+    T* gradient = output<T>(op, "dqkv", dqkv, qkv_size(s));
+    const T* douts = input<T>(op, "dout", dout, out_size(s));
+    const T* outs = input<T>(op, "out", out, out_size(s));
+    const T* sums = input<T>(op, "lse", lse, rows_of(s) * s.heads);
+    const T* rows = input<T>(op, "qkv", qkv, qkv_size(s));
+    const QueryTiles tiles(op, optional_input<std::int32_t>(op, "first_key", first_key, rows_of(s)), s);
+    flop_log.add("attention_scores", 8.0 * static_cast<double>(s.heads * s.head_dim) * tiles.pairs());
+    Backward<T>{gradient, douts, outs, sums, rows, tiles, s}.run();
+  });
 }
 
 void CpuBackend::first_keys(View first_key, ConstView documents, std::int64_t batch, std::int64_t seq) {
   const char* op = "first_keys";
-  if (first_key.dtype != DType::I32) fail_dtype(op, first_key.dtype);
-  if (documents.dtype != DType::I32) fail_dtype(op, documents.dtype);
-  check_size(op, "first_key", first_key.size, batch * seq);
-  check_size(op, "documents", documents.size, batch * seq);
-  auto* first = static_cast<std::int32_t*>(first_key.data);
-  const auto* document = static_cast<const std::int32_t*>(documents.data);
+  auto* first = output<std::int32_t>(op, "first_key", first_key, batch * seq);
+  const auto* document = input<std::int32_t>(op, "documents", documents, batch * seq);
   for (std::int64_t b = 0; b < batch; ++b) {
     for (std::int64_t t = 0; t < seq; ++t) {
       const std::int64_t i = b * seq + t;

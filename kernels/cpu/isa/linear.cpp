@@ -6,6 +6,7 @@
 #include "kernels/cpu/isa/linear_invariant.h"
 #include "kernels/cpu/isa/parallel.h"
 #include "kernels/cpu/isa/simd.h"
+#include "kernels/cpu/isa/views.h"
 
 namespace fathom::cpu::FATHOM_ISA {
 
@@ -73,77 +74,58 @@ void few_rows(T* y, const T* x, const T* w, const LinearShape& s) {
   });
 }
 
-void check_shape(const char* op, ConstView rows_out, const char* name_out, ConstView rows_in,
-                 const char* name_in, ConstView w, const char* name_w, const LinearShape& s) {
-  if (w.dtype != DType::F32 && w.dtype != DType::F64) fail_dtype(op, w.dtype);
-  if (rows_out.dtype != w.dtype) fail_dtype(op, rows_out.dtype);
-  if (rows_in.dtype != w.dtype) fail_dtype(op, rows_in.dtype);
+void check_shape(const char* op, const LinearShape& s) {
   if (s.in < 1) fail(op, "in", s.in, 1);
-  check_size(op, name_out, rows_out.size, s.rows * s.out);
-  check_size(op, name_in, rows_in.size, s.rows * s.in);
-  check_size(op, name_w, w.size, s.in * s.out);
-}
-
-template <typename T>
-T* data(View v) {
-  return static_cast<T*>(v.data);
-}
-template <typename T>
-const T* data(ConstView v) {
-  return static_cast<const T*>(v.data);
-}
-
-template <typename T>
-void forward(View y, ConstView x, ConstView w, const LinearShape& s, bool invariant) {
-  if (invariant) {
-    linear_invariant<T>(data<T>(y), data<T>(x), data<T>(w), s);
-  } else if (s.rows <= kFewRows) {
-    few_rows<T>(data<T>(y), data<T>(x), data<T>(w), s);
-  } else if (s.rows <= kSomeRows) {
-    linear_invariant<T>(data<T>(y), data<T>(x), data<T>(w), s);
-  } else {
-    library_gemm(Transpose::No, Transpose::Yes, s.rows, s.out, s.in, data<T>(x), data<T>(w), T(0),
-                 data<T>(y));
-  }
 }
 
 }  // namespace
 
 void CpuBackend::linear_forward(View y, ConstView x, ConstView w, const LinearShape& s) {
-  check_shape("linear_forward", y, "y", x, "x", w, "w", s);
-  flop_log.gemm(s.rows, s.out, s.in);
-  if (y.size == 0) return;
-  if (w.dtype == DType::F32) {
-    forward<float>(y, x, w, s, options_.invariant);
-  } else {
-    forward<double>(y, x, w, s, options_.invariant);
-  }
+  const char* op = "linear_forward";
+  check_shape(op, s);
+  for_compute_type(op, w.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    T* out = output<T>(op, "y", y, s.rows * s.out);
+    const T* in = input<T>(op, "x", x, s.rows * s.in);
+    const T* weights = input<T>(op, "w", w, s.in * s.out);
+    flop_log.gemm(s.rows, s.out, s.in);
+    if (y.size == 0) return;
+    if (!options_.invariant && s.rows <= kFewRows) {
+      few_rows<T>(out, in, weights, s);
+    } else if (options_.invariant || s.rows <= kSomeRows) {
+      linear_invariant<T>(out, in, weights, s);
+    } else {
+      library_gemm(Transpose::No, Transpose::Yes, s.rows, s.out, s.in, in, weights, T(0), out);
+    }
+  });
 }
 
 void CpuBackend::linear_backward_input(View dx, ConstView dy, ConstView w, const LinearShape& s) {
-  check_shape("linear_backward_input", dy, "dy", dx, "dx", w, "w", s);
-  flop_log.gemm(s.rows, s.in, s.out);
-  if (dx.size == 0) return;
-  if (w.dtype == DType::F32) {
-    library_gemm(Transpose::No, Transpose::No, s.rows, s.in, s.out, data<float>(dy), data<float>(w), 0.0F,
-                 data<float>(dx));
-  } else {
-    library_gemm(Transpose::No, Transpose::No, s.rows, s.in, s.out, data<double>(dy), data<double>(w), 0.0,
-                 data<double>(dx));
-  }
+  const char* op = "linear_backward_input";
+  check_shape(op, s);
+  for_compute_type(op, w.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    T* out = output<T>(op, "dx", dx, s.rows * s.in);
+    const T* in = input<T>(op, "dy", dy, s.rows * s.out);
+    const T* weights = input<T>(op, "w", w, s.in * s.out);
+    flop_log.gemm(s.rows, s.in, s.out);
+    if (dx.size == 0) return;
+    library_gemm(Transpose::No, Transpose::No, s.rows, s.in, s.out, in, weights, T(0), out);
+  });
 }
 
 void CpuBackend::linear_backward_weight_accumulate(View dw, ConstView dy, ConstView x, const LinearShape& s) {
-  check_shape("linear_backward_weight_accumulate", dy, "dy", x, "x", dw, "dw", s);
-  flop_log.gemm(s.out, s.in, s.rows);
-  if (dw.size == 0 || s.rows == 0) return;
-  if (dw.dtype == DType::F32) {
-    library_gemm(Transpose::Yes, Transpose::No, s.out, s.in, s.rows, data<float>(dy), data<float>(x), 1.0F,
-                 data<float>(dw));
-  } else {
-    library_gemm(Transpose::Yes, Transpose::No, s.out, s.in, s.rows, data<double>(dy), data<double>(x), 1.0,
-                 data<double>(dw));
-  }
+  const char* op = "linear_backward_weight_accumulate";
+  check_shape(op, s);
+  for_compute_type(op, dw.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    T* out = output<T>(op, "dw", dw, s.in * s.out);
+    const T* gradient = input<T>(op, "dy", dy, s.rows * s.out);
+    const T* in = input<T>(op, "x", x, s.rows * s.in);
+    flop_log.gemm(s.out, s.in, s.rows);
+    if (dw.size == 0 || s.rows == 0) return;
+    library_gemm(Transpose::Yes, Transpose::No, s.out, s.in, s.rows, gradient, in, T(1), out);
+  });
 }
 
 }  // namespace fathom::cpu::FATHOM_ISA
