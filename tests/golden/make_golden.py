@@ -287,7 +287,7 @@ def train_curve(lm, changes, values, data, rates, dtype):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch-lm", required=True, help="the folder that holds torch_lm.py")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "data")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent)
     args = parser.parse_args()
     sys.path.insert(0, args.torch_lm)
     import torch_lm as lm
