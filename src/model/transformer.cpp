@@ -119,7 +119,8 @@ const Tensor& Transformer::weight(std::int64_t layer, const char* name) const {
   return parameters_.get(layer_name(layer, name));
 }
 
-ForwardResult Transformer::forward(Context& c, const Batch& batch, const SelectionRule& rule) const {
+ForwardResult Transformer::forward(Context& c, const Batch& batch, const SelectionRule& rule,
+                                   const StreamObserver& observe) const {
   Rows rows{batch.batch, batch.seq, batch.positions, batch.documents, batch.document_mask, {}};
   if (batch.document_mask) {
     rows.first_key = c.empty({batch.batch * batch.seq}, DType::I32);
@@ -127,10 +128,17 @@ ForwardResult Transformer::forward(Context& c, const Batch& batch, const Selecti
   }
   ForwardResult result;
   Stream stream{ops::embedding(c, parameters_.get(kEmbedding), batch.tokens), {}};
+  const auto show = [&](std::int64_t blocks) {
+    if (!observe) return;
+    const NoGrad no_grad(c);
+    observe(blocks, stream.delta.defined() ? ops::add(c, stream.x, stream.delta) : stream.x);
+  };
+  show(0);
   for (std::int64_t layer = 0; layer < model_.depth; ++layer) {
     const LayerScope scope(c, fmt::format("layer {}", layer));
     stream = routing_.routes(layer) ? routed_block(c, layer, stream, rows, rule, result.routing)
                                     : dense_block(c, layer, stream, rows);
+    show(layer + 1);
   }
   const Tensor& norm = parameters_.get(kFinalNorm);
   result.hidden = stream.delta.defined()

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -46,6 +47,9 @@ struct ForwardResult {
   std::vector<RoutedLayer> routing;
 };
 
+/// Sees the residual stream [N, D] after `blocks` blocks: 0 is the embedding. Nothing is recorded meanwhile.
+using StreamObserver = std::function<void(std::int64_t blocks, const Tensor& stream)>;
+
 /// Sums over the rows of a batch, in nats, and how many rows there were.
 struct LossSums {
   double cross_entropy = 0;
@@ -70,7 +74,8 @@ class Transformer {
   void initialise(Context& c, std::uint64_t seed) { parameters_.initialise(c, seed); }
 
   /// The stack of blocks and the final norm.
-  ForwardResult forward(Context& c, const Batch& batch, const SelectionRule& rule) const;
+  ForwardResult forward(Context& c, const Batch& batch, const SelectionRule& rule,
+                        const StreamObserver& observe = {}) const;
   /// The LM head: hidden [N, D] -> [N, V].
   Tensor logits(Context& c, const Tensor& hidden) const;
   /// Cross-entropy of every row, in nats [N], and, while a tape records, the gradient of its mean times
