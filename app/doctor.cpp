@@ -12,6 +12,11 @@
 
 #include "app/command.h"
 #include "app/device.h"
+#ifdef FATHOM_CUDA
+#include "kernels/cuda/device_query.h"
+#endif
+#include "kernels/error.h"
+#include "src/core/build_info.h"
 
 extern "C" {
 char* openblas_get_config(void);
@@ -56,6 +61,39 @@ double copy_rate() {
   return 2.0 * static_cast<double>(kBytes) / best / 1e9;
 }
 
+struct GpuReport {
+  std::vector<std::string> lines;  // for people
+  nlohmann::json json = nlohmann::json::array();
+};
+
+// What this machine has for the CUDA parts. Having none is no failure of doctor's.
+GpuReport gpu_report() {
+  GpuReport out;
+#ifdef FATHOM_CUDA
+  try {
+    const cuda::DeviceReport report = cuda::query_devices();
+    const auto version = [](int v) { return fmt::format("{}.{}", v / 1000, v % 1000 / 10); };
+    for (const cuda::Device& d : report.devices) {
+      out.lines.push_back(fmt::format("{}: {}, compute capability {}.{}, {:.1f} GiB, {} multiprocessors",
+                                      d.index, d.name, d.major, d.minor,
+                                      static_cast<double>(d.memory_bytes) / (1 << 30), d.multiprocessors));
+      out.json.push_back({{"index", d.index},
+                          {"name", d.name},
+                          {"compute_capability", fmt::format("{}.{}", d.major, d.minor)},
+                          {"memory_bytes", d.memory_bytes},
+                          {"multiprocessors", d.multiprocessors}});
+    }
+    out.lines.push_back(fmt::format("driver for CUDA {}; this build's runtime is {}",
+                                    version(report.driver_version), version(report.runtime_version)));
+  } catch (const UserError& e) {
+    out.lines.emplace_back(e.what());
+  }
+#else
+  out.lines.emplace_back("not looked for: this build is without CUDA (preset cuda)");
+#endif
+  return out;
+}
+
 void run(Globals& globals) {
   const std::shared_ptr<Backend> backend = make_cpu_backend({}, globals.threads);
   constexpr int kOpenMp = 2;  // openblas_get_parallel: 0 sequential, 1 its own threads, 2 OpenMP
@@ -71,9 +109,16 @@ void run(Globals& globals) {
         "again.");
   }
   hints.emplace_back("No GPU backend in this version: training runs on the CPU in fp32.");
+  const GpuReport gpus = gpu_report();
+  const BuildInfo& build = build_info();
   if (globals.json) {
-    const nlohmann::json json = {{"version", FATHOM_VERSION},
-                                 {"git_sha", FATHOM_GIT_SHA},
+    const nlohmann::json json = {{"version", build.version},
+                                 {"git_sha", build.git_sha},
+                                 {"compiler", build.compiler},
+                                 {"build_type", build.build_type},
+                                 {"instruction_sets", build.instruction_sets},
+                                 {"cuda_build", build.cuda},
+                                 {"gpus", gpus.json},
                                  {"cpu", backend->description()},
                                  {"cores", std::thread::hardware_concurrency()},
                                  {"memory_gib", memory},
@@ -85,7 +130,7 @@ void run(Globals& globals) {
     std::cout << json.dump() << "\n";
     return;
   }
-  std::cout << fmt::format("fathom    {} ({})\n", FATHOM_VERSION, FATHOM_GIT_SHA)
+  std::cout << fmt::format("fathom    {}\n", describe_build())
             << fmt::format("CPU       {}; {} cores\n", backend->description(),
                            std::thread::hardware_concurrency())
             << fmt::format("memory    {:.1f} GiB; one core copies {:.1f} GB/s (read + write)\n", memory,
@@ -93,6 +138,7 @@ void run(Globals& globals) {
             << fmt::format("OpenBLAS  {}\n", openblas_get_config())
             << fmt::format("sgemm     {:.0f} GFLOP/s on all threads: the ceiling of a training step here\n",
                            gflops);
+  for (const std::string& line : gpus.lines) std::cout << "GPU       " << line << "\n";
   for (const std::string& hint : hints) std::cout << "hint      " << hint << "\n";
 }
 

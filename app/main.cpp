@@ -8,6 +8,7 @@
 
 #include "app/command.h"
 #include "kernels/error.h"
+#include "src/core/build_info.h"
 
 namespace fathom::app {
 
@@ -30,7 +31,7 @@ int report(const char* kind, const std::string& message, int status) {
 int run(int argc, char** argv) {
   CLI::App app{
       "Fathom trains Mixture-of-Depths language models against FLOP-matched baselines, and serves them."};
-  app.set_version_flag("--version", "fathom " FATHOM_VERSION);
+  app.set_version_flag("--version", "fathom " + describe_build());
   app.require_subcommand(1);
   app.get_formatter()->column_width(34);
   app.footer("Each command has its own --help. A first run: scripts/quickstart.sh");

@@ -12,6 +12,7 @@
 #include "app/plan.h"
 #include "kernels/error.h"
 #include "src/config/resolve.h"
+#include "src/core/build_info.h"
 #include "src/io/atomic_file.h"
 #include "src/io/token_store.h"
 #include "train/metrics/console.h"
@@ -39,7 +40,7 @@ TrainOptions options_of(const TrainFlags& flags) {
     o.resume_from = flags.resume;
   }
   o.peak_flops_per_s = flags.peak;
-  o.git_sha = FATHOM_GIT_SHA;
+  o.git_sha = build_info().git_sha;
   o.console_is_terminal = console_kind(STDERR_FILENO) == ConsoleKind::Terminal;
   o.total_memory = machine_memory();
   return o;

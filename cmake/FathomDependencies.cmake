@@ -1,5 +1,6 @@
-# Every third-party library, found once. A missing one stops the configuration with its package's name.
-find_package(PkgConfig QUIET)
+# Every third-party library, found once. A missing one stops the configuration with its package's name. The installed
+# package uses this file too (FathomConfig.cmake.in): what has no CMake package is an imported target fathom::NAME, which
+# both make the same way.
 find_package(Threads REQUIRED)
 
 function(fathom_missing name debian)
@@ -15,16 +16,24 @@ macro(fathom_find package target debian)
   endif()
 endmacro()
 
+# fathom_imported(TARGET INCLUDES LIBRARIES): fathom::TARGET.
+function(fathom_imported target includes libraries)
+  if(NOT TARGET fathom::${target})
+    add_library(fathom::${target} INTERFACE IMPORTED GLOBAL)
+    set_target_properties(fathom::${target} PROPERTIES
+      INTERFACE_INCLUDE_DIRECTORIES "${includes}" INTERFACE_LINK_LIBRARIES "${libraries}")
+  endif()
+endfunction()
+
 # fathom_find_library(TARGET HEADER LIBRARY DEBIAN): for libraries that ship no CMake package.
 function(fathom_find_library target header library debian)
-  find_path(${target}_INCLUDE_DIR ${header} PATH_SUFFIXES openblas-openmp openblas)
-  find_library(${target}_LIBRARY ${library})
-  if(NOT ${target}_INCLUDE_DIR OR NOT ${target}_LIBRARY)
+  find_path(fathom_${target}_INCLUDE_DIR ${header} PATH_SUFFIXES openblas-openmp openblas)
+  find_library(fathom_${target}_LIBRARY ${library})
+  mark_as_advanced(fathom_${target}_INCLUDE_DIR fathom_${target}_LIBRARY)
+  if(NOT fathom_${target}_INCLUDE_DIR OR NOT fathom_${target}_LIBRARY)
     fathom_missing("${library} (${header})" "${debian}")
   endif()
-  add_library(fathom::${target} INTERFACE IMPORTED GLOBAL)
-  set_target_properties(fathom::${target} PROPERTIES
-    INTERFACE_INCLUDE_DIRECTORIES "${${target}_INCLUDE_DIR}" INTERFACE_LINK_LIBRARIES "${${target}_LIBRARY}")
+  fathom_imported(${target} "${fathom_${target}_INCLUDE_DIR}" "${fathom_${target}_LIBRARY}")
 endfunction()
 
 fathom_find(CLI11 CLI11::CLI11 libcli11-dev)
@@ -34,25 +43,21 @@ fathom_find(nlohmann_json nlohmann_json::nlohmann_json nlohmann-json3-dev)
 fathom_find(ZLIB ZLIB::ZLIB zlib1g-dev)
 fathom_find(LibLZMA LibLZMA::LibLZMA liblzma-dev)
 
+# Its target has a namespace from 0.8 on.
 find_package(yaml-cpp QUIET)
 if(TARGET yaml-cpp::yaml-cpp)
-  add_library(fathom_yaml_cpp ALIAS yaml-cpp::yaml-cpp)
+  fathom_imported(yaml_cpp "" yaml-cpp::yaml-cpp)
 elseif(TARGET yaml-cpp)
-  add_library(fathom_yaml_cpp INTERFACE)
-  target_link_libraries(fathom_yaml_cpp INTERFACE yaml-cpp)
+  fathom_imported(yaml_cpp "" yaml-cpp)
 else()
   fathom_missing(yaml-cpp libyaml-cpp-dev)
 endif()
-add_library(fathom::yaml_cpp ALIAS fathom_yaml_cpp)
 
 find_package(HDF5 QUIET COMPONENTS C)
 if(NOT HDF5_FOUND)
   fathom_missing(HDF5 libhdf5-dev)
 endif()
-add_library(fathom_hdf5 INTERFACE)
-target_include_directories(fathom_hdf5 SYSTEM INTERFACE ${HDF5_C_INCLUDE_DIRS})
-target_link_libraries(fathom_hdf5 INTERFACE ${HDF5_C_LIBRARIES})
-add_library(fathom::hdf5 ALIAS fathom_hdf5)
+fathom_imported(hdf5 "${HDF5_C_INCLUDE_DIRS}" "${HDF5_C_LIBRARIES}")
 
 fathom_find_library(openblas cblas.h openblas libopenblas-openmp-dev)
 fathom_find_library(zstd zstd.h zstd libzstd-dev)
@@ -73,6 +78,9 @@ if(FATHOM_BENCH)
   fathom_find(benchmark benchmark::benchmark libbenchmark-dev)
 endif()
 if(FATHOM_CUDA)
-  enable_language(CUDA)
-  find_package(CUDAToolkit 12.4 REQUIRED)
+  find_package(CUDAToolkit 12.4 QUIET)
+  if(NOT TARGET CUDA::cudart_static)
+    message(FATAL_ERROR "FATHOM_CUDA is on, and there is no CUDA Toolkit of version 12.4 or later. Put nvcc on PATH or set "
+                        "CUDAToolkit_ROOT; the preset cpu builds without it.")
+  endif()
 endif()

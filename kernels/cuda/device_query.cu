@@ -1,0 +1,70 @@
+#include <cuda_runtime_api.h>
+
+#include "kernels/cuda/device_query.h"
+#include "kernels/error.h"
+
+namespace fathom::cuda {
+namespace {
+
+std::string version(int v) { return std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10); }
+
+// The user's machine, not our code, is what these calls can fail on.
+void check(cudaError_t code, const std::string& what, const std::string& hint) {
+  if (code == cudaSuccess) return;
+  throw UserError(
+      "CUDA could not " + what + ": " + cudaGetErrorString(code) + " (" + cudaGetErrorName(code) + ").",
+      hint);
+}
+
+__global__ void answer(int* out) { *out = 42; }
+
+// Runs one thread on the current device and reads its answer back.
+void prove(const std::string& name) {
+  const std::string hint =
+      "Build with -DCMAKE_CUDA_ARCHITECTURES set to this GPU's compute capability, such as 90a.";
+  int* data = nullptr;
+  check(cudaMalloc(&data, sizeof(int)), "allocate memory on " + name, "Another process may hold all of it.");
+  answer<<<1, 1>>>(data);
+  const cudaError_t launched = cudaGetLastError();
+  int value = 0;
+  const cudaError_t copied =
+      launched == cudaSuccess ? cudaMemcpy(&value, data, sizeof(int), cudaMemcpyDeviceToHost) : launched;
+  const cudaError_t freed = cudaFree(data);
+  check(copied, "run a kernel on " + name, hint);
+  check(freed, "free memory on " + name, "");
+  if (value != 42)
+    throw InternalError("[device_query] " + name + " computed " + std::to_string(value) + ", not 42");
+}
+
+}  // namespace
+
+DeviceReport query_devices() {
+  DeviceReport report;
+  check(cudaRuntimeGetVersion(&report.runtime_version), "tell its version", "");
+  check(cudaDriverGetVersion(&report.driver_version), "tell the driver's version", "");
+  if (report.driver_version == 0) {
+    throw UserError(
+        "There is no NVIDIA driver on this machine.",
+        "Training runs on the CPU; for the GPU, install the driver (nvidia-smi shows whether it works).");
+  }
+  int count = 0;
+  check(cudaGetDeviceCount(&count), "list GPUs",
+        "The driver serves CUDA " + version(report.driver_version) + " and this program was built with " +
+            version(report.runtime_version) + "; a driver older than that must be updated.");
+  for (int i = 0; i < count; ++i) {
+    cudaDeviceProp properties{};
+    const std::string name = "GPU " + std::to_string(i);
+    check(cudaGetDeviceProperties(&properties, i), "describe " + name, "");
+    check(cudaSetDevice(i), "select " + name, "");
+    prove(name);
+    report.devices.push_back({.index = i,
+                              .name = properties.name,
+                              .major = properties.major,
+                              .minor = properties.minor,
+                              .memory_bytes = static_cast<std::int64_t>(properties.totalGlobalMem),
+                              .multiprocessors = properties.multiProcessorCount});
+  }
+  return report;
+}
+
+}  // namespace fathom::cuda

@@ -1,0 +1,30 @@
+// What GPUs this machine has, as CUDA sees them. Only in builds with FATHOM_CUDA.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace fathom::cuda {
+
+struct Device {
+  int index = 0;
+  std::string name;
+  int major = 0;  // compute capability
+  int minor = 0;
+  std::int64_t memory_bytes = 0;
+  int multiprocessors = 0;
+};
+
+struct DeviceReport {
+  std::vector<Device> devices;
+  int driver_version = 0;   // the newest CUDA that the driver serves: 1000 * major + 10 * minor; 0: no driver
+  int runtime_version = 0;  // the CUDA that this program was linked with
+};
+
+/// Every GPU, after one kernel has run on each: a device that is listed is one that computes. The runtime is
+/// linked statically, so a program that calls this starts without a GPU and without a driver. UserError: no
+/// driver, a driver older than the runtime, no device, or a device that this build has no code for.
+DeviceReport query_devices();
+
+}  // namespace fathom::cuda
