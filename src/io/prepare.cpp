@@ -1,6 +1,7 @@
 #include "src/io/prepare.h"
 
 #include <algorithm>
+#include <deque>
 #include <filesystem>
 #include <thread>
 #include <utility>
@@ -97,16 +98,21 @@ PrepareResult prepare_text(const PrepareOptions& options) {
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
   OrderedEncoder encoder(*tokenizer, std::max(1, options.threads > 0 ? options.threads : cores));
 
+  // Reading runs ahead of writing: the progress is that of the text that was written.
+  std::deque<std::int64_t> read_at_submit;
   const auto write_oldest = [&] {
     const EncodedBatch batch = encoder.take();
+    const std::int64_t bytes_done = read_at_submit.front();
+    read_at_submit.pop_front();
     for (std::size_t i = 0; i < batch.texts.size(); ++i) {
       stores.choose(batch.texts[i]).add_document(batch.ids[i], batch.texts[i]);
     }
-    report(options, reader.bytes_done(), reader.bytes_total(), stores);
+    report(options, bytes_done, reader.bytes_total(), stores);
   };
   std::vector<std::string> texts;
   std::size_t bytes = 0;
   const auto submit = [&] {
+    read_at_submit.push_back(reader.bytes_done());
     encoder.submit(std::exchange(texts, {}));
     bytes = 0;
     while (encoder.full()) write_oldest();
