@@ -1,5 +1,6 @@
 #include "src/io/hdf5_file.h"
 
+#include <chrono>
 #include <csignal>
 #include <numeric>
 #include <random>
@@ -244,7 +245,10 @@ TEST(H5File, KillingAWriterLeavesACompleteFile) {
     out.set_int("version", version);
     out.commit();
   };
+  // The moments of the kills cover a few commits, however slow the disk is.
+  const auto start = std::chrono::steady_clock::now();
   commit(0);
+  const std::chrono::duration<double, std::micro> one = std::chrono::steady_clock::now() - start;
   std::mt19937 random(7);
   std::int64_t latest = 0;
   for (int round = 0; round < 25; ++round) {
@@ -253,7 +257,8 @@ TEST(H5File, KillingAWriterLeavesACompleteFile) {
     if (child == 0) {
       for (std::int64_t v = latest + 1;; ++v) commit(v);
     }
-    ::usleep(std::uniform_int_distribution<useconds_t>(500, 25000)(random));
+    ::usleep(static_cast<useconds_t>(std::uniform_real_distribution<double>(0, 6)(random) * one.count()) +
+             500);
     ::kill(child, SIGKILL);
     ASSERT_EQ(::waitpid(child, nullptr, 0), child);
     const H5Reader in(path, kCheckpointKind);
