@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 #include "kernels/error.h"
-#include "train/durable_file.h"
+#include "src/io/atomic_file.h"
 
 namespace fathom {
 namespace {
@@ -143,7 +143,7 @@ std::vector<CheckpointFile> RunFolder::resume_candidates() const {
 }
 
 void RunFolder::set_latest(std::int64_t step) const {
-  write_file_durably(latest_path(), checkpoint_name(step) + "\n");
+  write_file(latest_path().string(), checkpoint_name(step) + "\n");
 }
 
 void RunFolder::prune(std::int64_t keep) const {

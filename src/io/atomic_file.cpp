@@ -105,6 +105,10 @@ AtomicFile::~AtomicFile() {
   ::close(fd_);
 }
 
+void write_fully(int fd, std::string_view bytes, const std::string& path) {
+  write_all(fd, std::as_bytes(std::span(bytes)), -1, path);
+}
+
 void AtomicFile::write(std::span<const std::byte> bytes) { write_all(fd_, bytes, -1, path_); }
 void AtomicFile::write(std::string_view text) { write(std::as_bytes(std::span(text))); }
 void AtomicFile::write_at(std::uint64_t offset, std::span<const std::byte> bytes) {

@@ -47,6 +47,10 @@ class AtomicFile {
 /// Replaces the file at `path` by `text`, atomically.
 void write_file(const std::string& path, std::string_view text);
 
+/// Appends all of `bytes` to an open file; interrupted and short writes are continued. `path` is for the
+/// UserError.
+void write_fully(int fd, std::string_view bytes, const std::string& path);
+
 /// The whole file. A UserError names what `kind` of file was expected when it cannot be read.
 std::string read_file(const std::string& path, const std::string& kind);
 

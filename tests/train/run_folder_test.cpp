@@ -7,7 +7,6 @@
 
 #include "kernels/error.h"
 #include "tests/train/test_folder.h"
-#include "train/durable_file.h"
 
 namespace fathom {
 namespace {
@@ -131,16 +130,6 @@ TEST(RunFolder, IsToldFromOtherFolders) {
   write_file(folder / "metrics.jsonl", "");
   EXPECT_TRUE(is_run_folder(folder));
   EXPECT_FALSE(is_run_folder(folder / "metrics.jsonl"));
-}
-
-TEST(DurableFile, ReplacesTheWholeFileAndLeavesNothingElse) {
-  const auto folder = fresh_folder();
-  write_file_durably(folder / "f", "a long first version");
-  write_file_durably(folder / "f", "short");
-  EXPECT_EQ(read_file(folder / "f"), "short");
-  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder), {}), 1);
-  EXPECT_THAT(message_of<UserError>([&] { write_file_durably(folder / "no" / "f", "x"); }),
-              HasSubstr("no/f"));
 }
 
 }  // namespace

@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #include "kernels/error.h"
-#include "train/durable_file.h"
+#include "src/io/atomic_file.h"
 
 namespace fathom {
 namespace {
@@ -84,7 +84,7 @@ void drop_after(const std::filesystem::path& path, std::int64_t step) {
       kept.append(line.text).push_back('\n');
     }
   }
-  if (dropped) write_file_durably(path, kept);
+  if (dropped) write_file(path.string(), kept);
 }
 
 std::string utc_now() {
@@ -128,7 +128,7 @@ void MetricsLog::append_line(std::string line) {
   struct stat before {};
   const bool known_size = ::fstat(fd_, &before) == 0;
   try {
-    write_fully(fd_, line, path_);
+    write_fully(fd_, line, path_.string());
   } catch (const UserError&) {
     // Half a line would stand in the way of the next one. If even this fails, the reader still copes with it.
     if (known_size && ::ftruncate(fd_, before.st_size) != 0) errno = 0;

@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 #include "kernels/error.h"
-#include "train/durable_file.h"
+#include "src/io/atomic_file.h"
 
 namespace fathom {
 namespace {
@@ -147,7 +147,7 @@ TensorBoardWriter::~TensorBoardWriter() {
 TensorBoardWriter::TensorBoardWriter(TensorBoardWriter&& other) noexcept
     : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)) {}
 
-void TensorBoardWriter::write(const std::string& bytes) { write_fully(fd_, bytes, path_); }
+void TensorBoardWriter::write(const std::string& bytes) { write_fully(fd_, bytes, path_.string()); }
 
 void TensorBoardWriter::scalar(std::string_view tag, std::int64_t step, double value) {
   Summary summary;

@@ -5,7 +5,7 @@
 #include <fmt/format.h>
 
 #include "kernels/error.h"
-#include "train/durable_file.h"
+#include "src/io/atomic_file.h"
 #include "train/metrics/console.h"
 #include "train/report/html.h"
 #include "train/report/run_data.h"
@@ -101,8 +101,8 @@ void write_report(std::span<const std::filesystem::path> runs, const std::filesy
   body += "<footer>The numbers above are in " + escape(csv.filename().string()) +
           "; the curves are drawn from each run's metrics.jsonl. Losses are in nats a token; a FLOP count "
           "takes a multiply-add as two.</footer>\n";
-  write_file_durably(html, page(title, body));
-  write_file_durably(csv, summary_csv(data));
+  write_file(html.string(), page(title, body));
+  write_file(csv.string(), summary_csv(data));
 }
 
 std::string report_json(std::span<const std::filesystem::path> runs) {
