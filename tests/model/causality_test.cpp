@@ -1,0 +1,152 @@
+// Causal selection never looks ahead: changing the tokens after t leaves the logits up to t as they were, to
+// the last bit in the row-invariant mode, to rounding in the fast one.
+#include <cstring>
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include "tests/model/small_model.h"
+
+namespace fathom::model_test {
+namespace {
+
+constexpr std::int64_t kSeq = 40;
+
+struct Case {
+  std::string name;
+  RoutingConfig routing;
+  bool qk_norm = false;
+  friend void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
+};
+
+ModelConfig causal_config(bool qk_norm) {
+  ModelConfig m = small_config();
+  m.depth = 4;
+  m.kv_heads = 2;
+  m.qk_norm = qk_norm;
+  return m;
+}
+
+/// One pass over a single sequence.
+struct Pass {
+  std::vector<float> logits;            // [T, V]
+  std::vector<std::vector<bool>> kept;  // by routed layer, [T]
+};
+
+Pass run(SmallModel& m, const std::vector<std::int32_t>& tokens, const SelectionRule& rule) {
+  const auto length = static_cast<std::int64_t>(tokens.size());
+  const ForwardResult result = m.model.forward(m.context, make_batch(m.context, 1, length, tokens, {}), rule);
+  Pass pass{to_host<float>(m.context.backend(), m.model.logits(m.context, result.hidden)), {}};
+  for (const RoutedLayer& r : result.routing) {
+    std::vector<bool> kept(tokens.size(), false);
+    for (std::int32_t i : to_host<std::int32_t>(m.context.backend(), r.indices)) {
+      kept[static_cast<std::size_t>(i)] = true;
+    }
+    pass.kept.push_back(std::move(kept));
+  }
+  return pass;
+}
+
+SelectionRule rule_of(const RoutingConfig& routing) {
+  return routing.kind == RoutingKind::None ? SelectionRule(TopK{}) : SelectionRule(causal_rule(routing));
+}
+
+/// The tokens with everything after t changed.
+std::vector<std::int32_t> other_future(std::vector<std::int32_t> tokens, std::size_t t, std::int64_t vocab) {
+  for (std::size_t i = t + 1; i < tokens.size(); ++i) {
+    tokens[i] = static_cast<std::int32_t>((tokens[i] + 1 + static_cast<std::int32_t>(i)) % vocab);
+  }
+  return tokens;
+}
+
+/// Decisions about the tokens up to t that differ.
+std::int64_t flips_up_to(const Pass& a, const Pass& b, std::size_t t) {
+  std::int64_t flips = 0;
+  for (std::size_t layer = 0; layer < a.kept.size(); ++layer) {
+    for (std::size_t i = 0; i <= t; ++i) flips += a.kept[layer][i] != b.kept[layer][i];
+  }
+  return flips;
+}
+
+class Causality : public ::testing::TestWithParam<Case> {
+ protected:
+  SmallModel make(bool invariant) {
+    BackendOptions options;
+    options.invariant = invariant;
+    return SmallModel(DType::F32, causal_config(GetParam().qk_norm), GetParam().routing, options);
+  }
+};
+
+TEST_P(Causality, InvariantModeIsBitIdentical) {
+  SmallModel m = make(true);
+  const SelectionRule rule = rule_of(GetParam().routing);
+  const auto vocab = static_cast<std::size_t>(m.model.config().vocab_size);
+  const std::vector<std::int32_t> tokens = m.random_tokens(kSeq, 5);
+  const Pass whole = run(m, tokens, rule);
+  for (std::size_t t = 0; t + 1 < tokens.size(); ++t) {
+    const std::size_t bytes = (t + 1) * vocab * sizeof(float);
+    const Pass other = run(m, other_future(tokens, t, m.model.config().vocab_size), rule);
+    EXPECT_EQ(std::memcmp(whole.logits.data(), other.logits.data(), bytes), 0)
+        << "another future after " << t;
+    EXPECT_EQ(flips_up_to(whole, other, t), 0) << "another future after " << t;
+    const Pass prefix = run(m, {tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(t) + 1}, rule);
+    EXPECT_EQ(std::memcmp(whole.logits.data(), prefix.logits.data(), bytes), 0) << "no future after " << t;
+    EXPECT_EQ(flips_up_to(whole, prefix, t), 0) << "no future after " << t;
+  }
+}
+
+TEST_P(Causality, FastModeIsEqualToRounding) {
+  SmallModel m = make(false);
+  const SelectionRule rule = rule_of(GetParam().routing);
+  const auto vocab = static_cast<std::size_t>(m.model.config().vocab_size);
+  const std::vector<std::int32_t> tokens = m.random_tokens(kSeq, 5);
+  const Pass whole = run(m, tokens, rule);
+  std::int64_t flips = 0;
+  std::int64_t decisions = 0;
+  double worst = 0;
+  for (std::size_t t = 0; t + 1 < tokens.size(); ++t) {
+    for (const Pass& other :
+         {run(m, other_future(tokens, t, m.model.config().vocab_size), rule),
+          run(m, {tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(t) + 1}, rule)}) {
+      const std::int64_t flipped = flips_up_to(whole, other, t);
+      flips += flipped;
+      decisions += static_cast<std::int64_t>(whole.kept.size() * (t + 1));
+      if (flipped > 0) continue;  // another computation, not another rounding: counted instead
+      const auto end = static_cast<std::ptrdiff_t>((t + 1) * vocab);
+      worst = std::max(worst, relative_difference({other.logits.begin(), other.logits.begin() + end},
+                                                  {whole.logits.begin(), whole.logits.begin() + end}));
+    }
+  }
+  EXPECT_LT(worst, 1e-5);
+  EXPECT_LE(static_cast<double>(flips), 1e-3 * static_cast<double>(decisions));
+  fmt::print("fast mode: largest relative difference {:.2e}, {} routing flips of {} decisions\n", worst,
+             flips, decisions);
+  RecordProperty("routing_flips", std::to_string(flips));
+  RecordProperty("largest_relative_difference", fmt::format("{:.2e}", worst));
+}
+
+// The tests above can fail: top-k does look ahead, and they would see it.
+TEST(TopKLooksAhead, AndTheComparisonSeesIt) {
+  SmallModel m(DType::F32, causal_config(false), routed(CausalMethod::Aux));
+  const std::vector<std::int32_t> tokens = m.random_tokens(kSeq, 5);
+  const Pass whole = run(m, tokens, TopK{});
+  std::int64_t flips = 0;
+  for (std::size_t t = 0; t + 1 < tokens.size(); ++t) {
+    flips += flips_up_to(whole, run(m, other_future(tokens, t, m.model.config().vocab_size), TopK{}), t);
+  }
+  EXPECT_GT(flips, 0);
+}
+
+std::vector<Case> cases() {
+  return {{"dense", {}},
+          {"dense_qk_norm", {}, true},
+          {"mod_aux", routed(CausalMethod::Aux)},
+          {"mod_predictor", routed(CausalMethod::Predictor, Gate::Sigmoid)},
+          {"mod_both_tanh", routed(CausalMethod::Both, Gate::Tanh), true}};
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, Causality, ::testing::ValuesIn(cases()),
+                         [](const auto& p) { return p.param.name; });
+
+}  // namespace
+}  // namespace fathom::model_test

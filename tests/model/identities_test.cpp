@@ -1,0 +1,214 @@
+// Two ways to compute one thing have to agree, most of them to the last bit.
+#include <gtest/gtest.h>
+
+#include "tests/model/small_model.h"
+#include "train/optimizer.h"
+
+namespace fathom::model_test {
+namespace {
+
+constexpr std::int64_t kSeq = 16;
+
+void expect_equal(const Snapshot& a, const Snapshot& b) {
+  ASSERT_EQ(a.size(), b.size());
+  for (const auto& [name, values] : a) EXPECT_EQ(values, b.at(name)) << name;
+}
+
+void expect_close(const Snapshot& a, const Snapshot& b, double tolerance) {
+  ASSERT_EQ(a.size(), b.size());
+  for (const auto& [name, values] : a) EXPECT_LT(relative_difference(values, b.at(name)), tolerance) << name;
+}
+
+// --- capacity 1 with a gate of 1 is the dense model ---
+
+class UnitGate : public ::testing::TestWithParam<Gate> {};
+
+TEST_P(UnitGate, CapacityOneIsTheDenseModel) {
+  SmallModel dense(DType::F64, small_config(), RoutingConfig{});
+  SmallModel mod(DType::F64, small_config(), routed(CausalMethod::None, GetParam(), 1.0));
+  // Column 0 of the stream is made large and positive, and the router reads only that column: its scores are
+  // in the thousands, where a sigmoid and a tanh are exactly 1.
+  for (SmallModel* m : {&dense, &mod}) {
+    const Tensor& table = m->model.parameters().get("model.embed_tokens.weight");
+    std::vector<double> values = m->host(table);
+    for (std::size_t i = 0; i < values.size(); i += static_cast<std::size_t>(table.dim(1))) values[i] = 30.0;
+    from_doubles(m->context.backend(), table, values);
+  }
+  std::vector<double> router(static_cast<std::size_t>(mod.model.config().width), 0.0);
+  router[0] = 100.0;
+  from_doubles(mod.context.backend(), mod.model.parameters().get("model.layers.1.router.weight"), router);
+
+  const Batch dense_batch = dense.random_batch(2, kSeq, 3);
+  const Batch mod_batch = mod.random_batch(2, kSeq, 3);
+  for (double r : mod.host(mod.model.forward(mod.context, mod_batch, TopK{}).routing.at(0).scores)) {
+    ASSERT_GT(r, 1000.0);
+  }
+  const LossSums a = dense.backward(dense_batch, TopK{});
+  const LossSums b = mod.backward(mod_batch, TopK{});
+  EXPECT_NEAR(a.cross_entropy, b.cross_entropy, 1e-12 * a.cross_entropy);
+  Snapshot routed_gradients = mod.gradients();
+  routed_gradients.erase("model.layers.1.router.weight");
+  expect_close(routed_gradients, dense.gradients(), 1e-12);
+}
+
+INSTANTIATE_TEST_SUITE_P(Gates, UnitGate, ::testing::Values(Gate::Sigmoid, Gate::Tanh),
+                         [](const auto& p) { return p.param == Gate::Sigmoid ? "sigmoid" : "tanh"; });
+
+// --- recomputation ---
+
+struct Variant {
+  std::string name;
+  DType dtype;
+  RoutingConfig routing;
+  std::vector<std::int32_t> documents;
+  friend void PrintTo(const Variant& v, std::ostream* out) { *out << v.name << ", " << name_of(v.dtype); }
+};
+
+std::vector<Variant> variants() {
+  std::vector<std::int32_t> documents(2 * kSeq, 0);
+  for (std::size_t i = 5; i < documents.size(); ++i) documents[i] = i < 20 ? 1 : 2;
+  std::vector<Variant> all;
+  for (DType dtype : {DType::F32, DType::F64}) {
+    all.push_back({"dense", dtype, {}, {}});
+    all.push_back({"dense_documents", dtype, {}, documents});
+    all.push_back({"aux", dtype, routed(CausalMethod::Aux), {}});
+    all.push_back({"both", dtype, routed(CausalMethod::Both, Gate::Tanh), {}});
+    all.push_back({"both_documents", dtype, routed(CausalMethod::Both, Gate::Sigmoid), documents});
+  }
+  return all;
+}
+
+std::string variant_name(const ::testing::TestParamInfo<Variant>& p) {
+  return p.param.name + "_" + name_of(p.param.dtype);
+}
+
+class Recomputation : public ::testing::TestWithParam<Variant> {};
+
+TEST_P(Recomputation, IsBitEqual) {
+  const Variant& v = GetParam();
+  SmallModel plain(v.dtype, small_config(), v.routing);
+  SmallModel again(v.dtype, small_config(), v.routing);
+  again.model.set_recompute(Recompute::Block);
+  const LossSums a = plain.backward(plain.random_batch(2, kSeq, 3, v.documents), TopK{});
+  const LossSums b = again.backward(again.random_batch(2, kSeq, 3, v.documents), TopK{});
+  EXPECT_EQ(a.cross_entropy, b.cross_entropy);
+  EXPECT_EQ(a.aux, b.aux);
+  EXPECT_EQ(a.predictor, b.predictor);
+  expect_equal(plain.gradients(), again.gradients());
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, Recomputation, ::testing::ValuesIn(variants()), variant_name);
+
+// --- gradient accumulation ---
+
+class Accumulation : public ::testing::TestWithParam<RoutingConfig> {};
+
+TEST_P(Accumulation, TwoMicroBatchesAreOneBatch) {
+  SmallModel whole(DType::F64, small_config(), GetParam());
+  SmallModel parts(DType::F64, small_config(), GetParam());
+  const std::vector<std::int32_t> tokens = whole.random_tokens(4 * kSeq, 3);
+  const std::vector<std::int32_t> targets = whole.random_tokens(4 * kSeq, 4);
+  const LossSums all = whole.backward(make_batch(whole.context, 4, kSeq, tokens, targets), TopK{});
+  double cross_entropy = 0;
+  for (const std::ptrdiff_t begin : {std::ptrdiff_t{0}, std::ptrdiff_t{2 * kSeq}}) {
+    const auto half = [begin](const std::vector<std::int32_t>& v) {
+      return std::vector<std::int32_t>(v.begin() + begin, v.begin() + begin + 2 * kSeq);
+    };
+    cross_entropy +=
+        parts.backward(make_batch(parts.context, 2, kSeq, half(tokens), half(targets)), TopK{}, 0.5)
+            .cross_entropy;
+  }
+  EXPECT_NEAR(cross_entropy, all.cross_entropy, 1e-12 * all.cross_entropy);
+  expect_close(parts.gradients(), whole.gradients(), 1e-12);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, Accumulation,
+                         ::testing::Values(RoutingConfig{}, routed(CausalMethod::Aux),
+                                           routed(CausalMethod::Both)),
+                         [](const auto& p) {
+                           return p.param.has_predictor()  ? "both"
+                                  : p.param.has_aux_loss() ? "aux"
+                                                              : "dense";
+                         });
+
+// --- document masks ---
+
+class Documents : public ::testing::TestWithParam<RoutingConfig> {};
+
+// Top-k is left out: it chooses among the documents of a sequence. A threshold decides for each token alone.
+TEST_P(Documents, AreEachAsIfAlone) {
+  SmallModel m(DType::F64, small_config(), GetParam());
+  const SelectionRule rule =
+      GetParam().kind == RoutingKind::None ? SelectionRule(TopK{}) : causal_rule(GetParam());
+  const std::vector<std::int64_t> lengths = {5, 1, 7, 3};  // 5 + 1 + 7 + 3 = 16, in each of two sequences
+  const std::vector<std::int32_t> tokens = m.random_tokens(2 * kSeq, 3);
+  const std::vector<std::int32_t> targets = m.random_tokens(2 * kSeq, 4);
+  std::vector<std::int32_t> documents;
+  for (int sequence = 0; sequence < 2; ++sequence) {
+    for (std::size_t d = 0; d < lengths.size(); ++d) {
+      documents.insert(documents.end(), static_cast<std::size_t>(lengths[d]), static_cast<std::int32_t>(d));
+    }
+  }
+  const auto losses = [&](const Batch& batch) {
+    const ForwardResult result = m.model.forward(m.context, batch, rule);
+    return m.host(m.model.cross_entropy(m.context, result.hidden, batch.targets, 1.0));
+  };
+  const std::vector<double> packed = losses(make_batch(m.context, 2, kSeq, tokens, targets, documents));
+  const std::vector<double> unmasked = losses(make_batch(m.context, 2, kSeq, tokens, targets));
+  std::vector<double> alone;
+  for (std::int64_t begin = 0; begin < 2 * kSeq;) {
+    for (const std::int64_t length : lengths) {
+      const auto part = [&](const std::vector<std::int32_t>& v) {
+        return std::vector<std::int32_t>(v.begin() + begin, v.begin() + begin + length);
+      };
+      // RoPE sees differences of positions only, so a document may start at position 0 here.
+      const std::vector<double> own = losses(make_batch(m.context, 1, length, part(tokens), part(targets)));
+      alone.insert(alone.end(), own.begin(), own.end());
+      begin += length;
+    }
+  }
+  EXPECT_LT(relative_difference(packed, alone), 1e-12);
+  EXPECT_GT(relative_difference(unmasked, alone), 1e-3) << "the mask has to matter for this to mean anything";
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, Documents,
+                         ::testing::Values(RoutingConfig{}, routed(CausalMethod::Aux),
+                                           routed(CausalMethod::Both)),
+                         [](const auto& p) {
+                           return p.param.has_predictor()  ? "both"
+                                  : p.param.has_aux_loss() ? "aux"
+                                                              : "dense";
+                         });
+
+// --- predictors shape nothing but themselves ---
+
+TEST(Predictors, LeaveTheModelBitEqual) {
+  for (const auto& [without, with] : {std::pair{CausalMethod::None, CausalMethod::Predictor},
+                                      std::pair{CausalMethod::Aux, CausalMethod::Both}}) {
+    SmallModel a(DType::F32, small_config(), routed(without));
+    SmallModel b(DType::F32, small_config(), routed(with));
+    TrainConfig config;
+    config.grad_clip = 0.1;  // always clips
+    AdamW adam_a(a.context, a.model.parameters(), config);
+    AdamW adam_b(b.context, b.model.parameters(), config);
+    for (std::int64_t step = 1; step <= 5; ++step) {
+      const auto seed = static_cast<unsigned>(10 * step);
+      for (auto [m, adam] : {std::pair{&a, &adam_a}, std::pair{&b, &adam_b}}) {
+        m->zero_gradients();
+        m->backward(m->random_batch(2, kSeq, seed), TopK{});
+        adam->update(m->context, m->model.parameters(), AdamW::norms(m->context, m->model.parameters()), 1e-3,
+                     step);
+      }
+      const auto without_predictors = [](Snapshot s) {
+        std::erase_if(
+            s, [](const auto& item) { return item.first.find("router_predictor") != std::string::npos; });
+        return s;
+      };
+      expect_equal(a.gradients(), without_predictors(b.gradients()));
+      expect_equal(a.values(), without_predictors(b.values()));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fathom::model_test

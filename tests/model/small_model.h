@@ -1,0 +1,132 @@
+// A model small enough to look at from every side, with parameters large enough that every term of it shows.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "src/autograd/tape.h"
+#include "src/model/transformer.h"
+
+namespace fathom::model_test {
+
+inline ModelConfig small_config() {
+  ModelConfig m;
+  m.vocab_size = 23;
+  m.width = 16;
+  m.depth = 3;
+  m.heads = 4;
+  m.kv_heads = 4;
+  m.ffn_hidden = 20;
+  m.max_seq_len = 64;
+  return m;
+}
+
+/// Blocks 1, 3, ... are routed.
+inline RoutingConfig routed(CausalMethod method, Gate gate = Gate::Raw, double capacity = 0.25) {
+  RoutingConfig r;
+  r.kind = RoutingKind::Mod;
+  r.every = 2;
+  r.first = 1;
+  r.capacity = capacity;
+  r.gate = gate;
+  r.causal.method = method;
+  r.causal.aux_weight = 0.3;
+  r.causal.predictor_hidden = 6;
+  return r;
+}
+
+/// A copy of every gradient, or value, by name.
+using Snapshot = std::map<std::string, std::vector<double>>;
+
+class SmallModel {
+ public:
+  SmallModel(DType dtype, const ModelConfig& config, const RoutingConfig& routing,
+             BackendOptions options = {})
+      : context(make_cpu_backend(options, 2), dtype), model(context, config, routing, true) {
+    fill(7);
+  }
+
+  /// Unit variance is kept by each matrix, norms are spread about 1, router scores about 0. A parameter's
+  /// values are a function of its name and the seed.
+  void fill(std::uint64_t seed) {
+    model.initialise(context, seed);
+    for (const ParameterSpec& spec : model.parameters().specs()) {
+      const bool norm = spec.name.find("norm") != std::string::npos;
+      const Tensor& t = model.parameters().get(spec.name);
+      std::mt19937_64 generator(std::hash<std::string>{}(spec.name) ^ seed);
+      std::normal_distribution<double> normal;
+      const double stddev =
+          norm || spec.shape.rank() == 1 ? 0.2 : 1.0 / std::sqrt(static_cast<double>(spec.shape[-1]));
+      std::vector<double> values(static_cast<std::size_t>(t.size()));
+      for (double& x : values) x = (norm ? 1.0 : 0.0) + stddev * normal(generator);
+      from_doubles(context.backend(), t, values);
+    }
+  }
+
+  /// Adds the gradients of weight * objective to those there are.
+  LossSums backward(const Batch& batch, const SelectionRule& rule, double weight = 1.0) {
+    Tape tape(context);
+    context.set_tape(&tape);
+    const ForwardResult result = model.forward(context, batch, rule);
+    const LossSums sums = model.objective(context, batch, result, weight);
+    context.set_tape(nullptr);
+    tape.backward();
+    return sums;
+  }
+
+  void zero_gradients() { context.backend().fill(model.parameters().gradients(), 0.0); }
+
+  std::vector<double> host(const Tensor& t) { return to_doubles(context.backend(), t); }
+
+  Snapshot gradients() {
+    Snapshot all;
+    for (const ParameterSpec& s : model.parameters().specs()) {
+      all[s.name] = host(model.parameters().get(s.name).bound_gradient());
+    }
+    return all;
+  }
+  Snapshot values() {
+    Snapshot all;
+    for (const ParameterSpec& s : model.parameters().specs())
+      all[s.name] = host(model.parameters().get(s.name));
+    return all;
+  }
+
+  Batch random_batch(std::int64_t batch, std::int64_t seq, unsigned seed,
+                     const std::vector<std::int32_t>& documents = {}) {
+    return make_batch(context, batch, seq, random_tokens(batch * seq, seed),
+                      random_tokens(batch * seq, seed + 1), documents);
+  }
+  std::vector<std::int32_t> random_tokens(std::int64_t n, unsigned seed) const {
+    std::mt19937 generator(seed);
+    std::uniform_int_distribution<std::int32_t> any(0,
+                                                    static_cast<std::int32_t>(model.config().vocab_size) - 1);
+    std::vector<std::int32_t> tokens(static_cast<std::size_t>(n));
+    for (std::int32_t& t : tokens) t = any(generator);
+    return tokens;
+  }
+
+  Context context;
+  Transformer model;
+};
+
+/// The largest difference, relative to the largest element of `b`.
+inline double relative_difference(const std::vector<double>& a, const std::vector<double>& b) {
+  if (a.size() != b.size()) return INFINITY;
+  double difference = 0;
+  double scale = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    if (!(std::abs(a[i] - b[i]) < INFINITY)) return INFINITY;
+    difference = std::max(difference, std::abs(a[i] - b[i]));
+    scale = std::max(scale, std::abs(b[i]));
+  }
+  return scale > 0 ? difference / scale : difference;
+}
+
+}  // namespace fathom::model_test
