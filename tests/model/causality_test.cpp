@@ -5,26 +5,44 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include "tests/kernels/cpu_backends.h"
 #include "tests/model/small_model.h"
 
 namespace fathom::model_test {
 namespace {
 
-constexpr std::int64_t kSeq = 40;
+enum class Size {
+  Small,  // every t of a short sequence
+  Large,  // several tiles of attention and of the products, t about their edges
+};
 
 struct Case {
   std::string name;
   RoutingConfig routing;
   bool qk_norm = false;
+  Size size = Size::Small;
   friend void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 };
 
-ModelConfig causal_config(bool qk_norm) {
+ModelConfig causal_config(const Case& of) {
   ModelConfig m = small_config();
   m.depth = 4;
   m.kv_heads = 2;
-  m.qk_norm = qk_norm;
+  m.qk_norm = of.qk_norm;
+  if (of.size == Size::Large) {
+    m.width = 96;
+    m.ffn_hidden = 288;
+  }
   return m;
+}
+
+std::int64_t length_of(const Case& of) { return of.size == Size::Small ? 40 : 200; }
+
+std::vector<std::size_t> places(const Case& of) {
+  if (of.size == Size::Large) return {0, 1, 3, 4, 31, 32, 33, 62, 63, 64, 65, 127, 128, 191, 192, 198};
+  std::vector<std::size_t> all;
+  for (std::size_t t = 0; t + 1 < static_cast<std::size_t>(length_of(of)); ++t) all.push_back(t);
+  return all;
 }
 
 /// One pass over a single sequence.
@@ -73,50 +91,53 @@ class Causality : public ::testing::TestWithParam<Case> {
   SmallModel make(bool invariant) {
     BackendOptions options;
     options.invariant = invariant;
-    return SmallModel(DType::F32, causal_config(GetParam().qk_norm), GetParam().routing, options);
+    return SmallModel(DType::F32, causal_config(GetParam()), GetParam().routing, options);
+  }
+
+  /// Calls compare(t, whole, other, how) with the pass over all tokens and, for each t, one with other tokens
+  /// after t and one that ends at t.
+  template <typename Compare>
+  void for_other_futures(SmallModel& m, Compare&& compare) {
+    const SelectionRule rule = rule_of(GetParam().routing);
+    const std::vector<std::int32_t> tokens = m.random_tokens(length_of(GetParam()), 5);
+    const Pass whole = run(m, tokens, rule);
+    for (const std::size_t t : places(GetParam())) {
+      compare(t, whole, run(m, other_future(tokens, t, m.model.config().vocab_size), rule), "another future");
+      const auto end = tokens.begin() + static_cast<std::ptrdiff_t>(t) + 1;
+      compare(t, whole, run(m, {tokens.begin(), end}, rule), "no future");
+    }
   }
 };
 
 TEST_P(Causality, InvariantModeIsBitIdentical) {
-  SmallModel m = make(true);
-  const SelectionRule rule = rule_of(GetParam().routing);
-  const auto vocab = static_cast<std::size_t>(m.model.config().vocab_size);
-  const std::vector<std::int32_t> tokens = m.random_tokens(kSeq, 5);
-  const Pass whole = run(m, tokens, rule);
-  for (std::size_t t = 0; t + 1 < tokens.size(); ++t) {
-    const std::size_t bytes = (t + 1) * vocab * sizeof(float);
-    const Pass other = run(m, other_future(tokens, t, m.model.config().vocab_size), rule);
-    EXPECT_EQ(std::memcmp(whole.logits.data(), other.logits.data(), bytes), 0)
-        << "another future after " << t;
-    EXPECT_EQ(flips_up_to(whole, other, t), 0) << "another future after " << t;
-    const Pass prefix = run(m, {tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(t) + 1}, rule);
-    EXPECT_EQ(std::memcmp(whole.logits.data(), prefix.logits.data(), bytes), 0) << "no future after " << t;
-    EXPECT_EQ(flips_up_to(whole, prefix, t), 0) << "no future after " << t;
+  for (const std::string& isa : testing_support::isas()) {
+    const testing_support::ChosenIsa chosen(isa);
+    SmallModel m = make(true);
+    const auto vocab = static_cast<std::size_t>(m.model.config().vocab_size);
+    for_other_futures(m, [&](std::size_t t, const Pass& whole, const Pass& other, const char* how) {
+      const std::size_t bytes = (t + 1) * vocab * sizeof(float);
+      EXPECT_EQ(std::memcmp(whole.logits.data(), other.logits.data(), bytes), 0)
+          << isa << ", " << how << " after " << t;
+      EXPECT_EQ(flips_up_to(whole, other, t), 0) << isa << ", " << how << " after " << t;
+    });
   }
 }
 
 TEST_P(Causality, FastModeIsEqualToRounding) {
   SmallModel m = make(false);
-  const SelectionRule rule = rule_of(GetParam().routing);
   const auto vocab = static_cast<std::size_t>(m.model.config().vocab_size);
-  const std::vector<std::int32_t> tokens = m.random_tokens(kSeq, 5);
-  const Pass whole = run(m, tokens, rule);
   std::int64_t flips = 0;
   std::int64_t decisions = 0;
   double worst = 0;
-  for (std::size_t t = 0; t + 1 < tokens.size(); ++t) {
-    for (const Pass& other :
-         {run(m, other_future(tokens, t, m.model.config().vocab_size), rule),
-          run(m, {tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(t) + 1}, rule)}) {
-      const std::int64_t flipped = flips_up_to(whole, other, t);
-      flips += flipped;
-      decisions += static_cast<std::int64_t>(whole.kept.size() * (t + 1));
-      if (flipped > 0) continue;  // another computation, not another rounding: counted instead
-      const auto end = static_cast<std::ptrdiff_t>((t + 1) * vocab);
-      worst = std::max(worst, relative_difference({other.logits.begin(), other.logits.begin() + end},
-                                                  {whole.logits.begin(), whole.logits.begin() + end}));
-    }
-  }
+  for_other_futures(m, [&](std::size_t t, const Pass& whole, const Pass& other, const char*) {
+    const std::int64_t flipped = flips_up_to(whole, other, t);
+    flips += flipped;
+    decisions += static_cast<std::int64_t>(whole.kept.size() * (t + 1));
+    if (flipped > 0) return;  // another computation, not another rounding: counted instead
+    const auto end = static_cast<std::ptrdiff_t>((t + 1) * vocab);
+    worst = std::max(worst, relative_difference({other.logits.begin(), other.logits.begin() + end},
+                                                {whole.logits.begin(), whole.logits.begin() + end}));
+  });
   EXPECT_LT(worst, 1e-5);
   EXPECT_LE(static_cast<double>(flips), 1e-3 * static_cast<double>(decisions));
   fmt::print("fast mode: largest relative difference {:.2e}, {} routing flips of {} decisions\n", worst,
@@ -127,11 +148,12 @@ TEST_P(Causality, FastModeIsEqualToRounding) {
 
 // The tests above can fail: top-k does look ahead, and they would see it.
 TEST(TopKLooksAhead, AndTheComparisonSeesIt) {
-  SmallModel m(DType::F32, causal_config(false), routed(CausalMethod::Aux));
-  const std::vector<std::int32_t> tokens = m.random_tokens(kSeq, 5);
+  const Case of{"top-k", routed(CausalMethod::Aux)};
+  SmallModel m(DType::F32, causal_config(of), of.routing);
+  const std::vector<std::int32_t> tokens = m.random_tokens(length_of(of), 5);
   const Pass whole = run(m, tokens, TopK{});
   std::int64_t flips = 0;
-  for (std::size_t t = 0; t + 1 < tokens.size(); ++t) {
+  for (const std::size_t t : places(of)) {
     flips += flips_up_to(whole, run(m, other_future(tokens, t, m.model.config().vocab_size), TopK{}), t);
   }
   EXPECT_GT(flips, 0);
@@ -142,7 +164,10 @@ std::vector<Case> cases() {
           {"dense_qk_norm", {}, true},
           {"mod_aux", routed(CausalMethod::Aux)},
           {"mod_predictor", routed(CausalMethod::Predictor, Gate::Sigmoid)},
-          {"mod_both_tanh", routed(CausalMethod::Both, Gate::Tanh), true}};
+          {"mod_both_tanh", routed(CausalMethod::Both, Gate::Tanh), true},
+          {"large_dense", {}, false, Size::Large},
+          {"large_mod_aux", routed(CausalMethod::Aux, Gate::Sigmoid), true, Size::Large},
+          {"large_mod_predictor", routed(CausalMethod::Predictor), false, Size::Large}};
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, Causality, ::testing::ValuesIn(cases()),

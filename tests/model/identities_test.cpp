@@ -54,6 +54,31 @@ TEST_P(UnitGate, CapacityOneIsTheDenseModel) {
 INSTANTIATE_TEST_SUITE_P(Gates, UnitGate, ::testing::Values(Gate::Sigmoid, Gate::Tanh),
                          [](const auto& p) { return p.param == Gate::Sigmoid ? "sigmoid" : "tanh"; });
 
+// --- a threshold that nobody passes skips the block ---
+
+TEST(NobodyKept, TheBlockIsSkipped) {
+  for (const Recompute recompute : {Recompute::None, Recompute::Block}) {
+    SmallModel m(DType::F64, small_config(), routed(CausalMethod::Both));
+    m.model.set_recompute(recompute);
+    const Batch batch = m.random_batch(2, kSeq, 3);
+    const Causal nobody{Causal::Logit::Predictor, 1.0 - 1e-9};
+    std::vector<std::vector<double>> streams;
+    const ForwardResult result = m.model.forward(
+        m.context, batch, nobody, [&](std::int64_t, const Tensor& x) { streams.push_back(m.host(x)); });
+    EXPECT_EQ(result.routing.at(0).indices.size(), 0);
+    ASSERT_EQ(streams.size(), 4U);
+    EXPECT_EQ(streams[2], streams[1]);
+    EXPECT_NE(streams[3], streams[2]);
+
+    m.backward(batch, nobody);
+    for (const auto& [name, gradient] : m.gradients()) {
+      const bool skipped = name.find("model.layers.1.") == 0 && name.find("router") == std::string::npos;
+      EXPECT_EQ(std::all_of(gradient.begin(), gradient.end(), [](double g) { return g == 0; }), skipped)
+          << name;
+    }
+  }
+}
+
 // --- recomputation ---
 
 struct Variant {
@@ -126,9 +151,7 @@ INSTANTIATE_TEST_SUITE_P(Models, Accumulation,
                          ::testing::Values(RoutingConfig{}, routed(CausalMethod::Aux),
                                            routed(CausalMethod::Both)),
                          [](const auto& p) {
-                           return p.param.has_predictor()  ? "both"
-                                  : p.param.has_aux_loss() ? "aux"
-                                                              : "dense";
+                           return p.param.has_predictor() ? "both" : p.param.has_aux_loss() ? "aux" : "dense";
                          });
 
 // --- document masks ---
@@ -175,9 +198,7 @@ INSTANTIATE_TEST_SUITE_P(Models, Documents,
                          ::testing::Values(RoutingConfig{}, routed(CausalMethod::Aux),
                                            routed(CausalMethod::Both)),
                          [](const auto& p) {
-                           return p.param.has_predictor()  ? "both"
-                                  : p.param.has_aux_loss() ? "aux"
-                                                              : "dense";
+                           return p.param.has_predictor() ? "both" : p.param.has_aux_loss() ? "aux" : "dense";
                          });
 
 // --- predictors shape nothing but themselves ---
