@@ -46,8 +46,9 @@ CURVES = {
 
 def our_name(name):
     """torch_lm's name of a parameter -> Fathom's."""
-    if name in ("emb.weight", "nf", "head.weight"):
-        return {"emb.weight": "model.embed_tokens.weight", "nf": "model.norm.weight", "head.weight": "lm_head.weight"}[name]
+    whole = {"emb.weight": "model.embed_tokens.weight", "nf": "model.norm.weight", "head.weight": "lm_head.weight"}
+    if name in whole:
+        return whole[name]
     _, layer, rest = name.split(".", 2)
     table = {
         "n1": "input_layernorm.weight",
@@ -213,7 +214,8 @@ def write_case(lm, folder, name, changes, values, tokens, targets):
                     predictor += F.binary_cross_entropy_with_logits(p, kept).item() / len(routed)
             total = ce + (config.aux_weight * aux if routed else 0.0) + predictor
             assert abs(total - objective.item()) < 1e-12 * abs(total), (name, total, objective.item())
-            for key, value in (("objective", objective.item()), ("cross_entropy", ce), ("aux", aux), ("predictor", predictor)):
+            parts = {"objective": objective.item(), "cross_entropy": ce, "aux": aux, "predictor": predictor}
+            for key, value in parts.items():
                 put(f, f"loss/{key}", np.float64(value))
 
             if not routed:
@@ -314,7 +316,7 @@ def main():
                 f.create_dataset(f"objective/{dtype}", data=objectives, track_times=False)
             drift = np.abs(curves[name]["fp32"][1] - curves[name]["fp64"][1]).max()
             assert drift < 1e-4, f"{name}: fp32 and fp64 disagree on which tokens are kept ({drift})"
-            print(f"{name}: {losses[0]:.4f} -> {losses[-10:].mean():.4f}; fp32 and fp64 differ by {drift:.2e} at most")
+            print(f"{name}: {losses[0]:.4f} -> {losses[-10:].mean():.4f}; fp32 and fp64 differ by {drift:.2e}")
 
     with h5py.File(args.out / "shared.h5", "w", libver=LIBVER) as f:
         for name, x in values.items():
