@@ -26,7 +26,6 @@ struct Case {
 
 ModelConfig causal_config(const Case& of) {
   ModelConfig m = small_config();
-  m.depth = 4;
   m.kv_heads = 2;
   m.qk_norm = of.qk_norm;
   if (of.size == Size::Large) {

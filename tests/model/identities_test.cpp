@@ -36,18 +36,21 @@ TEST_P(UnitGate, CapacityOneIsTheDenseModel) {
   }
   std::vector<double> router(static_cast<std::size_t>(mod.model.config().width), 0.0);
   router[0] = 100.0;
-  from_doubles(mod.context.backend(), mod.model.parameters().get("model.layers.1.router.weight"), router);
+  const std::vector<std::string> routers = {"model.layers.1.router.weight", "model.layers.3.router.weight"};
+  for (const std::string& name : routers) {
+    from_doubles(mod.context.backend(), mod.model.parameters().get(name), router);
+  }
 
   const Batch dense_batch = dense.random_batch(2, kSeq, 3);
   const Batch mod_batch = mod.random_batch(2, kSeq, 3);
-  for (double r : mod.host(mod.model.forward(mod.context, mod_batch, TopK{}).routing.at(0).scores)) {
-    ASSERT_GT(r, 1000.0);
+  for (const RoutedLayer& layer : mod.model.forward(mod.context, mod_batch, TopK{}).routing) {
+    for (double r : mod.host(layer.scores)) ASSERT_GT(r, 1000.0);
   }
   const LossSums a = dense.backward(dense_batch, TopK{});
   const LossSums b = mod.backward(mod_batch, TopK{});
   EXPECT_NEAR(a.cross_entropy, b.cross_entropy, 1e-12 * a.cross_entropy);
   Snapshot routed_gradients = mod.gradients();
-  routed_gradients.erase("model.layers.1.router.weight");
+  for (const std::string& name : routers) routed_gradients.erase(name);
   expect_close(routed_gradients, dense.gradients(), 1e-12);
 }
 
@@ -66,13 +69,16 @@ TEST(NobodyKept, TheBlockIsSkipped) {
     const ForwardResult result = m.model.forward(
         m.context, batch, nobody, [&](std::int64_t, const Tensor& x) { streams.push_back(m.host(x)); });
     EXPECT_EQ(result.routing.at(0).indices.size(), 0);
-    ASSERT_EQ(streams.size(), 4U);
+    ASSERT_EQ(streams.size(), 5U);
     EXPECT_EQ(streams[2], streams[1]);
     EXPECT_NE(streams[3], streams[2]);
+    EXPECT_EQ(streams[4], streams[3]);
 
     m.backward(batch, nobody);
     for (const auto& [name, gradient] : m.gradients()) {
-      const bool skipped = name.find("model.layers.1.") == 0 && name.find("router") == std::string::npos;
+      const bool in_routed =
+          name.find("layers.1.") != std::string::npos || name.find("layers.3.") != std::string::npos;
+      const bool skipped = in_routed && name.find("router") == std::string::npos;
       EXPECT_EQ(std::all_of(gradient.begin(), gradient.end(), [](double g) { return g == 0; }), skipped)
           << name;
     }

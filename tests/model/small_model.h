@@ -19,7 +19,7 @@ inline ModelConfig small_config() {
   ModelConfig m;
   m.vocab_size = 23;
   m.width = 16;
-  m.depth = 3;
+  m.depth = 4;
   m.heads = 4;
   m.kv_heads = 4;
   m.ffn_hidden = 20;
