@@ -28,6 +28,7 @@ void add_report(CLI::App& app, Globals& globals) {
     if (globals.json) {
       std::cout << report_json(options->runs) << std::endl;
     } else {
+      std::cout << report_text(options->runs) << std::flush;
       spdlog::info("wrote {} and, beside it, the same figures as .csv", options->out.string());
     }
   });

@@ -65,6 +65,8 @@ train_run() { # train_run NAME CONFIG: to its end, or to where it was interrupte
   local name="$1" run="$work/$1"
   "$fathom" train "$2" --run-dir "$run" --resume auto --set data.train="$store" --set data.valid="$valid" \
     --set data.tokenizer="$tokenizer" || return 1
+  # What it cost, for the report.
+  "$fathom" plan "$2" --json --set data.train="$store" >"$run/plan.json.part" && mv "$run/plan.json.part" "$run/plan.json" || return 1
   if ! tail -n 1 "$run/metrics.jsonl" | grep -Eq '"status": *"done"'; then
     die "[$name] stopped before its end. Call the same command again to go on where it stopped."
   fi

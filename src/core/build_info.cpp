@@ -1,5 +1,7 @@
 #include "src/core/build_info.h"
 
+#include <algorithm>
+
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 

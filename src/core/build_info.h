@@ -8,8 +8,8 @@ namespace fathom {
 
 struct BuildInfo {
   std::string version;  // "0.1.0"
-  std::string
-      git_sha;  // 40 hexadecimal digits, "-dirty" behind them where tracked files were changed; or "unknown"
+  /// 40 hexadecimal digits, with "-dirty" behind them where tracked files differed; or "unknown".
+  std::string git_sha;
   std::string compiler;                       // "GNU 12.2.0"
   std::string build_type;                     // "Release"
   std::vector<std::string> instruction_sets;  // copies of the CPU backend: "portable", "avx2", "avx512"
@@ -19,7 +19,7 @@ struct BuildInfo {
 
 const BuildInfo& build_info();
 
-/// "0.1.0 (6c58948d0f1e, GNU 12.2.0, Release; CPU: portable avx2 avx512)", on one line.
+/// "0.1.0 (0123456789ab, GNU 12.2.0, Release; CPU: portable avx2 avx512)", on one line.
 std::string describe_build();
 
 }  // namespace fathom

@@ -16,4 +16,7 @@ void write_report(std::span<const std::filesystem::path> runs, const std::filesy
 /// ...}]}.
 std::string report_json(std::span<const std::filesystem::path> runs);
 
+/// The summary table for a terminal: a column a run, a line a figure; figures that no run has are left out.
+std::string report_text(std::span<const std::filesystem::path> runs);
+
 }  // namespace fathom
