@@ -131,7 +131,8 @@ done
 say "[report] ..."
 "$fathom" report "$work/dense" "$work/mod" -o "$work/report.html" || die "[report] failed; what went wrong is said above."
 for name in dense mod; do
-  say "" "--- $name writes ---"
+  say ""
+  say "--- $name writes ---"
   cat "$work/$name/samples.txt"
 done
 say ""

@@ -39,10 +39,11 @@ RouterSummary summarise(Context& c, const RoutedLayer& routed, const RoutingConf
   return {v[0], v[1], v[2], v[3], v[4], v[5], v[6]};
 }
 
-std::optional<EvalResult> evaluate(Context& c, const Transformer& model, const Config& config, const DataLoader& data,
-                                   const EvalOptions& options) {
+std::optional<EvalResult> evaluate(Context& c, const Transformer& model, const Config& config,
+                                   const DataLoader& data, const EvalOptions& options) {
   const NoGrad no_grad(c);
-  const std::int64_t wanted = options.tokens > 0 ? std::max<std::int64_t>(1, options.tokens / data.seq_len()) : data.sequences();
+  const std::int64_t wanted =
+      options.tokens > 0 ? std::max<std::int64_t>(1, options.tokens / data.seq_len()) : data.sequences();
   const std::int64_t sequences = std::min(wanted, data.sequences());
   EvalResult result;
   result.layers = model.routed_layers();

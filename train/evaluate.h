@@ -1,4 +1,5 @@
-// Evaluation on a fixed slice of a store, always by the rule that trained the model and by the one that can serve it.
+// Evaluation on a fixed slice of a store, always by the rule that trained the model and by the one that can
+// serve it.
 #pragma once
 
 #include <cstdint>
@@ -13,17 +14,19 @@
 namespace fathom {
 
 struct EvalOptions {
-  std::int64_t tokens = 65536;  // the slice: this many from the store's start, in whole sequences; 0: all of it
-  std::int64_t batch = 8;       // sequences at a time
-  std::function<bool()> stop;   // polled between batches; true ends the evaluation without a result
+  std::int64_t tokens =
+      65536;               // the slice: this many from the store's start, in whole sequences; 0: all of it
+  std::int64_t batch = 8;  // sequences at a time
+  std::function<bool()> stop;  // polled between batches; true ends the evaluation without a result
 };
 
 struct EvalResult {
   std::int64_t tokens = 0;
-  double bytes = 0;                  // of text behind these tokens, from the store's average; 0 if it is unknown
-  double loss = 0;                   // nats a token: top-k for a routed model
-  std::optional<double> causal;      // nats a token, each token routed by itself alone
-  // By routed layer, in the causal pass; recall and precision hold the causal decision against top-k in the top-k pass.
+  double bytes = 0;              // of text behind these tokens, from the store's average; 0 if it is unknown
+  double loss = 0;               // nats a token: top-k for a routed model
+  std::optional<double> causal;  // nats a token, each token routed by itself alone
+  // By routed layer, in the causal pass; recall and precision hold the causal decision against top-k in the
+  // top-k pass.
   std::vector<std::int64_t> layers;
   std::vector<double> realised_capacity;
   std::vector<double> recall;
@@ -36,14 +39,15 @@ struct EvalResult {
 };
 
 /// Empty only when options.stop ended it. The model must be of `config`.
-std::optional<EvalResult> evaluate(Context& c, const Transformer& model, const Config& config, const DataLoader& data,
-                                   const EvalOptions& options);
+std::optional<EvalResult> evaluate(Context& c, const Transformer& model, const Config& config,
+                                   const DataLoader& data, const EvalOptions& options);
 
 /// How a routed layer behaved over a batch (kernels/backend.h, routing_statistics).
 struct RouterSummary {
   double mean = 0, min = 0, max = 0;
   double above_half = 0;  // share of tokens with sigma(r) > 0.5
-  double true_positives = 0, positives = 0, members = 0;  // of the causal decision against membership; shares of tokens
+  double true_positives = 0, positives = 0,
+         members = 0;  // of the causal decision against membership; shares of tokens
   /// Share of tokens where the causal decision is the membership.
   double accuracy() const { return 1.0 - (positives - true_positives) - (members - true_positives); }
 };

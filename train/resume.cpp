@@ -1,8 +1,8 @@
 #include "train/resume.h"
 
-#include <fmt/format.h>
-
 #include <filesystem>
+
+#include <fmt/format.h>
 
 #include "kernels/error.h"
 #include "src/config/parse.h"
@@ -35,8 +35,9 @@ void require_same_config(const RunFolder& folder, const Config& config) {
   const Config saved = load_config(folder.config_path());
   const std::string differs = difference(with_free_keys_of(config, saved), saved);
   if (differs.empty()) return;
-  throw UserError(fmt::format("{} holds a run of another config, which differs in: {}", folder.path().string(), differs),
-                  "Choose another --run-dir, or give the config that it was started with.");
+  throw UserError(
+      fmt::format("{} holds a run of another config, which differs in: {}", folder.path().string(), differs),
+      "Choose another --run-dir, or give the config that it was started with.");
 }
 
 std::optional<Resumed> resume_from_folder(const RunFolder& folder, Context& c, ParameterSet& parameters,
@@ -52,22 +53,25 @@ std::optional<Resumed> resume_from_folder(const RunFolder& folder, Context& c, P
     }
   }
   if (resumed.damaged.empty()) return std::nullopt;
-  throw UserError(fmt::format("No checkpoint of {} can be used. {}", folder.path().string(), resumed.damaged.front()),
-                  "Start again in another --run-dir.");
+  throw UserError(
+      fmt::format("No checkpoint of {} can be used. {}", folder.path().string(), resumed.damaged.front()),
+      "Start again in another --run-dir.");
 }
 
-void require_same_store(const CheckpointMeta& meta, const TokenStoreInfo& info, const std::string& content_hash,
-                        const std::string& store_path) {
+void require_same_store(const CheckpointMeta& meta, const TokenStoreInfo& info,
+                        const std::string& content_hash, const std::string& store_path) {
   if (meta.tokenizer_hash != info.tokenizer_hash) {
-    throw UserError(fmt::format("{} was made with the tokenizer {} ({}), but the checkpoint was trained with {} ({}).",
-                                store_path, info.tokenizer_hash, info.tokenizer_kind, meta.tokenizer_hash,
-                                meta.tokenizer_kind),
-                    "Use the store that the run was started with.");
+    throw UserError(
+        fmt::format("{} was made with the tokenizer {} ({}), but the checkpoint was trained with {} ({}).",
+                    store_path, info.tokenizer_hash, info.tokenizer_kind, meta.tokenizer_hash,
+                    meta.tokenizer_kind),
+        "Use the store that the run was started with.");
   }
   if (meta.store_hash != content_hash) {
-    throw UserError(fmt::format("{} holds other text (content {}) than the checkpoint was trained on (content {}).",
-                                store_path, content_hash, meta.store_hash),
-                    "Use the store that the run was started with: its order of data is part of the run.");
+    throw UserError(
+        fmt::format("{} holds other text (content {}) than the checkpoint was trained on (content {}).",
+                    store_path, content_hash, meta.store_hash),
+        "Use the store that the run was started with: its order of data is part of the run.");
   }
 }
 

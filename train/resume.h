@@ -12,8 +12,8 @@
 
 namespace fathom {
 
-/// Throws UserError when `folder` holds a run of another config: the message says what differs. Keys that do not change
-/// what is computed (logging, evaluation, checkpointing, paths of the stores) may differ.
+/// Throws UserError when `folder` holds a run of another config: the message says what differs. Keys that do
+/// not change what is computed (logging, evaluation, checkpointing, paths of the stores) may differ.
 void require_same_config(const RunFolder& folder, const Config& config);
 
 /// What was resumed from.
@@ -23,13 +23,13 @@ struct Resumed {
   std::vector<std::string> damaged;  // newer checkpoints that could not be used, each with its reason
 };
 
-/// Loads the newest usable checkpoint of the folder; empty when it has none. A damaged one is passed over for the one
-/// before it.
+/// Loads the newest usable checkpoint of the folder; empty when it has none. A damaged one is passed over for
+/// the one before it.
 std::optional<Resumed> resume_from_folder(const RunFolder& folder, Context& c, ParameterSet& parameters,
                                           OptimizerState& optimizer);
 
 /// Throws UserError when the checkpoint was trained on other data or with another tokenizer than `store`.
-void require_same_store(const CheckpointMeta& meta, const TokenStoreInfo& info, const std::string& content_hash,
-                        const std::string& store_path);
+void require_same_store(const CheckpointMeta& meta, const TokenStoreInfo& info,
+                        const std::string& content_hash, const std::string& store_path);
 
 }  // namespace fathom

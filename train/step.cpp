@@ -1,8 +1,8 @@
 #include "train/step.h"
 
-#include <fmt/format.h>
-
 #include <cmath>
+
+#include <fmt/format.h>
 
 #include "src/autograd/tape.h"
 #include "train/signals.h"
@@ -10,8 +10,8 @@
 namespace fathom {
 
 bool StepOutcome::finite() const {
-  return std::isfinite(loss) && std::isfinite(aux) && std::isfinite(predictor) && std::isfinite(norms.model) &&
-         std::isfinite(norms.predictor);
+  return std::isfinite(loss) && std::isfinite(aux) && std::isfinite(predictor) &&
+         std::isfinite(norms.model) && std::isfinite(norms.predictor);
 }
 
 std::optional<StepOutcome> StepRunner::gradients(std::int64_t step, bool statistics) {

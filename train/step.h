@@ -1,5 +1,5 @@
-// One optimizer step: forward and backward over its micro-batches, the norms, the update; and finding the culprit of a
-// number that is not finite.
+// One optimizer step: forward and backward over its micro-batches, the norms, the update; and finding the
+// culprit of a number that is not finite.
 #pragma once
 
 #include <cstdint>
@@ -29,12 +29,12 @@ class StepRunner {
   StepRunner(Context& c, Transformer& model, const DataLoader& data, const Config& config)
       : context_(c), model_(model), data_(data), config_(config) {}
 
-  /// Gradients of 0-based `step`. Empty when a stop was asked for between its micro-batches. `statistics`: fill
-  /// StepOutcome::routing.
+  /// Gradients of 0-based `step`. Empty when a stop was asked for between its micro-batches. `statistics`:
+  /// fill StepOutcome::routing.
   std::optional<StepOutcome> gradients(std::int64_t step, bool statistics);
 
-  /// Runs the step's forward and backward again with every op checked, and says where the first number that is not
-  /// finite came from: "swiglu of layer 3 (12 of its values)". Leaves the gradients unusable.
+  /// Runs the step's forward and backward again with every op checked, and says where the first number that
+  /// is not finite came from: "swiglu of layer 3 (12 of its values)". Leaves the gradients unusable.
   std::string trace(std::int64_t step);
 
  private:

@@ -1,11 +1,11 @@
 #include "train/trainer.h"
 
-#include <fmt/format.h>
-
 #include <chrono>
 #include <cmath>
 #include <fstream>
 #include <optional>
+
+#include <fmt/format.h>
 
 #include "kernels/error.h"
 #include "src/config/parse.h"
@@ -29,7 +29,8 @@ using Clock = std::chrono::steady_clock;
 double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 std::shared_ptr<const TokenStore> open_store(const std::string& path, const char* key) {
-  if (path.empty()) throw UsageError(fmt::format("{} names no token store.", key), "Make one with fathom data prepare.");
+  if (path.empty())
+    throw UsageError(fmt::format("{} names no token store.", key), "Make one with fathom data prepare.");
   return std::make_shared<const TokenStore>(TokenStore::open(path));
 }
 
@@ -41,11 +42,13 @@ struct Data {
   explicit Data(const DataConfig& config) : train(open_store(config.train, "data.train")) {
     if (!config.valid.empty()) valid = open_store(config.valid, "data.valid");
     if (valid && valid->tokenizer_hash() != train->tokenizer_hash()) {
-      throw UserError(fmt::format("data.valid ({}) was made with another tokenizer ({}) than data.train ({}).",
-                                  config.valid, valid->tokenizer_hash(), train->tokenizer_hash()),
-                      "Prepare both with one tokenizer; --valid-fraction makes the pair.");
+      throw UserError(
+          fmt::format("data.valid ({}) was made with another tokenizer ({}) than data.train ({}).",
+                      config.valid, valid->tokenizer_hash(), train->tokenizer_hash()),
+          "Prepare both with one tokenizer; --valid-fraction makes the pair.");
     }
-    if (!config.tokenizer.empty()) require_tokenizer(*train, *load_tokenizer(config.tokenizer), config.tokenizer);
+    if (!config.tokenizer.empty())
+      require_tokenizer(*train, *load_tokenizer(config.tokenizer), config.tokenizer);
   }
 };
 
@@ -65,7 +68,8 @@ void average(TrainingState& s, double loss) {
 
 class Run {
  public:
-  Run(const Config& config, const TrainOptions& options, std::shared_ptr<Backend> backend, std::ostream& console)
+  Run(const Config& config, const TrainOptions& options, std::shared_ptr<Backend> backend,
+      std::ostream& console)
       : options_(options),
         data_(config.data),
         config_(resolved(config, data_)),
@@ -97,8 +101,9 @@ class Run {
   // Returns true when there is nothing to do.
   bool start() {
     if (options_.resume == ResumeMode::Never && folder_.has_history()) {
-      throw UserError(fmt::format("{} already holds a run, and --resume never was given.", folder_.path().string()),
-                      "Choose another --run-dir, or --resume auto to go on with it.");
+      throw UserError(
+          fmt::format("{} already holds a run, and --resume never was given.", folder_.path().string()),
+          "Choose another --run-dir, or --resume auto to go on with it.");
     }
     require_same_config(folder_, config_);
     std::vector<std::string> warnings;
@@ -106,7 +111,8 @@ class Run {
     if (options_.resume == ResumeMode::From && !folder_.has_history()) {
       const auto path = find_checkpoint(options_.resume_from);
       use({path, load_checkpoint(path, context_, model_.parameters(), &optimizer_.state()), {}});
-    } else if (auto resumed = resume_from_folder(folder_, context_, model_.parameters(), optimizer_.state())) {
+    } else if (auto resumed =
+                   resume_from_folder(folder_, context_, model_.parameters(), optimizer_.state())) {
       warnings = resumed->damaged;
       use(*resumed);
     } else {
@@ -116,11 +122,12 @@ class Run {
       result_.already_done = true;
       result_.final_loss = state_.loss_average;
       result_.state = state_;
-      result_.message = fmt::format("{} is done: {} steps. Nothing to do.", folder_.path().string(), state_.step);
+      result_.message =
+          fmt::format("{} is done: {} steps. Nothing to do.", folder_.path().string(), state_.step);
       return true;
     }
-    // A start is an event of its own only when nothing precedes it: a run killed before its first checkpoint begins
-    // anew, and says so by a second start.
+    // A start is an event of its own only when nothing precedes it: a run killed before its first checkpoint
+    // begins anew, and says so by a second start.
     write_file(folder_.config_path().string(), to_yaml(config_));
     folder_.discard_checkpoints_after(state_.step);
     if (folder_.has_history()) history_ = read_metrics(folder_.metrics_path());
@@ -198,8 +205,8 @@ class Run {
     const std::string what =
         broken ? fmt::format("step {}: loss {}, gradient norm {}: first not finite: {}", number, outcome.loss,
                              outcome.norms.model, stepper_.trace(state_.step))
-               : fmt::format("step {}: loss {:.4f} is more than {} times its running mean {:.4f}", number, outcome.loss,
-                             config_.train.spike_factor, state_.loss_average);
+               : fmt::format("step {}: loss {:.4f} is more than {} times its running mean {:.4f}", number,
+                             outcome.loss, config_.train.spike_factor, state_.loss_average);
     EventRecord record;
     record.kind = broken ? EventKind::Nan : EventKind::Spike;
     record.step = state_.step;
@@ -221,7 +228,8 @@ class Run {
     record_all(record);
     result_.status = RunStatus::Failed;
     result_.message = fmt::format(
-        "Training stopped at {}. The state before that step is saved. Lower train.lr, lengthen train.warmup or set "
+        "Training stopped at {}. The state before that step is saved. Lower train.lr, lengthen train.warmup "
+        "or set "
         "train.on_spike: skip.",
         what);
     return std::nullopt;
@@ -237,7 +245,8 @@ class Run {
     r.lr = lr;
     r.grad_norm = outcome.norms.model;
     r.tokens_per_s = static_cast<double>(steps_since_log_ * config_.train.batch_tokens) / seconds_since_log_;
-    r.flops_per_s = static_cast<double>(steps_since_log_) * train_flops_per_step(config_) / seconds_since_log_;
+    r.flops_per_s =
+        static_cast<double>(steps_since_log_) * train_flops_per_step(config_) / seconds_since_log_;
     if (options_.peak_flops_per_s > 0) r.mfu = r.flops_per_s / options_.peak_flops_per_s;
     r.seconds = state_.seconds;
     r.memory_bytes = static_cast<double>(context_.allocator().use().total_peak);
@@ -260,7 +269,8 @@ class Run {
   }
 
   bool evaluation_is_missing() const {
-    if (!due(config_.train.eval_every) || !valid_ || state_.step == 0 || state_.step >= horizon_.steps) return false;
+    if (!due(config_.train.eval_every) || !valid_ || state_.step == 0 || state_.step >= horizon_.steps)
+      return false;
     for (const EvalRecord& e : history_.evals) {
       if (e.step == state_.step) return false;
     }
@@ -347,8 +357,9 @@ class Run {
     const int signal = stop_signal();
     std::string message = result_.message;
     if (!failed) {
-      message = fmt::format("Stopped by {} after step {} of {}. The same command with --resume auto goes on from there.",
-                            signal == 2 ? "SIGINT" : "SIGTERM", state_.step, horizon_.steps);
+      message = fmt::format(
+          "Stopped by {} after step {} of {}. The same command with --resume auto goes on from there.",
+          signal == 2 ? "SIGINT" : "SIGTERM", state_.step, horizon_.steps);
       EventRecord record;
       record.kind = EventKind::Stop;
       record.step = state_.step;
@@ -418,7 +429,8 @@ class Run {
     const MemoryEstimate estimate = estimate_memory(config_);
     std::string table = "Memory: ";
     for (const MemoryTag tag : {MemoryTag::Parameters, MemoryTag::Gradients, MemoryTag::Optimizer}) {
-      table += fmt::format("{} {}, ", name_of(tag), format_bytes(static_cast<double>(use.now[static_cast<std::size_t>(tag)])));
+      table += fmt::format("{} {}, ", name_of(tag),
+                           format_bytes(static_cast<double>(use.now[static_cast<std::size_t>(tag)])));
     }
     return table + fmt::format("activations about {}, head about {}", format_bytes(estimate.activations),
                                format_bytes(estimate.logits_chunk));
