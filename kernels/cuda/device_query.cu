@@ -49,8 +49,10 @@ DeviceReport query_devices() {
   }
   int count = 0;
   check(cudaGetDeviceCount(&count), "list GPUs",
-        "The driver serves CUDA " + version(report.driver_version) + " and this program was built with " +
-            version(report.runtime_version) + "; a driver older than that must be updated.");
+        "A container must be given its GPU, CUDA_VISIBLE_DEVICES must not hide it, and the driver, which "
+        "serves CUDA " +
+            version(report.driver_version) + ", must not be older than this build's CUDA, " +
+            version(report.runtime_version) + ".");
   for (int i = 0; i < count; ++i) {
     cudaDeviceProp properties{};
     const std::string name = "GPU " + std::to_string(i);
