@@ -143,8 +143,9 @@ std::string zsh(const Command& root) {
     out += c.commands.empty() ? "  _arguments" : "  _arguments -C";
     for (const Flag& f : c.flags) {
       for (const std::string& name : f.names) {
-        const std::string value = f.value.empty() ? "" : ":" + text(f.value) + ":_files";
-        out += " \\\n    " + quoted("*" + name + "[" + text(f.description) + "]" + value);
+        const std::string value = f.value.empty() ? "" : fmt::format(":{}:_files", text(f.value));
+        out += " \\\n    ";
+        out += quoted(fmt::format("*{}[{}]{}", name, text(f.description), value));
       }
     }
     if (c.commands.empty()) {
