@@ -1,4 +1,4 @@
-// An HDF5 file driver over a file descriptor of ours. Only hdf5_file.cpp includes this.
+// An HDF5 file driver over a file descriptor of ours. Private to src/io.
 //
 // Why not HDF5's own: when a write fails (disk full), the library cannot close the file, keeps it open for
 // ever and tries again when the process ends. This driver remembers the first failure in
