@@ -1,0 +1,71 @@
+#!/usr/bin/env python3
+"""Training speed on the CPU beside PyTorch, in one run: `fathom bench train` and a PyTorch peer in turn.
+
+  python3 bench/compare_cpu.py --peer PATH/torch_train_bench.py [--rounds 3] [--out FILE.jsonl]
+
+The peer is a script with the flags --device --preset --variant --batch --seq --vocab --steps that prints one line of JSON with
+"ms", "tok_s", "gflops" and "peak_memory_gb". The two take turns, round after round, so that a drift of the machine's speed
+meets both; the table gives each side's median and the ratios of the medians.
+"""
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def last_json(command):
+    done = subprocess.run(command, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode != 0 or not lines:
+        sys.exit(f"{' '.join(command)} failed with status {done.returncode}:\n{done.stderr[-2000:]}")
+    return json.loads(lines[-1])
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--peer", required=True)
+    ap.add_argument("--fathom", default=os.path.join(ROOT, "build", "cpu", "fathom"))
+    ap.add_argument("--python", default=sys.executable)
+    ap.add_argument("--cases", default="d2:dense,d4:dense,d4:mod")
+    ap.add_argument("--rounds", type=int, default=3)
+    ap.add_argument("--steps", type=int, default=15)
+    ap.add_argument("--out")
+    a = ap.parse_args()
+    shape = ["--batch", "8", "--seq", "256", "--vocab", "4096", "--steps", str(a.steps)]
+    out = open(a.out, "w") if a.out else None
+    medians = {}
+    for case in a.cases.split(","):
+        preset, variant = case.split(":")
+        rows = {"ours": [], "peer": []}
+        for _ in range(a.rounds):
+            rows["ours"].append(last_json([a.fathom, "bench", "train", "--json", "--preset", preset, "--variant", variant] + shape))
+            rows["peer"].append(last_json([a.python, a.peer, "--device", "cpu", "--preset", preset, "--variant", variant] + shape))
+            for side in rows:
+                if out:
+                    out.write(json.dumps({"side": side, **rows[side][-1]}) + "\n")
+                    out.flush()
+        medians[case] = {side: {k: statistics.median(r[k] for r in rs) for k in ("ms", "tok_s", "gflops", "peak_memory_gb")}
+                         for side, rs in rows.items()}
+        medians[case]["share"] = statistics.median(r["share_of_ceiling"] for r in rows["ours"])
+        medians[case]["flops"] = rows["ours"][-1]["flops_per_step"]
+    print("| case | Fathom tok/s (GFLOP/s, share of sgemm) | peer tok/s (GFLOP/s) | ratio | memory GiB, ours / peer |")
+    print("| --- | --- | --- | --- | --- |")
+    for case, m in medians.items():
+        o, p = m["ours"], m["peer"]
+        print(f"| {case.replace(':', ' ')} | {o['tok_s']:.0f} ({o['gflops']:.0f}, {100 * m['share']:.0f} %) | {p['tok_s']:.0f} "
+              f"({p['gflops']:.0f}) | {o['tok_s'] / p['tok_s']:.2f} | {o['peak_memory_gb']:.2f} / {p['peak_memory_gb']:.2f} = "
+              f"{o['peak_memory_gb'] / p['peak_memory_gb']:.2f} |")
+    for preset in {case.split(":")[0] for case in medians}:
+        dense, mod = medians.get(f"{preset}:dense"), medians.get(f"{preset}:mod")
+        if dense and mod:
+            time = dense["ours"]["ms"] / mod["ours"]["ms"]
+            flops = dense["flops"] / mod["flops"]
+            print(f"\n{preset}: t_dense / t_MoD = {time:.3f}; FLOPs_dense / FLOPs_MoD = {flops:.3f}; saving realised: {time / flops:.3f}")
+
+
+if __name__ == "__main__":
+    main()
