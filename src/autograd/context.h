@@ -47,6 +47,7 @@ class Context {
   /// With tracing on, every op's output is checked and the first non-finite one is kept. Slow; the trainer
   /// turns it on to name the culprit of a loss that is not finite.
   void trace_nonfinite(bool on);
+  bool traces_nonfinite() const { return trace_; }
   const NonFinite* found_nonfinite() const { return found_ ? found_.get() : nullptr; }
   void check(const char* op, const char* direction, const Tensor& output);
 

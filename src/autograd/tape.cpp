@@ -41,6 +41,8 @@ void Tape::backward() {
     const FlopItem item(context_, node.flop_item);
     running_ = &node;
     node.backward(*this);
+    for (const Tensor& sum : added_into_) context_.check(node.op, " backward", sum);
+    added_into_.clear();
     running_ = nullptr;
     for (std::uint64_t id : node.outputs) gradients_.erase(id);
   }
@@ -89,7 +91,12 @@ void Tape::give(const Tensor& x, Tensor gradient) {
 }
 
 Tensor Tape::sum_into(const Tensor& x) {
-  if (x.bound_gradient().defined()) return x.bound_gradient();
+  const Tensor sum = x.bound_gradient().defined() ? x.bound_gradient() : own_sum(x);
+  if (running_ && context_.traces_nonfinite()) added_into_.push_back(sum);
+  return sum;
+}
+
+Tensor Tape::own_sum(const Tensor& x) {
   Tensor& sum = gradients_[x.id()];
   if (!sum.defined()) {
     sum = context_.zeros(x.shape(), x.dtype());

@@ -64,10 +64,14 @@ class Tape {
     bool is_loss;
   };
 
+  /// The sum of a tensor without a bound gradient, held by nobody else.
+  Tensor own_sum(const Tensor& x);
+
   Context& context_;
   std::vector<Node> nodes_;
   std::unordered_map<std::uint64_t, Tensor> gradients_;
   const Node* running_ = nullptr;
+  std::vector<Tensor> added_into_;  // by the op at hand, while numbers that are not finite are looked for
 };
 
 /// Whether an op with these inputs has to be recorded.

@@ -68,7 +68,8 @@ Tensor Tensor::reshape(Shape shape) const {
   return {impl_->storage, impl_->offset, std::move(shape), impl_->dtype};
 }
 
-long Tensor::owners() const { return impl_->storage.use_count(); }
+// Copies share one Impl, and each Impl is one user of the storage.
+long Tensor::owners() const { return impl_.use_count() + impl_->storage.use_count() - 1; }
 
 template <typename T>
 std::vector<T> to_host(Backend& backend, const Tensor& t) {

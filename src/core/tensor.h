@@ -44,7 +44,7 @@ class Tensor {
   Tensor rows(std::int64_t begin, std::int64_t end) const;
   /// The same elements under another shape; no history.
   Tensor reshape(Shape shape) const;
-  /// How many tensors share the storage.
+  /// How many tensors hold the storage, copies of this one included: 1 when it may be written over.
   long owners() const;
 
  private:

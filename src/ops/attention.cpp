@@ -13,6 +13,10 @@ Tensor rope(Context& c, const Tensor& qkv, const Tensor& positions, const Tensor
   const QkvShape s{qkv.dim(0),          options.heads, options.kv_heads,
                    qkv.dim(1) / groups, options.theta, options.norm_eps};
   expect_shape(c, "rope", "positions", positions, {s.rows});
+  if (q_norm.defined() || k_norm.defined()) {
+    expect_shape(c, "rope", "q_norm", q_norm, {s.head_dim});
+    expect_shape(c, "rope", "k_norm", k_norm, {s.head_dim});
+  }
   Tensor out = c.empty(qkv.shape());
   const Tensor rstd = q_norm.defined() ? c.empty_stat({s.rows, s.heads + s.kv_heads}) : Tensor();
   c.backend().rope_forward(out, rstd, qkv, positions, q_norm, k_norm, s);
@@ -23,7 +27,8 @@ Tensor rope(Context& c, const Tensor& qkv, const Tensor& positions, const Tensor
     c.tape()->record("rope", {out}, [&c, qkv_id = qkv, saved, rstd, positions, q_norm, k_norm, s](Tape& t) {
       const Tensor dout = t.gradient();
       const bool normed = q_norm.defined();
-      Tensor dqkv = normed ? c.empty(dout.shape()) : dout;
+      // In place, unless the norm reads it again or another tensor has the same gradient.
+      Tensor dqkv = normed || dout.owners() > 1 ? c.empty(dout.shape()) : dout;
       c.backend().rope_backward(dqkv, normed ? t.sum_into(q_norm) : Tensor(),
                                 normed ? t.sum_into(k_norm) : Tensor(), dout, saved, rstd, positions, q_norm,
                                 k_norm, s);

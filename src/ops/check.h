@@ -13,6 +13,8 @@ namespace fathom::ops {
 
 /// x must have this shape.
 void expect_shape(const Context& c, const char* op, const char* what, const Tensor& x, const Shape& expected);
+/// x must be a matrix, of any shape.
+void expect_matrix(const Context& c, const char* op, const char* what, const Tensor& x);
 /// x must be a matrix of `width` columns; returns its rows.
 std::int64_t expect_rows(const Context& c, const char* op, const char* what, const Tensor& x,
                          std::int64_t width);

@@ -5,6 +5,7 @@
 namespace fathom::ops {
 
 Tensor linear(Context& c, const Tensor& x, const Tensor& w) {
+  expect_matrix(c, "linear", "w", w);
   const LinearShape s{expect_rows(c, "linear", "x", x, w.dim(1)), w.dim(1), w.dim(0)};
   Tensor y = c.empty({s.rows, s.out});
   c.backend().linear_forward(y, x, w, s);
@@ -57,6 +58,7 @@ Tensor bias_silu(Context& c, const Tensor& x, const Tensor& bias) {
 Tensor row_score(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias) {
   const std::int64_t width = w.size();
   const std::int64_t rows = expect_rows(c, "row_score", "x", x, width);
+  if (bias.defined()) expect_shape(c, "row_score", "bias", bias, {1});
   Tensor r = c.empty_stat({rows});
   c.backend().row_score_forward(r, x, w, bias, rows, width);
   c.backend().flop_log.gemm(rows, 1, width);

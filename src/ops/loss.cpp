@@ -8,6 +8,7 @@ namespace fathom::ops {
 
 Tensor linear_cross_entropy(Context& c, const Tensor& x, const Tensor& w, const Tensor& targets,
                             const LossOptions& options) {
+  expect_matrix(c, "linear_cross_entropy", "w", w);
   const std::int64_t width = w.dim(1);
   const std::int64_t vocab = w.dim(0);
   const std::int64_t rows = expect_rows(c, "linear_cross_entropy", "x", x, width);
@@ -36,6 +37,8 @@ Tensor linear_cross_entropy(Context& c, const Tensor& x, const Tensor& w, const 
   }
   c.check("cross_entropy", "", losses);
   if (recording) {
+    c.check("head", " backward", dx);
+    if (w.requires_grad()) c.check("head", " backward", c.tape()->sum_into(w));
     c.tape()->record_loss("cross_entropy", [x, dx](Tape& t) { t.give(x, dx); });
   }
   return losses;

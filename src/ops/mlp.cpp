@@ -5,6 +5,7 @@
 namespace fathom::ops {
 
 Tensor swiglu(Context& c, const Tensor& gate_up) {
+  expect_matrix(c, "swiglu", "gate_up", gate_up);
   const std::int64_t rows = gate_up.dim(0);
   const std::int64_t hidden = gate_up.dim(1) / 2;
   expect_shape(c, "swiglu", "gate_up", gate_up, {rows, 2 * hidden});
@@ -23,6 +24,7 @@ Tensor swiglu(Context& c, const Tensor& gate_up) {
 }
 
 Tensor embedding(Context& c, const Tensor& table, const Tensor& tokens) {
+  expect_matrix(c, "embedding", "table", table);
   const std::int64_t rows = tokens.size();
   const std::int64_t width = table.dim(1);
   Tensor out = c.empty({rows, width});

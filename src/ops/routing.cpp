@@ -20,6 +20,7 @@ Tensor rows_above(Context& c, const Tensor& scores, double threshold, std::int64
 }
 
 Tensor gather_rows(Context& c, const Tensor& x, const Tensor& indices) {
+  expect_matrix(c, "gather_rows", "x", x);
   const GatherShape s{x.dim(0), indices.size(), x.dim(1)};
   Tensor out = c.empty({s.rows, s.width});
   c.backend().gather_rows_forward(out, x, indices, s);
@@ -40,6 +41,7 @@ Tensor gather_int32(Context& c, const Tensor& x, const Tensor& indices) {
 
 Tensor gated_scatter(Context& c, const Tensor& x, const Tensor& f, const Tensor& r, const Tensor& indices,
                      GateKind gate) {
+  expect_matrix(c, "gated_scatter", "x", x);
   const GatherShape s{x.dim(0), indices.size(), x.dim(1)};
   expect_shape(c, "gated_scatter", "f", f, {s.rows, s.width});
   expect_shape(c, "gated_scatter", "r", r, {s.source_rows});
