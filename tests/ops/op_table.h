@@ -1,0 +1,63 @@
+// The shared table of differentiable ops: one entry an op and a shape, with its inputs as doubles. Nothing
+// here knows a backend: evaluate() runs an entry in whatever Context it is given, so the same entries serve
+// finite differences in double, fp32 against fp64, and one backend against another.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include "src/autograd/tape.h"
+
+namespace fathom::op_test {
+
+/// What an input is made of: the compute dtype, the stat dtype (kernels/backend.h), or int32.
+enum class Element : std::uint8_t { Compute, Stat, Index };
+
+struct Operand {
+  std::string name;
+  Shape shape;
+  Element element = Element::Compute;
+  std::vector<double> values;
+  bool differentiable() const { return element != Element::Index; }
+};
+
+struct OpCase {
+  std::string op;       // as in src/ops
+  std::string variant;  // shapes and options, letters and digits only
+  std::vector<Operand> operands;
+  /// Runs the op; `inputs` are in the order of `operands`.
+  std::function<std::vector<Tensor>(Context&, const std::vector<Tensor>& inputs)> run;
+  /// fp32 against fp64, relative to the largest element of an output or a gradient.
+  double tolerance = 2e-6;
+  /// A loss seeds its own gradient: that of loss_weight * the sum of its only output. 0: not a loss.
+  double loss_weight = 0;
+  /// Outputs whose gradient is given; the others count as unused. Empty: all.
+  std::vector<std::size_t> used = {};
+
+  std::string name() const { return op + "_" + variant; }
+  friend void PrintTo(const OpCase& c, std::ostream* out) { *out << c.name(); }
+};
+
+/// Every differentiable op of src/ops, ragged shapes included.
+std::vector<OpCase> op_table();
+
+struct Evaluation {
+  std::vector<std::vector<double>> outputs;
+  std::vector<std::vector<double>> gradients;  // by operand; zeros where nothing arrived, empty for indices
+  double objective = 0;                        // what the gradients are of
+};
+
+/// Which inputs want a gradient.
+enum class Wanted : std::uint8_t { None, All, Only };
+
+/// Runs `of`, and its backward unless nothing is wanted; with Wanted::Only, operand `only` alone wants a
+/// gradient. The gradient given to output i is a fixed vector of random numbers.
+Evaluation evaluate(Context& c, const OpCase& of, Wanted wanted, std::size_t only = 0);
+
+/// The largest difference relative to the largest element of `b`; infinite when sizes differ or at a NaN.
+double relative_difference(const std::vector<double>& a, const std::vector<double>& b);
+
+}  // namespace fathom::op_test
