@@ -23,7 +23,7 @@ restore() {
   done
 }
 
-build() { cmake --build "$work/build" --target test_model > "$work/build.log" 2>&1; }
+build() { cmake --build "$work/build" --parallel 2 --target test_model > "$work/build.log" 2>&1; }
 passes() { "$work/build/tests/test_model" --gtest_brief=1 --gtest_filter="KnownBugs.$1" > "$work/test.log" 2>&1; }
 
 restore
