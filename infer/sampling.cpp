@@ -4,6 +4,10 @@
 #include <cmath>
 #include <numeric>
 
+#include <fmt/format.h>
+
+#include "kernels/error.h"
+
 namespace fathom {
 
 double uniform(std::uint64_t seed, std::uint64_t position) {
@@ -21,6 +25,13 @@ SampledToken sample(const std::vector<float>& logits, const SamplingOptions& opt
   const double top = *greatest;
   double total = 0;
   for (float x : logits) total += std::exp(static_cast<double>(x) - top);
+  if (!std::isfinite(total)) {
+    throw UserError(
+        fmt::format(
+            "The model's logits for token {} of the text are not finite numbers: its training diverged.",
+            position),
+        "Use an earlier checkpoint.");
+  }
   const auto logprob = [&](std::int32_t id) {
     return static_cast<double>(logits[static_cast<std::size_t>(id)]) - top - std::log(total);
   };

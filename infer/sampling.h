@@ -18,7 +18,8 @@ struct SampledToken {
   double logprob = 0;  // natural log of its probability before temperature and top_p
 };
 
-/// Picks from logits [V]; a pure function of (logits, options, position). Ties go to the lower id.
+/// Picks from logits [V]; a pure function of (logits, options, position). Ties go to the lower id. UserError
+/// when a logit is NaN or infinite (-infinity is a token that cannot come).
 SampledToken sample(const std::vector<float>& logits, const SamplingOptions& options, std::uint64_t position);
 
 /// A uniform number in [0, 1) from (seed, position).

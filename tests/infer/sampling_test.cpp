@@ -8,6 +8,8 @@
 
 #include <gtest/gtest.h>
 
+#include "kernels/error.h"
+
 namespace fathom {
 namespace {
 
@@ -150,6 +152,23 @@ TEST(Sampling, ExtremeLogits) {
   EXPECT_EQ(sample({-INFINITY, -INFINITY, 4}, {.temperature = 5}, 3).id, 2);
   EXPECT_DOUBLE_EQ(sample({-INFINITY, 4}, {.temperature = 1}, 3).logprob, 0.0);
   EXPECT_EQ(sample(kLogits, {.temperature = 1e-6}, 3).id, 2);
+}
+
+TEST(Sampling, RefusesLogitsThatAreNoNumbers) {
+  for (const Logits& logits :
+       {Logits{NAN, 1, 2}, Logits{1, 2, NAN}, Logits{1, INFINITY}, Logits{-INFINITY, -INFINITY}}) {
+    for (const double temperature : {0.0, 1.0}) {
+      try {
+        sample(logits, {.temperature = temperature}, 41);
+        ADD_FAILURE() << "no error";
+      } catch (const UserError& e) {
+        const std::string text = e.what();
+        for (const char* word : {"not finite", "token 41", "checkpoint"}) {
+          EXPECT_NE(text.find(word), std::string::npos) << text << " lacks " << word;
+        }
+      }
+    }
+  }
 }
 
 TEST(Uniform, IsInTheHalfOpenUnitIntervalAndEven) {
