@@ -86,7 +86,6 @@ class Backend {
   virtual const BackendOptions& options() const = 0;
 
   // --- memory
-  // ------------------------------------------------------------------------------------------------
   virtual void* allocate(std::size_t bytes) = 0;  // 64-byte aligned, uninitialised; throws std::bad_alloc
   virtual void release(void* data, std::size_t bytes) noexcept = 0;
   virtual void copy_from_host(void* destination, const void* host, std::size_t bytes) = 0;
@@ -95,7 +94,6 @@ class Backend {
   virtual void synchronize() = 0;
 
   // --- elementwise and reductions
-  // ------------------------------------------------------------------------------
   virtual void fill(View out, double value) = 0;
   /// Independent normal numbers, a pure function of (seed, stream, index): the same on every backend to
   /// rounding.
@@ -109,21 +107,18 @@ class Backend {
   virtual std::int64_t count_nonfinite(ConstView in) = 0;
 
   // --- y = x W^T: x [rows, in], W [out, in], y [rows, out]
-  // -------------------------------------------------------
   virtual void linear_forward(View y, ConstView x, ConstView w, const LinearShape& s) = 0;
   virtual void linear_backward_input(View dx, ConstView dy, ConstView w, const LinearShape& s) = 0;
   virtual void linear_backward_weight_accumulate(View dw, ConstView dy, ConstView x,
                                                  const LinearShape& s) = 0;
 
   // --- embedding: table [V, D], tokens int32 [rows]
-  // --------------------------------------------------------------
   virtual void embedding_forward(View out, ConstView table, ConstView tokens, std::int64_t rows,
                                  std::int64_t width) = 0;
   virtual void embedding_backward_accumulate(View dtable, ConstView dout, ConstView tokens, std::int64_t rows,
                                              std::int64_t width) = 0;
 
   // --- RMSNorm (Zhang & Sennrich 2019): y = x * rstd * w, rstd = 1/sqrt(mean(x^2) + eps) [rows]
-  // --------------------
   virtual void rms_norm_forward(View y, View rstd, ConstView x, ConstView w, const NormShape& s) = 0;
   /// dx is overwritten, dw is added to.
   virtual void rms_norm_backward(View dx, View dw_accumulate, ConstView dy, ConstView x, ConstView w,
@@ -160,13 +155,11 @@ class Backend {
   virtual void first_keys(View first_key, ConstView documents, std::int64_t batch, std::int64_t seq) = 0;
 
   // --- SwiGLU (Shazeer 2020): gate_up [rows, 2F] holds gate then up; h = silu(gate) * up [rows, F]
-  // --------------------
   virtual void swiglu_forward(View h, ConstView gate_up, std::int64_t rows, std::int64_t hidden) = 0;
   virtual void swiglu_backward(View dgate_up, ConstView dh, ConstView gate_up, std::int64_t rows,
                                std::int64_t hidden) = 0;
 
   // --- h = silu(x + bias): x, h [rows, width], bias [width] (the predictor's hidden layer)
-  // -----------------------------
   virtual void bias_silu_forward(View h, ConstView x, ConstView bias, std::int64_t rows,
                                  std::int64_t width) = 0;
   /// dx is overwritten, dbias is added to.
@@ -174,7 +167,6 @@ class Backend {
                                   std::int64_t rows, std::int64_t width) = 0;
 
   // --- r = x . w (+ bias): one stat scalar a row; x [rows, width], w [width], bias [1] or null
-  // -------------------------
   virtual void row_score_forward(View r, ConstView x, ConstView w, ConstView bias, std::int64_t rows,
                                  std::int64_t width) = 0;
   /// dx += dr w (skipped when dx is null), dw += dr^T x, dbias += sum dr (when not null).
@@ -182,7 +174,6 @@ class Backend {
                                              ConstView w, std::int64_t rows, std::int64_t width) = 0;
 
   // --- selection
-  // ------------------------------------------------------------------------------------------------------
   /// indices int32 [B*K]: for each sequence the K largest scores [B*T] as b*T + t, ascending; of equal scores
   /// the lower index wins. K = keep.
   virtual void top_k_rows(View indices, ConstView scores, std::int64_t batch, std::int64_t seq,
@@ -193,7 +184,6 @@ class Backend {
                                     std::int64_t batch, std::int64_t seq) = 0;
 
   // --- gather and scatter of rows: out [rows, width], x [source_rows, width]
-  // ---------------------------------------------
   virtual void gather_rows_forward(View out, ConstView x, ConstView indices, const GatherShape& s) = 0;
   /// dx[indices[i]] += dout[i]: the indices are unique, so this needs no atomics.
   virtual void gather_rows_backward_accumulate(View dx, ConstView dout, ConstView indices,
@@ -209,7 +199,6 @@ class Backend {
                                       ConstView indices, GateKind gate, const GatherShape& s) = 0;
 
   // --- losses
-  // ----------------------------------------------------------------------------------------------------------
   /// losses stat [rows] = logsumexp(logits) - logits[target]; a target below 0 has loss 0 and gradient 0.
   /// With `gradient` not null (it may alias logits): gradient = (softmax - onehot) * gradient_scale.
   virtual void cross_entropy(View losses, View gradient, ConstView logits, ConstView targets,
@@ -225,7 +214,6 @@ class Backend {
                                   double threshold_logit, std::int64_t rows) = 0;
 
   // --- optimizer
-  // -------------------------------------------------------------------------------------------------------
   /// AdamW (Loshchilov & Hutter 2019) over flat stat arenas; `working`, when not null, gets the compute-dtype
   /// copy.
   virtual void adamw(View master, View working, View m, View v, ConstView gradient, const AdamWParams& p) = 0;

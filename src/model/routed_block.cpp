@@ -1,11 +1,14 @@
 // The Mixture-of-Depths block (Raposo et al. 2024, arXiv 2404.02258, section 3 and equation 1).
 //
-//   r_i   = w . x_i                                 router, on the raw residual stream             r  [N]
-//   S     = the rows chosen by the rule             top-k of each sequence, or a causal threshold  S  [B*K]
-//   X~    = (x_i : i in S), in the order of i       only these rows are computed                   X~ [B*K,
-//   D] a     = attention(norm(X~)), at their original positions, among themselves m     = mlp(norm(X~ + a))
-//   reads the unscaled sum x'_i  = x_i + g(r_i) * (a + m)_i                for i in S x'_i  = x_i for all
-//   others: a skipped token is no key for anyone
+// clang-format off
+//   r_i  = w . x_i                            router, on the raw residual stream               r  [N]
+//   S    = the rows chosen by the rule        top-k of each sequence, or a causal threshold    S  [B*K]
+//   X~   = (x_i : i in S), in the order of i  only these rows are computed                     X~ [B*K, D]
+//   a    = attention(norm(X~))                at their original positions, among themselves    a  [B*K, D]
+//   m    = mlp(norm(X~ + a))                  reads the unscaled sum                           m  [B*K, D]
+//   x'_i = x_i + g(r_i) * (a + m)_i           for i in S                                       (eq. 1)
+//   x'_i = x_i                                for all others: a skipped token is no key for anyone
+// clang-format on
 #include <cmath>
 
 #include "src/model/blocks.h"
