@@ -122,9 +122,11 @@ void run(const BenchFlags& flags, Globals& globals) {
     zero_gradients(c, model.parameters());
     const Batch batch = make_batch(c, flags.batch, flags.seq, tokens, targets);
     Tape tape(c);
-    c.set_tape(&tape);
-    const LossSums sums = model.objective(c, batch, model.forward(c, batch, TopK{}), 1.0);
-    c.set_tape(nullptr);
+    LossSums sums;
+    {
+      const Recording recording(c, tape);
+      sums = model.objective(c, batch, model.forward(c, batch, TopK{}), 1.0);
+    }
     tape.backward();
     optimizer.update(c, model.parameters(), AdamW::norms(c, model.parameters()), 3e-4, i + 1);
     backend->synchronize();

@@ -74,6 +74,19 @@ class NoGrad {
   Tape* tape_;
 };
 
+/// Ops record on `tape` while it lives, however the scope is left.
+class Recording {
+ public:
+  Recording(Context& c, Tape& tape) : context_(c), outer_(c.tape()) { c.set_tape(&tape); }
+  ~Recording() { context_.set_tape(outer_); }
+  Recording(const Recording&) = delete;
+  Recording& operator=(const Recording&) = delete;
+
+ private:
+  Context& context_;
+  Tape* outer_;
+};
+
 /// Names the layer while it lives.
 class LayerScope {
  public:

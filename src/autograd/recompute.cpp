@@ -16,9 +16,11 @@ void run_backward(Context& c, Tape& outer, const BlockFunction& f, const std::ve
     leaves.push_back(std::move(leaf));
   }
   Tape inner(c);
-  c.set_tape(&inner);
-  std::vector<Tensor> again = f(c, leaves);
-  c.set_tape(nullptr);
+  std::vector<Tensor> again;
+  {
+    const Recording recording(c, inner);
+    again = f(c, leaves);
+  }
   for (std::size_t i = 0; i < outputs; ++i) inner.seed(again[i], std::move(gradients[i]));
   again.clear();
   inner.backward();
