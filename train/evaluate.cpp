@@ -85,7 +85,11 @@ std::optional<EvalResult> evaluate(Context& c, const Transformer& model, const C
     result.precision.push_back(layers[i].positives > 0 ? layers[i].true_positives / layers[i].positives : 0);
     capacity[static_cast<std::size_t>(result.layers[i])] = result.realised_capacity.back();
   }
-  if (causal || !routed) result.causal_flops_per_token = causal_flops_per_token(config, capacity).total();
+  if (causal || !routed) {
+    Config measured = config;  // scores cost what these sequences are long, not those of training
+    measured.train.seq_len = data.seq_len();
+    result.causal_flops_per_token = causal_flops_per_token(measured, capacity).total();
+  }
   return result;
 }
 
