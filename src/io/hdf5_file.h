@@ -5,7 +5,7 @@
 // bytes whose length and checksum are right. The library is not thread-safe, so every call takes one lock of
 // the process.
 //
-// Names are paths inside the file, such as "params/model.norm.weight"; groups are made as needed. Data is
+// Names are paths inside the file, such as "parameters/model.norm.weight"; groups are made as needed. Data is
 // stored little-endian. T is one of float, double, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t.
 #pragma once
 

@@ -2,6 +2,7 @@
 
 #include <fstream>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include <fmt/format.h>
@@ -100,6 +101,30 @@ CheckpointMeta read_meta(const H5Reader& file) {
   return meta;
 }
 
+// Everything is read and checked before the first value is put.
+void load_parameters(const H5Reader& file, Context& c, ParameterSet& parameters, OptimizerState* optimizer) {
+  std::vector<Loaded> all;
+  std::set<std::string> expected;
+  for (const ParameterSpec& spec : parameters.specs()) {
+    const Tensor& t = parameters.get(spec.name);
+    expected.insert(spec.name);
+    all.push_back(read_tensor(file, kParameters + spec.name, t, spec.shape));
+    if (optimizer == nullptr) continue;
+    all.push_back(
+        read_tensor(file, kFirstMoment + spec.name, like_parameter(parameters, optimizer->m, t), spec.shape));
+    all.push_back(read_tensor(file, kSecondMoment + spec.name, like_parameter(parameters, optimizer->v, t),
+                              spec.shape));
+  }
+  for (const std::string& name : file.list("parameters")) {
+    if (expected.contains(name)) continue;
+    throw UserError(
+        fmt::format("{} holds {}, which this model does not have: it is a checkpoint of another model.",
+                    file.path(), name),
+        "Use the config that it was trained with (it is inside the checkpoint and in its run folder).");
+  }
+  for (const Loaded& loaded : all) put(c.backend(), loaded);
+}
+
 }  // namespace
 
 void save_checkpoint(const std::filesystem::path& path, Context& c, const ParameterSet& parameters,
@@ -141,26 +166,7 @@ CheckpointMeta load_checkpoint(const std::filesystem::path& path, Context& c, Pa
                                OptimizerState* optimizer) {
   const H5Reader file(path.string(), kCheckpointKind);
   CheckpointMeta meta = read_meta(file);
-  std::vector<Loaded> all;
-  std::set<std::string> expected;
-  for (const ParameterSpec& spec : parameters.specs()) {
-    const Tensor& t = parameters.get(spec.name);
-    expected.insert(spec.name);
-    all.push_back(read_tensor(file, kParameters + spec.name, t, spec.shape));
-    if (optimizer == nullptr) continue;
-    all.push_back(
-        read_tensor(file, kFirstMoment + spec.name, like_parameter(parameters, optimizer->m, t), spec.shape));
-    all.push_back(read_tensor(file, kSecondMoment + spec.name, like_parameter(parameters, optimizer->v, t),
-                              spec.shape));
-  }
-  for (const std::string& name : file.list("parameters")) {
-    if (expected.contains(name)) continue;
-    throw UserError(
-        fmt::format("{} holds {}, which this model does not have: it is a checkpoint of another model.",
-                    path.string(), name),
-        "Use the config that it was trained with (it is inside the checkpoint and in its run folder).");
-  }
-  for (const Loaded& loaded : all) put(c.backend(), loaded);
+  load_parameters(file, c, parameters, optimizer);
   return meta;
 }
 
@@ -179,24 +185,27 @@ std::filesystem::path find_checkpoint(const std::filesystem::path& path) {
       fs::is_regular_file(folder / fs::path(name).filename(), error)) {
     return folder / fs::path(name).filename();
   }
-  fs::path newest;
+  std::string newest;  // names are padded to eight digits, so a longer one is a later step
   for (const auto& entry : fs::directory_iterator(folder, error)) {
-    if (entry.path().extension() == ".h5" && entry.path() > newest) newest = entry.path();
+    const std::string file = entry.path().filename().string();
+    if (!file.starts_with("step_") || !file.ends_with(".h5")) continue;
+    if (std::pair(file.size(), file) > std::pair(newest.size(), newest)) newest = file;
   }
   if (newest.empty()) {
     throw UserError(fmt::format("{} has no checkpoint yet (looked in {}).", path.string(), folder.string()),
                     "Train it with fathom train, or name a checkpoint file.");
   }
-  return newest;
+  return folder / newest;
 }
 
 LoadedModel load_model(const std::filesystem::path& path, Context& c) {
   LoadedModel loaded;
   loaded.checkpoint = find_checkpoint(path);
-  const std::string yaml = read_checkpoint_meta(loaded.checkpoint).config_yaml;
-  loaded.config = parse_config(yaml, loaded.checkpoint.string() + ":config.yaml");
+  const H5Reader file(loaded.checkpoint.string(), kCheckpointKind);  // verified once, read from twice
+  loaded.meta = read_meta(file);
+  loaded.config = parse_config(loaded.meta.config_yaml, loaded.checkpoint.string() + ":config.yaml");
   loaded.model = std::make_unique<Transformer>(c, loaded.config.model, loaded.config.routing, false);
-  loaded.meta = load_checkpoint(loaded.checkpoint, c, loaded.model->parameters(), nullptr);
+  load_parameters(file, c, loaded.model->parameters(), nullptr);
   return loaded;
 }
 
