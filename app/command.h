@@ -17,7 +17,6 @@ struct Globals {
   bool verbose = false;
   std::string device = "auto";  // cpu | cuda[:N] | auto
   int threads = 0;              // 0: all cores
-  int exit_code = 0;            // what main returns when nothing was thrown
 };
 
 /// Declares --json, --device, --threads, --verbose on a subcommand.

@@ -38,12 +38,13 @@ std::string folder_of(const std::string& path) {
 void sync_folder(const std::string& path) {
   const std::string folder = folder_of(path);
   const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) AtomicFile::fail(path, "cannot open the folder of", errno);
-  const int status = ::fsync(fd);
+  const int status = fd < 0 ? -1 : ::fsync(fd);
   const int error = errno;
-  ::close(fd);
+  if (fd >= 0) ::close(fd);
   // Some file systems do not offer fsync on folders; they say so with EINVAL.
-  if (status != 0 && error != EINVAL) AtomicFile::fail(path, "cannot flush the folder of", error);
+  if (status == 0 || error == EINVAL) return;
+  throw UserError(fmt::format("cannot flush the folder of {}: {}.", path, std::strerror(error)),
+                  "The new file is in place, but a power cut may bring the old one back.");
 }
 
 }  // namespace
