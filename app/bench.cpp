@@ -5,12 +5,12 @@
 #include <memory>
 #include <random>
 
-#include <cblas.h>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "app/command.h"
 #include "app/device.h"
+#include "app/gemm_rate.h"
 #include "kernels/error.h"
 #include "src/autograd/tape.h"
 #include "src/config/resolve.h"
@@ -75,33 +75,12 @@ Config config_of(const BenchFlags& flags) {
   return resolve(c);
 }
 
-// The ceiling: OpenBLAS's best rate at the step's largest kind of matrix product, now, on this machine.
-double gemm_ceiling(std::int64_t rows, std::int64_t width, std::int64_t hidden) {
-  std::mt19937 random(1);
-  std::normal_distribution<float> normal;
-  const auto filled = [&](std::int64_t n) {
-    std::vector<float> v(static_cast<std::size_t>(n));
-    for (float& x : v) x = normal(random);
-    return v;
-  };
-  const std::vector<float> x = filled(rows * width);
-  const std::vector<float> w = filled(2 * hidden * width);
-  std::vector<float> y(static_cast<std::size_t>(rows * 2 * hidden));
-  double best = 1e30;
-  for (int i = 0; i < 20; ++i) {
-    const auto begin = Clock::now();
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, static_cast<int>(rows), static_cast<int>(2 * hidden),
-                static_cast<int>(width), 1.0F, x.data(), static_cast<int>(width), w.data(),
-                static_cast<int>(width), 0.0F, y.data(), static_cast<int>(2 * hidden));
-    best = std::min(best, milliseconds(begin));
-  }
-  return 2.0 * static_cast<double>(rows * 2 * hidden * width) / (best * 1e-3);
-}
-
 void run(const BenchFlags& flags, Globals& globals) {
   const Config config = config_of(flags);
   const std::shared_ptr<Backend> backend = open_backend(globals, config);
-  const double ceiling = gemm_ceiling(config.train.batch_tokens, config.model.width, config.model.ffn_hidden);
+  // The step's largest kind of product, now, on this machine.
+  const double ceiling =
+      gemm_rate(config.train.batch_tokens, config.model.width, 2 * config.model.ffn_hidden);
   Context c(backend, DType::F32);
   Transformer model(c, config.model, config.routing, true);
   model.initialise(c, 1);

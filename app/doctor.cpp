@@ -6,12 +6,12 @@
 #include <thread>
 #include <vector>
 
-#include <cblas.h>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "app/command.h"
 #include "app/device.h"
+#include "app/gemm_rate.h"
 #ifdef FATHOM_CUDA
 #include "kernels/cuda/device_query.h"
 #endif
@@ -26,26 +26,6 @@ int openblas_get_parallel(void);
 namespace fathom::app {
 
 namespace {
-
-// OpenBLAS's own rate on a product of a training step's shape, in GFLOP/s.
-double gemm_rate() {
-  constexpr int kRows = 2048;
-  constexpr int kColumns = 768;
-  constexpr int kDepth = 256;
-  std::vector<float> a(kRows * kDepth);
-  std::vector<float> b(kColumns * kDepth);
-  std::vector<float> c(kRows * kColumns);
-  for (std::size_t i = 0; i < a.size(); ++i) a[i] = static_cast<float>(i % 17) - 8.0F;
-  for (std::size_t i = 0; i < b.size(); ++i) b[i] = static_cast<float>(i % 13) - 6.0F;
-  double best = 1e30;
-  for (int i = 0; i < 20; ++i) {
-    const auto begin = std::chrono::steady_clock::now();
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, kRows, kColumns, kDepth, 1.0F, a.data(), kDepth,
-                b.data(), kDepth, 0.0F, c.data(), kColumns);
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
-  }
-  return 2.0 * kRows * kColumns * kDepth / best / 1e9;
-}
 
 // Reads and writes a buffer larger than the caches, in GB/s.
 double copy_rate() {
@@ -98,7 +78,7 @@ void run(Globals& globals) {
   const std::shared_ptr<Backend> backend = make_cpu_backend({}, globals.threads);
   constexpr int kOpenMp = 2;  // openblas_get_parallel: 0 sequential, 1 its own threads, 2 OpenMP
   const bool shares_threads = openblas_get_parallel() == kOpenMp;
-  const double gflops = gemm_rate();
+  const double gflops = gemm_rate(2048, 256, 768) / 1e9;  // a training step's shape
   const double gbytes = copy_rate();
   const double memory = static_cast<double>(machine_memory()) / (1 << 30);
   std::vector<std::string> hints;

@@ -1,0 +1,12 @@
+// The speed of a matrix product on this machine: the ceiling of a training step.
+#pragma once
+
+#include <cstdint>
+
+namespace fathom::app {
+
+/// OpenBLAS's best rate over 20 products y = x W^T, x [rows, in], W [out, in], in FLOP/s, on the threads that
+/// the backend was made with.
+double gemm_rate(std::int64_t rows, std::int64_t in, std::int64_t out);
+
+}  // namespace fathom::app
