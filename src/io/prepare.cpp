@@ -139,7 +139,8 @@ PrepareResult prepare_bin(const PrepareOptions& options) {
   }
   TokenStoreInfo info;
   info.tokenizer_kind = "external";
-  info.tokenizer_hash = "external";
+  // The tokenizer is not known; what is known of it tells at least GPT-2's ids from Llama's.
+  info.tokenizer_hash = fmt::format("external:{}:{}", options.external_vocab, options.external_end);
   info.vocab_size = options.external_vocab;
   info.end_of_document = options.external_end;
   info.recipe = "prepare bin";
