@@ -144,6 +144,12 @@ std::vector<std::string> config_notes(const Config& c) {
         "future, so it "
         "cannot generate or be served. Use aux, predictor or both for that.");
   }
+  if (c.routing.kind == RoutingKind::Mod && c.routing.selection == Selection::Stochastic) {
+    notes.emplace_back(
+        "routing.selection is stochastic, the paper's control: blocks compute tokens chosen by chance. "
+        "val_topk is "
+        "the loss under that choice, and nothing can foretell it for val_causal.");
+  }
   if (c.routing.kind == RoutingKind::Mod && c.routing.has_aux_loss() && c.routing.causal.aux_weight == 0) {
     notes.emplace_back(
         "routing.causal.aux_weight is 0: nothing trains the router to choose without the future.");
