@@ -137,19 +137,18 @@ std::string validation_loss(Runs runs, Against against) {
     const int colour = static_cast<int>(i);
     Series served{runs[i].name, colour, Stroke::Solid, Marks::Filled, {}};
     Series topk{runs[i].name + ", top-k", colour, Stroke::Dashed, Marks::Hollow, {}};
-    bool has_topk = false;
+    bool has_topk = false, has_causal = false;
     const std::vector<EvalRecord>& evals = runs[i].metrics.evals;
     for (const EvalRecord& e : evals) {
       served.points.push_back({x_of(e, against), e.judged_loss()});
       topk.points.push_back({x_of(e, against), e.val_topk.value_or(std::nan(""))});
-      has_topk = has_topk || (e.val_topk && e.val_causal);
+      has_topk = has_topk || e.val_topk;
+      has_causal = has_causal || e.val_causal;
     }
     if (evals.size() >= 6) limit = std::max(limit, evals[evals.size() / 6].judged_loss());
-    if (has_topk) {
-      served.name += ", causal";
-      c.series.push_back(std::move(topk));
-      routed = true;
-    }
+    routed = routed || has_topk;
+    if (has_topk && has_causal) c.series.push_back(std::move(topk));
+    if (has_topk) served.name += has_causal ? ", causal" : ", top-k";
     c.series.push_back(std::move(served));
   }
   c.y.upper_limit = limit;

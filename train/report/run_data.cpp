@@ -124,7 +124,7 @@ void add_evaluations(RunSummary& s, const std::vector<EvalRecord>& evals) {
   }
   if (evals.empty()) return;
   const EvalRecord& last = evals.back();
-  s.val_served = last.judged_loss();
+  s.val_served = last.val_loss ? last.val_loss : last.val_causal;  // top-k alone cannot be served
   s.val_topk = last.val_topk;
   s.val_causal = last.val_causal;
   if (last.val_topk && last.val_causal) s.gap = *last.val_causal - *last.val_topk;
