@@ -36,24 +36,43 @@ struct Loaded {
   std::vector<double> f64;
 };
 
-Loaded read_tensor(const H5Reader& file, const std::string& name, const Tensor& target, const Shape& shape) {
-  if (!file.has(name)) {
-    throw UserError(
-        fmt::format("{} has no {}, which this model needs: it is a checkpoint of another model.", file.path(),
-                    name),
-        "Use the config that it was trained with (it is inside the checkpoint and in its run folder).");
+constexpr const char* kOtherModel =
+    "Use the config that it was trained with (it is inside the checkpoint and in its run folder).";
+
+// Names and shapes, before anything is allocated for them.
+void require_parameters(const H5Reader& file, const std::vector<ParameterSpec>& specs) {
+  std::set<std::string> expected;
+  for (const ParameterSpec& spec : specs) {
+    const std::string name = kParameters + spec.name;
+    expected.insert(spec.name);
+    if (!file.has(name)) {
+      throw UserError(
+          fmt::format("{} has no {}, which this model needs: it is a checkpoint of another model.",
+                      file.path(), name),
+          kOtherModel);
+    }
+    if (file.dims(name) != spec.shape.dims()) {
+      throw UserError(fmt::format("{}: {} is {}, this model needs {}: it is a checkpoint of another shape.",
+                                  file.path(), name, Shape(file.dims(name)).str(), spec.shape.str()),
+                      kOtherModel);
+    }
   }
-  if (file.dims(name) != shape.dims()) {
+  for (const std::string& name : file.list("parameters")) {
+    if (expected.contains(name)) continue;
     throw UserError(
-        fmt::format("{}: {} is {}, this model needs {}: it is a checkpoint of another shape.", file.path(),
-                    name, Shape(file.dims(name)).str(), shape.str()),
-        "Use the config that it was trained with (it is inside the checkpoint and in its run folder).");
+        fmt::format("{} holds {}, which this model does not have: it is a checkpoint of another model.",
+                    file.path(), name),
+        kOtherModel);
   }
+}
+
+Loaded read_tensor(const H5Reader& file, const std::string& name, const Tensor& target) {
   Loaded loaded{target, {}, {}};
+  const auto size = static_cast<std::size_t>(target.size());
   if (target.dtype() == DType::F64) {
-    loaded.f64 = file.read<double>(name);
+    file.read_into<double>(name, (loaded.f64.resize(size), loaded.f64));
   } else {
-    loaded.f32 = file.read<float>(name);
+    file.read_into<float>(name, (loaded.f32.resize(size), loaded.f32));
   }
   return loaded;
 }
@@ -103,24 +122,14 @@ CheckpointMeta read_meta(const H5Reader& file) {
 
 // Everything is read and checked before the first value is put.
 void load_parameters(const H5Reader& file, Context& c, ParameterSet& parameters, OptimizerState* optimizer) {
+  require_parameters(file, parameters.specs());
   std::vector<Loaded> all;
-  std::set<std::string> expected;
   for (const ParameterSpec& spec : parameters.specs()) {
     const Tensor& t = parameters.get(spec.name);
-    expected.insert(spec.name);
-    all.push_back(read_tensor(file, kParameters + spec.name, t, spec.shape));
+    all.push_back(read_tensor(file, kParameters + spec.name, t));
     if (optimizer == nullptr) continue;
-    all.push_back(
-        read_tensor(file, kFirstMoment + spec.name, like_parameter(parameters, optimizer->m, t), spec.shape));
-    all.push_back(read_tensor(file, kSecondMoment + spec.name, like_parameter(parameters, optimizer->v, t),
-                              spec.shape));
-  }
-  for (const std::string& name : file.list("parameters")) {
-    if (expected.contains(name)) continue;
-    throw UserError(
-        fmt::format("{} holds {}, which this model does not have: it is a checkpoint of another model.",
-                    file.path(), name),
-        "Use the config that it was trained with (it is inside the checkpoint and in its run folder).");
+    all.push_back(read_tensor(file, kFirstMoment + spec.name, like_parameter(parameters, optimizer->m, t)));
+    all.push_back(read_tensor(file, kSecondMoment + spec.name, like_parameter(parameters, optimizer->v, t)));
   }
   for (const Loaded& loaded : all) put(c.backend(), loaded);
 }
@@ -204,6 +213,7 @@ LoadedModel load_model(const std::filesystem::path& path, Context& c) {
   const H5Reader file(loaded.checkpoint.string(), kCheckpointKind);  // verified once, read from twice
   loaded.meta = read_meta(file);
   loaded.config = parse_config(loaded.meta.config_yaml, loaded.checkpoint.string() + ":config.yaml");
+  require_parameters(file, declare_parameters(loaded.config.model, loaded.config.routing).specs());
   loaded.model = std::make_unique<Transformer>(c, loaded.config.model, loaded.config.routing, false);
   load_parameters(file, c, loaded.model->parameters(), nullptr);
   return loaded;

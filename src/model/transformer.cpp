@@ -95,15 +95,19 @@ Batch make_batch(Context& c, std::int64_t batch, std::int64_t seq, const std::ve
   return b;
 }
 
-Transformer::Transformer(Context& c, const ModelConfig& model, const RoutingConfig& routing, bool gradients)
-    : model_(model), routing_(routing) {
+ParameterSet declare_parameters(const ModelConfig& model, const RoutingConfig& routing) {
+  ParameterSet p;
   const Init normal{Init::Kind::Normal, 0.02};
   const Shape table{model.vocab_size, model.width};
-  parameters_.declare({kEmbedding, table, ParameterGroup::Decayed, normal});
-  for (std::int64_t layer = 0; layer < model.depth; ++layer)
-    declare_block(parameters_, model, routing, layer);
-  parameters_.declare({kFinalNorm, {model.width}, ParameterGroup::Undecayed, {Init::Kind::Ones, 0}});
-  if (!model.tie_embeddings) parameters_.declare({kHead, table, ParameterGroup::Decayed, normal});
+  p.declare({kEmbedding, table, ParameterGroup::Decayed, normal});
+  for (std::int64_t layer = 0; layer < model.depth; ++layer) declare_block(p, model, routing, layer);
+  p.declare({kFinalNorm, {model.width}, ParameterGroup::Undecayed, {Init::Kind::Ones, 0}});
+  if (!model.tie_embeddings) p.declare({kHead, table, ParameterGroup::Decayed, normal});
+  return p;
+}
+
+Transformer::Transformer(Context& c, const ModelConfig& model, const RoutingConfig& routing, bool gradients)
+    : model_(model), routing_(routing), parameters_(declare_parameters(model, routing)) {
   parameters_.allocate(c, gradients);
 }
 

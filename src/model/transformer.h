@@ -58,6 +58,9 @@ struct LossSums {
   std::int64_t rows = 0;
 };
 
+/// The parameters of a model, declared and not allocated: what it would need. The config must be resolved.
+ParameterSet declare_parameters(const ModelConfig& model, const RoutingConfig& routing);
+
 class Transformer {
  public:
   /// Declares and allocates the parameters; they are zero until initialised or loaded. The config must be

@@ -1,7 +1,5 @@
 #include "src/nn/parameters.h"
 
-#include <algorithm>
-
 #include <fmt/format.h>
 
 #include "kernels/error.h"
@@ -29,9 +27,8 @@ Tensor part_of(const Tensor& arena, std::int64_t begin, const Shape& shape) {
 }  // namespace
 
 void ParameterSet::declare(ParameterSpec spec) {
-  const bool taken =
-      std::any_of(specs_.begin(), specs_.end(), [&](const auto& s) { return s.name == spec.name; });
-  if (taken) throw InternalError(fmt::format("[parameters] {} is declared twice", spec.name));
+  if (!names_.insert(spec.name).second)
+    throw InternalError(fmt::format("[parameters] {} is declared twice", spec.name));
   specs_.push_back(std::move(spec));
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -61,6 +62,7 @@ class ParameterSet {
 
  private:
   std::vector<ParameterSpec> specs_;
+  std::set<std::string> names_;
   std::map<std::string, Tensor> tensors_;
   Tensor values_;
   Tensor gradients_;
