@@ -96,7 +96,6 @@ std::string format_evaluation(const EvalRecord& r) {
   if (r.router_recall) out += "  recall " + percent(*r.router_recall);
   if (r.router_precision) out += "  precision " + percent(*r.router_precision);
   if (r.causal_flops_per_token) out += "  causal " + format_flops(*r.causal_flops_per_token) + "/token";
-  if (r.routing_flips) out += fmt::format("  {} routing flips", *r.routing_flips);
   return out;
 }
 

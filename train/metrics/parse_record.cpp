@@ -122,7 +122,6 @@ EvalRecord parse_eval(const Json& json) {
   get(json, "router_recall_by_layer", r.router_recall_by_layer);
   get(json, "router_precision_by_layer", r.router_precision_by_layer);
   get(json, "causal_flops_per_token", r.causal_flops_per_token);
-  get(json, "routing_flips", r.routing_flips);
   return r;
 }
 

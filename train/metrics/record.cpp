@@ -130,7 +130,6 @@ std::string to_json_line(const EvalRecord& r) {
   put(json, "router_recall_by_layer", r.router_recall_by_layer);
   put(json, "router_precision_by_layer", r.router_precision_by_layer);
   put(json, "causal_flops_per_token", r.causal_flops_per_token);
-  put(json, "routing_flips", r.routing_flips);
   return dump(json);
 }
 

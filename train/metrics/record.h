@@ -64,7 +64,6 @@ struct EvalRecord {
   std::vector<double> router_recall_by_layer;
   std::vector<double> router_precision_by_layer;
   std::optional<double> causal_flops_per_token;  // of a forward pass, from the realised capacity
-  std::optional<std::int64_t> routing_flips;     // decisions that differ from a reference pass
 
   /// The loss that a run is judged by: val_loss, else val_causal, else val_topk; NaN when there is none.
   double judged_loss() const {
