@@ -2,6 +2,7 @@
 
 #include <iostream>
 
+#include <nlohmann/json.hpp>
 #include <spdlog/spdlog.h>
 
 #include "src/config/parse.h"
@@ -24,7 +25,13 @@ void add_config_flags(CLI::App& sub, ConfigFlags& flags) {
   sub.add_flag("--print-config", flags.print, "Print the config with every key and default, and stop");
 }
 
-void print_config(const Config& resolved) { std::cout << to_yaml(resolved); }
+void print_config(const Config& resolved, const Globals& globals) {
+  if (globals.json) {
+    std::cout << nlohmann::json{{"config_yaml", to_yaml(resolved)}}.dump() << "\n";
+  } else {
+    std::cout << to_yaml(resolved);
+  }
+}
 
 void log_notes(const Config& config) {
   for (const std::string& note : config_notes(config)) spdlog::warn("note: {}", note);

@@ -7,6 +7,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "app/command.h"
 #include "src/config/config.h"
 
 namespace fathom::app {
@@ -23,8 +24,8 @@ struct ConfigFlags {
 /// Declares the flags on `sub`; `flags` must live as long as the command line.
 void add_config_flags(CLI::App& sub, ConfigFlags& flags);
 
-/// Prints the resolved config as YAML on standard output.
-void print_config(const Config& resolved);
+/// Prints the resolved config on standard output: YAML, or with --json {"config_yaml": YAML}.
+void print_config(const Config& resolved, const Globals& globals);
 
 /// Logs what is allowed in this config and still worth saying, on standard error.
 void log_notes(const Config& config);

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <iostream>
 #include <memory>
+#include <optional>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -28,17 +29,12 @@ struct EvalFlags {
   std::int64_t tokens = 0;
   std::int64_t batch = 8;
   std::int64_t seq_len = 0;
-  double threshold = -1;
+  std::optional<double> threshold;
   bool invariant = false;
 };
 
 Config with_flags(Config config, const EvalFlags& flags) {
-  if (flags.threshold >= 0) config.routing.causal.threshold = flags.threshold;
-  if (flags.threshold >= 1 || flags.threshold == 0) {
-    throw UsageError(
-        fmt::format("--threshold is {}, expected a probability between 0 and 1.", flags.threshold));
-  }
-  config.invariant = config.invariant || flags.invariant;
+  if (flags.threshold) config.routing.causal.threshold = *flags.threshold;
   return config;
 }
 
@@ -87,7 +83,8 @@ void print_json(const EvalResult& e, const std::string& checkpoint) {
   std::cout << json.dump() << "\n";
 }
 
-void dump_logits(Context& c, const Transformer& model, const Config& config, const EvalFlags& flags) {
+void dump_logits(Context& c, const Transformer& model, const Config& config, const EvalFlags& flags,
+                 const Globals& globals) {
   const Causal rule = model.routed_layers().empty() ? Causal{} : causal_rule(config.routing);
   const std::vector<float> logits = causal_logits(c, model, flags.prompt_ids, rule);
   H5Writer file(flags.dump_logits, "logits");
@@ -95,19 +92,30 @@ void dump_logits(Context& c, const Transformer& model, const Config& config, con
   file.write<float>("logits", logits, {rows, static_cast<std::int64_t>(logits.size()) / rows});
   file.write<std::int32_t>("prompt_ids", flags.prompt_ids);
   file.commit();
-  std::cerr << fmt::format("wrote logits of {} positions to {}\n", rows, flags.dump_logits);
+  const std::int64_t vocab = static_cast<std::int64_t>(logits.size()) / rows;
+  if (globals.json && flags.data.empty()) {
+    std::cout << nlohmann::json{{"dump_logits", flags.dump_logits}, {"positions", rows}, {"vocab_size", vocab}}.dump()
+              << "\n";
+  } else {
+    std::cerr << fmt::format("wrote the logits of {} positions to {}\n", rows, flags.dump_logits);
+  }
 }
 
 void run(const EvalFlags& flags, Globals& globals) {
   if (flags.data.empty() && flags.dump_logits.empty()) {
     throw UsageError("Nothing to evaluate: give --data STORE, or --dump-logits FILE with --prompt-ids.");
   }
+  if (flags.dump_logits.empty() != flags.prompt_ids.empty()) {
+    throw UsageError(fmt::format("{} was given without {}.", flags.dump_logits.empty() ? "--prompt-ids" : "--dump-logits",
+                                 flags.dump_logits.empty() ? "--dump-logits" : "--prompt-ids"),
+                     "Logits are written for given ids: --dump-logits FILE --prompt-ids 1,2,3.");
+  }
   Config base;
   base.invariant = flags.invariant;
   Context context(open_backend(globals, base), DType::F32);
   const LoadedModel loaded = load_model(flags.model, context);
   const Config config = with_flags(loaded.config, flags);
-  if (!flags.dump_logits.empty()) dump_logits(context, *loaded.model, config, flags);
+  if (!flags.dump_logits.empty()) dump_logits(context, *loaded.model, config, flags, globals);
   if (flags.data.empty()) return;
 
   const auto store = std::make_shared<const TokenStore>(TokenStore::open(flags.data));
@@ -151,7 +159,8 @@ void add_eval(CLI::App& app, Globals& globals) {
       ->check(CLI::NonNegativeNumber);
   sub->add_option(
       "--threshold", flags->threshold,
-      "Causal routing threshold on sigma(logit): lower computes more tokens (default: the config's)");
+      "Causal routing threshold on sigma(logit): lower computes more tokens (default: the config's)")
+      ->check(CLI::Range(0.001, 0.999));
   sub->add_flag("--invariant", flags->invariant,
                 "Row-invariant kernels: a token's result depends on nothing after it, to the bit");
   sub->add_option("--dump-logits", flags->dump_logits,

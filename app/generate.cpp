@@ -117,7 +117,10 @@ void run(const GenerateFlags& flags, Globals& globals) {
   GenerateOptions options;
   options.tokens = flags.tokens;
   options.sampling = flags.sampling;
-  if (tokenizer) options.stop_token = tokenizer->end_of_document();
+  if (tokenizer) {
+    options.stop_token = tokenizer->end_of_document();
+    options.vocab = tokenizer->vocab_size();
+  }
   const std::vector<std::int64_t> layers = loaded.model->routed_layers();
   if (!layers.empty()) options.rule = causal_rule(routing);
 

@@ -1,4 +1,5 @@
 // fathom: one binary, subcommands. Exit status: 0 done, 1 failed, 2 wrong usage.
+#include <csignal>
 #include <exception>
 #include <iostream>
 #include <new>
@@ -70,6 +71,7 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   using fathom::app::report;
+  std::signal(SIGXFSZ, SIG_IGN);  // a file over the limit is then an error of write, with a message
   try {
     return fathom::app::run(argc, argv);
   } catch (const fathom::UsageError& e) {

@@ -245,7 +245,7 @@ void run_plan(PlanFlags flags, const Globals& globals) {
   if (flags.config.path.empty()) throw UsageError("plan needs a CONFIG.", "See fathom plan --help.");
   std::vector<Plan> plans{make_plan(flags.config.path, flags)};
   if (flags.config.print) {
-    print_config(plans.front().config);
+    print_config(plans.front().config, globals);
     return;
   }
   if (!flags.second.empty()) plans.push_back(make_plan(flags.second, flags));

@@ -1,4 +1,5 @@
 // fathom train CONFIG --run-dir DIR
+#include <csignal>
 #include <iostream>
 #include <memory>
 
@@ -13,8 +14,6 @@
 #include "kernels/error.h"
 #include "src/config/resolve.h"
 #include "src/core/build_info.h"
-#include "src/io/atomic_file.h"
-#include "src/io/token_store.h"
 #include "train/metrics/console.h"
 #include "train/trainer.h"
 
@@ -42,6 +41,8 @@ TrainOptions options_of(const TrainFlags& flags) {
   o.peak_flops_per_s = flags.peak;
   o.git_sha = build_info().git_sha;
   o.console_is_terminal = console_kind(STDERR_FILENO) == ConsoleKind::Terminal;
+  o.console_width = [] { return terminal_width(STDERR_FILENO); };
+  o.plan = [path = flags.config.path](const Config& resolved) { return plan_json(resolved, path); };
   o.total_memory = machine_memory();
   return o;
 }
@@ -66,18 +67,24 @@ void print_result(const TrainResult& r, const TrainFlags& flags) {
 void run(const TrainFlags& flags, Globals& globals) {
   Config config = flags.config.load();
   if (flags.config.print) {
-    print_config(resolve(config));
+    print_config(resolve(config), globals);
     return;
   }
   if (flags.dry_run) {
-    const TokenStore store = TokenStore::open(config.data.train);
-    std::cout << plan_text(resolve(config, store.vocab_size()), flags.config.path);
+    const Config checked = check_training(config);
+    log_notes(checked);
+    if (globals.json) {
+      std::cout << plan_json(checked, flags.config.path) << "\n";
+    } else {
+      std::cout << plan_text(checked, flags.config.path);
+    }
     return;
   }
   if (flags.run_dir.empty()) {
     throw UsageError("--run-dir is missing: a training needs a folder for its checkpoints and metrics.",
                      "Give --run-dir DIR.");
   }
+  std::signal(SIGPIPE, SIG_IGN);  // a reader of the log that goes away does not end the training
   const std::shared_ptr<Backend> backend = open_backend(globals, config);
   const TrainResult result = train(config, options_of(flags), backend, std::cerr);
   if (globals.json) {
@@ -94,11 +101,11 @@ void add_train(CLI::App& app, Globals& globals) {
   auto flags = std::make_shared<TrainFlags>();
   CLI::App* sub = app.add_subcommand("train", "Train a model, or go on with a training");
   add_config_flags(*sub, flags->config);
-  sub->add_option("--run-dir", flags->run_dir, "Folder for checkpoints, metrics and logs (made if absent)");
+  sub->add_option("--run-dir", flags->run_dir, "Folder for checkpoints, metrics and logs (made if absent)")
+      ->type_name("DIR");
   sub->add_option("--resume", flags->resume,
                   "auto: go on from the folder's newest checkpoint, if it has one; never: refuse a folder "
-                  "that holds a "
-                  "run; PATH: start from another run's checkpoint")
+                  "that holds a run; PATH: a new run starts from another run's checkpoint")
       ->capture_default_str();
   sub->add_option("--peak-flops", flags->peak, "FLOP/s of this machine, to report MFU against");
   sub->add_flag("--dry-run", flags->dry_run, "Check config and data, print the plan, and stop");

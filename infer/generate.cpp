@@ -60,8 +60,12 @@ Generated generate(Context& c, const Transformer& model, const std::vector<std::
     const std::vector<std::int32_t> window(ids.end() - length, ids.end());
     const ForwardResult pass = run(c, model, window, options.rule);
     const Tensor last = model.logits(c, pass.hidden.rows(length - 1, length));
-    const SampledToken next =
-        sample(to_host<float>(c.backend(), last), options.sampling, static_cast<std::uint64_t>(ids.size()));
+    std::vector<float> logits = to_host<float>(c.backend(), last);
+    // The model's vocabulary is the store's, padded: the rest means nothing.
+    if (options.vocab > 0 && options.vocab < model.config().vocab_size) {
+      logits.resize(static_cast<std::size_t>(options.vocab));
+    }
+    const SampledToken next = sample(logits, options.sampling, static_cast<std::uint64_t>(ids.size()));
     out.routed_fraction.clear();
     for (const RoutedLayer& routed : pass.routing) {
       out.routed_fraction.push_back(static_cast<double>(routed.indices.size()) / static_cast<double>(length));

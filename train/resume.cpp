@@ -18,6 +18,7 @@ Config with_free_keys_of(Config config, const Config& other) {
   config.data.train = other.data.train;  // the content is compared, not the path
   config.data.valid = other.data.valid;
   config.data.tokenizer = other.data.tokenizer;
+  config.train.recompute = other.train.recompute;  // bit-equal either way
   config.train.log_every = other.train.log_every;
   config.train.eval_every = other.train.eval_every;
   config.train.eval_tokens = other.train.eval_tokens;
@@ -33,29 +34,32 @@ Config with_free_keys_of(Config config, const Config& other) {
 void require_same_config(const RunFolder& folder, const Config& config) {
   if (!std::filesystem::exists(folder.config_path())) return;
   const Config saved = load_config(folder.config_path());
-  const std::string differs = difference(with_free_keys_of(config, saved), saved);
+  std::string differs = difference(with_free_keys_of(config, saved), saved);
   if (differs.empty()) return;
-  throw UserError(
-      fmt::format("{} holds a run of another config, which differs in: {}", folder.path().string(), differs),
-      "Choose another --run-dir, or give the config that it was started with.");
+  differs.pop_back();  // the last line's end
+  for (std::size_t end = 0; (end = differs.find('\n', end)) != std::string::npos;) differs.replace(end, 1, "; ");
+  throw UserError(fmt::format("{} holds a run of another config ({}).", folder.path().string(), differs),
+                  "Choose another --run-dir, or give the config that the run was started with.");
 }
 
 std::optional<Resumed> resume_from_folder(const RunFolder& folder, Context& c, ParameterSet& parameters,
                                           OptimizerState& optimizer) {
   Resumed resumed;
+  std::vector<std::filesystem::path> unusable;
   for (const CheckpointFile& file : folder.resume_candidates()) {
     try {
       resumed.meta = load_checkpoint(file.path, c, parameters, &optimizer);
       resumed.checkpoint = file.path;
+      for (const std::filesystem::path& path : unusable) folder.set_aside(path);
       return resumed;
     } catch (const UserError& e) {
       resumed.damaged.emplace_back(e.what());
+      unusable.push_back(file.path);
     }
   }
   if (resumed.damaged.empty()) return std::nullopt;
-  throw UserError(
-      fmt::format("No checkpoint of {} can be used. {}", folder.path().string(), resumed.damaged.front()),
-      "Start again in another --run-dir.");
+  throw UserError(fmt::format("No checkpoint of {} can be used. {}", folder.path().string(), resumed.damaged.front()),
+                  "Start again in another --run-dir, or put a good copy in its place.");
 }
 
 void require_same_store(const CheckpointMeta& meta, const TokenStoreInfo& info,

@@ -157,9 +157,11 @@ void RunFolder::prune(std::int64_t keep) const {
   }
 }
 
-void RunFolder::discard_checkpoints_after(std::int64_t step) const {
-  for (const CheckpointFile& file : checkpoints()) {
-    if (file.step > step) remove_checkpoint(file.path);
+void RunFolder::set_aside(const fs::path& checkpoint) const {
+  std::error_code error;
+  fs::rename(checkpoint, checkpoint.string() + ".damaged", error);
+  if (error) {
+    throw UserError("cannot rename the damaged checkpoint " + checkpoint.string() + ": " + error.message() + ".");
   }
 }
 

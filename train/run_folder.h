@@ -50,8 +50,8 @@ class RunFolder {
   void set_latest(std::int64_t step) const;
   /// Removes all but the newest `keep` checkpoints, never the one that `latest` names. keep < 1 keeps all.
   void prune(std::int64_t keep) const;
-  /// Removes checkpoints after `step`: the history that a run resumed there abandons.
-  void discard_checkpoints_after(std::int64_t step) const;
+  /// Renames a checkpoint that cannot be read to NAME.damaged, so that nothing takes it for one any more.
+  void set_aside(const std::filesystem::path& checkpoint) const;
 
  private:
   RunFolder(std::filesystem::path path, int lock_fd) : path_(std::move(path)), lock_fd_(lock_fd) {}

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <iterator>
 
 #include <signal.h>
 #include <time.h>
@@ -19,8 +20,8 @@ constexpr std::int64_t kSameRequestNs = 100'000'000;
 std::atomic<int> first_signal{0};
 std::atomic<std::int64_t> first_time_ns{0};
 bool installed = false;
-struct sigaction previous_term;
-struct sigaction previous_int;
+constexpr int kSignals[] = {SIGTERM, SIGINT, SIGHUP};
+struct sigaction previous[std::size(kSignals)];
 
 static_assert(std::atomic<int>::is_always_lock_free && std::atomic<std::int64_t>::is_always_lock_free,
               "a signal handler may not take a lock");
@@ -43,15 +44,16 @@ void on_signal(int signal) {
   if (first != 0 && now - first > kSameRequestNs) ::_exit(128 + signal);
 }
 
-void install(int signal, struct sigaction* previous) {
+void install(int signal, struct sigaction* before) {
   struct sigaction action {};
   action.sa_handler = on_signal;
   action.sa_flags = SA_RESTART;
   sigemptyset(&action.sa_mask);
   // One handler at a time.
-  sigaddset(&action.sa_mask, SIGTERM);
-  sigaddset(&action.sa_mask, SIGINT);
-  if (::sigaction(signal, &action, previous) != 0) throw InternalError("[signals] sigaction failed");
+  for (const int other : kSignals) sigaddset(&action.sa_mask, other);
+  if (::sigaction(signal, &action, before) != 0) throw InternalError("[signals] sigaction failed");
+  // nohup(1) has SIGHUP ignored, and means it.
+  if (signal == SIGHUP && before->sa_handler == SIG_IGN) ::sigaction(signal, before, nullptr);
 }
 
 }  // namespace
@@ -60,14 +62,12 @@ StopSignals::StopSignals() {
   if (installed) throw InternalError("[signals] the handlers are installed already");
   first_signal.store(0);
   first_time_ns.store(0);
-  install(SIGTERM, &previous_term);
-  install(SIGINT, &previous_int);
+  for (std::size_t i = 0; i < std::size(kSignals); ++i) install(kSignals[i], &previous[i]);
   installed = true;
 }
 
 StopSignals::~StopSignals() {
-  ::sigaction(SIGTERM, &previous_term, nullptr);
-  ::sigaction(SIGINT, &previous_int, nullptr);
+  for (std::size_t i = 0; i < std::size(kSignals); ++i) ::sigaction(kSignals[i], &previous[i], nullptr);
   installed = false;
 }
 

@@ -1,7 +1,10 @@
 #include "train/trainer.h"
 
+#include <cerrno>
 #include <chrono>
 #include <cmath>
+#include <csignal>
+#include <cstring>
 #include <fstream>
 #include <optional>
 
@@ -52,6 +55,21 @@ struct Data {
   }
 };
 
+DataLoader loader_of(const std::shared_ptr<const TokenStore>& store, const Config& config) {
+  return DataLoader(store, config.train.seq_len, config.data.document_mask);
+}
+
+const char* signal_name(int signal) {
+  switch (signal) {
+    case SIGINT:
+      return "SIGINT";
+    case SIGHUP:
+      return "SIGHUP";
+    default:
+      return "SIGTERM";
+  }
+}
+
 Config resolved(const Config& config, const Data& data) {
   Config r = resolve(config, data.train->vocab_size());
   validate(r);
@@ -79,25 +97,45 @@ class Run {
         model_(context_, config_.model, config_.routing, true),
         optimizer_(context_, model_.parameters(), config_.train),
         schedule_(config_.train, horizon_.steps),
-        loader_(data_.train, config_.train.seq_len, config_.data.document_mask),
+        loader_(loader_of(data_.train, config_)),
         stepper_(context_, model_, loader_, config_),
         console_(console, {.kind = options.console_is_terminal ? ConsoleKind::Terminal : ConsoleKind::Pipe,
-                           .total_steps = horizon_.steps}) {
-    if (data_.valid) valid_.emplace(data_.valid, config_.train.seq_len, config_.data.document_mask);
+                           .total_steps = horizon_.steps,
+                           .width = options.console_width}) {
+    if (data_.valid) valid_.emplace(loader_of(data_.valid, config_));
     model_.set_recompute(config_.train.recompute);
     facts_ = make_facts();
   }
 
   TrainResult run() {
     if (start()) return result_;
-    const StopSignals signals;
+    try {
+      return go_on();
+    } catch (const UserError& e) {
+      record_failure(e.what());
+      throw;
+    }
+  }
+
+ private:
+  TrainResult go_on() {
+    if (result_.resumed_at > 0 && saved_step_ == 0) save();  // from another run's checkpoint: now it is this run's
     bool stopped = false;
     if (evaluation_is_missing()) stopped = !evaluate_now();
     while (!stopped && state_.step < horizon_.steps) stopped = !step();
     return stopped ? stop() : finish();
   }
 
- private:
+  // The disk may refuse this as well; then the reason that is on its way to the user has to do.
+  void record_failure(const std::string& why) {
+    console_.finish();
+    try {
+      end(RunStatus::Failed, why);
+    } catch (const UserError&) {
+      log_console_->message("This run's end could not be recorded.");
+    }
+  }
+
   // Returns true when there is nothing to do.
   bool start() {
     if (options_.resume == ResumeMode::Never && folder_.has_history()) {
@@ -107,12 +145,9 @@ class Run {
     }
     require_same_config(folder_, config_);
     std::vector<std::string> warnings;
-    std::optional<EventRecord> event;
-    if (options_.resume == ResumeMode::From && !folder_.has_history()) {
-      const auto path = find_checkpoint(options_.resume_from);
-      use({path, load_checkpoint(path, context_, model_.parameters(), &optimizer_.state()), {}});
-    } else if (auto resumed =
-                   resume_from_folder(folder_, context_, model_.parameters(), optimizer_.state())) {
+    if (options_.resume == ResumeMode::From && folder_.checkpoints().empty()) {
+      start_from(find_checkpoint(options_.resume_from));
+    } else if (auto resumed = resume_from_folder(folder_, context_, model_.parameters(), optimizer_.state())) {
       warnings = resumed->damaged;
       use(*resumed);
     } else {
@@ -129,12 +164,16 @@ class Run {
     // A start is an event of its own only when nothing precedes it: a run killed before its first checkpoint
     // begins anew, and says so by a second start.
     write_file(folder_.config_path().string(), to_yaml(config_));
-    folder_.discard_checkpoints_after(state_.step);
-    if (folder_.has_history()) history_ = read_metrics(folder_.metrics_path());
+    if (options_.plan) write_file(folder_.plan_path().string(), options_.plan(config_) + "\n");
     recorder_.emplace(folder_, state_.step, console_);
+    restore_evaluations();
     log_.open(folder_.log_path(), std::ios::app);
+    if (!log_) {
+      throw UserError(fmt::format("cannot write {}: {}.", folder_.log_path().string(), std::strerror(errno)),
+                      "Check the permissions of the run folder.");
+    }
     log_console_.emplace(log_, ConsoleOptions{.kind = ConsoleKind::Pipe, .total_steps = horizon_.steps});
-    for (const std::string& warning : warnings) message("Passed over a checkpoint: " + warning);
+    for (const std::string& warning : warnings) message("Warning: passed over a checkpoint: " + warning);
     for (const std::string& note : config_notes(config_)) message("Note: " + note);
     message(memory_table());
     EventRecord record;
@@ -153,6 +192,30 @@ class Run {
     saved_step_ = state_.step;
     result_.resumed_at = state_.step;
     result_.checkpoint = resumed.checkpoint;
+  }
+
+  // Another run's checkpoint begins this run.
+  void start_from(const std::filesystem::path& path) {
+    use({path, load_checkpoint(path, context_, model_.parameters(), &optimizer_.state()), {}});
+    saved_step_ = 0;
+    if (state_.step < horizon_.steps) return;
+    throw UserError(fmt::format("{} is at step {}, and this config ends at step {}: there is nothing to train.",
+                                path.string(), state_.step, horizon_.steps),
+                    "Give a longer horizon.");
+  }
+
+  // What the evaluations up to here found, which a checkpoint from before the last one does not know.
+  void restore_evaluations() {
+    for (const EvalRecord& e : read_metrics(folder_.metrics_path()).evals) {
+      evaluated_step_ = e.step;
+      keep_best(e.step, e.judged_loss());
+    }
+  }
+
+  void keep_best(std::int64_t step, double loss) {
+    if (!std::isfinite(loss) || (state_.best_step > 0 && loss >= state_.best_val_loss)) return;
+    state_.best_val_loss = loss;
+    state_.best_step = step;
   }
 
   bool ended_done() const {
@@ -228,10 +291,13 @@ class Run {
     record_all(record);
     result_.status = RunStatus::Failed;
     result_.message = fmt::format(
-        "Training stopped at {}. The state before that step is saved. Lower train.lr, lengthen train.warmup "
-        "or set "
-        "train.on_spike: skip.",
-        what);
+        "Training stopped at {}.{} {}", what, state_.step > 0 ? " The state before that step is saved." : "",
+        policy == OnSpike::Stop
+            ? "Go on past it with --set train.on_spike=skip, or start another run with a lower train.lr or a longer "
+              "train.warmup."
+            : fmt::format("That were {} skipped steps in a row. Start another run with a lower train.lr or a longer "
+                          "train.warmup.",
+                          kMostSkipped));
     return std::nullopt;
   }
 
@@ -269,17 +335,12 @@ class Run {
   }
 
   bool evaluation_is_missing() const {
-    if (!due(config_.train.eval_every) || !valid_ || state_.step == 0 || state_.step >= horizon_.steps)
-      return false;
-    for (const EvalRecord& e : history_.evals) {
-      if (e.step == state_.step) return false;
-    }
-    return true;
+    return due(config_.train.eval_every) && state_.step > 0 && state_.step < horizon_.steps;
   }
 
   // False: a signal came before it was through.
   bool evaluate_now() {
-    if (!valid_) return true;
+    if (!valid_ || evaluated_step_ == state_.step) return true;
     EvalOptions options;
     options.tokens = config_.train.eval_tokens;
     options.batch = config_.micro_batch_sequences();
@@ -312,10 +373,8 @@ class Run {
       r.router_precision = precision;
     }
     if (e->causal_flops_per_token > 0) r.causal_flops_per_token = e->causal_flops_per_token;
-    if (state_.best_step == 0 || e->judged() < state_.best_val_loss) {
-      state_.best_val_loss = e->judged();
-      state_.best_step = state_.step;
-    }
+    keep_best(state_.step, e->judged());
+    evaluated_step_ = state_.step;
     recorder_->record(r);
     log_console_->evaluation(r);
     return true;
@@ -354,12 +413,10 @@ class Run {
   TrainResult stop() {
     const bool failed = result_.status == RunStatus::Failed;
     if (state_.step > 0) save();
-    const int signal = stop_signal();
     std::string message = result_.message;
     if (!failed) {
-      message = fmt::format(
-          "Stopped by {} after step {} of {}. The same command with --resume auto goes on from there.",
-          signal == 2 ? "SIGINT" : "SIGTERM", state_.step, horizon_.steps);
+      message = fmt::format("Stopped by {} after step {} of {}. The same command with --resume auto goes on from there.",
+                            signal_name(stop_signal()), state_.step, horizon_.steps);
       EventRecord record;
       record.kind = EventKind::Stop;
       record.step = state_.step;
@@ -452,19 +509,28 @@ class Run {
   std::ofstream log_;
   std::optional<Console> log_console_;
   std::optional<Recorder> recorder_;
-  Metrics history_;
   RunFacts facts_;
   TrainingState state_;
   TrainResult result_;
-  std::int64_t saved_step_ = 0;
+  std::int64_t saved_step_ = 0;      // of this folder's newest checkpoint
+  std::int64_t evaluated_step_ = 0;  // of the last evaluation
   std::int64_t steps_since_log_ = 0;
   double seconds_since_log_ = 0;
 };
 
 }  // namespace
 
+Config check_training(const Config& config) {
+  const Data data(config.data);
+  const Config r = resolved(config, data);
+  loader_of(data.train, r);
+  if (data.valid) loader_of(data.valid, r);
+  return r;
+}
+
 TrainResult train(const Config& config, const TrainOptions& options, std::shared_ptr<Backend> backend,
                   std::ostream& console) {
+  const StopSignals signals;  // first of all: a signal while the data is read ends the run as well as a later one
   Run run(config, options, std::move(backend), console);
   return run.run();
 }

@@ -1,34 +1,19 @@
 // fathom data and fathom tokenizer from the command line: what they print, where, and their exit status.
-#include <cstdlib>
 #include <string>
 
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
-#include <sys/wait.h>
 
-#include "tests/io/temp.h"
+#include "tests/system/cli.h"
 
 namespace fathom {
 namespace {
 
+using testing::fathom_command;
+using testing::Outcome;
 using testing::read_bytes;
 using testing::TempFolder;
 using testing::write_bytes;
-
-struct Outcome {
-  int status = -1;
-  std::string out;
-  std::string err;
-};
-
-Outcome fathom_command(const TempFolder& folder, const std::string& arguments) {
-  const std::string out = folder / "stdout";
-  const std::string err = folder / "stderr";
-  const std::string line =
-      "cd '" + folder.path() + "' && '" FATHOM_BINARY "' " + arguments + " >'" + out + "' 2>'" + err + "'";
-  const int status = std::system(line.c_str());
-  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_bytes(out), read_bytes(err)};
-}
 
 TEST(DataCommand, FromTextToStoresAndBack) {
   const TempFolder folder;

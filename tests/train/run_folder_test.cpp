@@ -59,8 +59,9 @@ TEST(RunFolder, PrunesTheOldestButNeverTheLatest) {
   run.set_latest(4);
   run.prune(2);
   EXPECT_THAT(steps_of(run.checkpoints()), ElementsAre(3, 4));
-  run.discard_checkpoints_after(3);
+  run.set_aside(run.checkpoint_path(4));
   EXPECT_THAT(steps_of(run.checkpoints()), ElementsAre(3));
+  EXPECT_TRUE(std::filesystem::exists(run.checkpoint_path(4).string() + ".damaged"));
 }
 
 TEST(RunFolder, RemovesWhatAKilledRunLeftHalfWritten) {

@@ -43,7 +43,7 @@ TEST_P(Signals, ASecondOneStopsAtOnce) {
   EXPECT_EQ(WEXITSTATUS(status), 128 + GetParam());
 }
 
-INSTANTIATE_TEST_SUITE_P(TermAndInt, Signals, ::testing::Values(SIGTERM, SIGINT));
+INSTANTIATE_TEST_SUITE_P(All, Signals, ::testing::Values(SIGTERM, SIGINT, SIGHUP));
 
 // timeout(1) sends the same signal to the process and to its group.
 TEST(SignalPairs, TwoSignalsAtTheSameMomentAreOneRequest) {

@@ -1,0 +1,83 @@
+// The binary as a user runs it: commands with their output and status, trainings in the background to be
+// signalled, and a tiny experiment (text, stores, configs) of a second's training.
+#pragma once
+
+#include <csignal>
+#include <cstdint>
+#include <functional>
+#include <initializer_list>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+#include <sys/types.h>
+
+#include "tests/io/temp.h"
+#include "train/metrics/metrics_log.h"
+
+namespace fathom::testing {
+
+struct Outcome {
+  int status = -1;  // exit status; -N: killed by signal N
+  std::string out;
+  std::string err;
+
+  /// Standard output as one JSON object; a test failure when it is anything else.
+  nlohmann::json json() const;
+};
+
+/// Runs `fathom ARGUMENTS` in `folder` and waits. `before` is shell text in front of it ("ulimit -f 64;").
+Outcome fathom_command(const TempFolder& folder, const std::string& arguments,
+                       const std::string& before = "");
+
+/// A command that must fail: its status, nothing on standard output, one paragraph on standard error with
+/// `words`.
+void expect_refusal(const Outcome& outcome, int status, std::initializer_list<std::string> words);
+
+/// `fathom ARGUMENTS` in the background.
+class Background {
+ public:
+  Background(const TempFolder& folder, const std::string& arguments);
+  ~Background();
+  Background(const Background&) = delete;
+  Background& operator=(const Background&) = delete;
+
+  void signal(int number) const;
+  pid_t pid() const { return pid_; }
+  bool running();
+  Outcome wait();
+
+ private:
+  std::string out_, err_;
+  pid_t pid_ = -1;
+  int status_ = 0;
+  bool done_ = false;
+};
+
+/// Polls every 2 ms for up to a minute; a test failure when `condition` never holds.
+void wait_until(const std::function<bool()>& condition, const char* what);
+
+/// A folder with text.jsonl, train.h5 and train.valid.h5 (bytes), dense.yaml and mod.yaml (routed, causal:
+/// both, with gradient accumulation). One training of it takes a fraction of a second.
+class Experiment : public TempFolder {
+ public:
+  Experiment();
+
+  /// "train KIND.yaml --run-dir RUN --threads 1 MORE"
+  static std::string train(const std::string& kind, const std::string& run, const std::string& more = "");
+  /// Trains to the end; a test failure when that fails.
+  void trained(const std::string& kind, const std::string& run, const std::string& more = "") const;
+
+  Metrics metrics(const std::string& run) const;
+  std::vector<nlohmann::json> lines(const std::string& run) const;  // of metrics.jsonl
+  std::string newest_checkpoint(const std::string& run) const;
+};
+
+/// What a run computed, without what depends on the clock: every step's and evaluation's numbers.
+std::vector<std::string> computed(const Experiment& e, const std::string& run);
+/// Every number of a checkpoint but the seconds, for comparison to the bit.
+std::vector<std::string> content(const std::string& checkpoint);
+/// Two runs computed the same to the bit: metrics, parameters, moments, state.
+void expect_same_run(const Experiment& e, const std::string& a, const std::string& b);
+
+}  // namespace fathom::testing
