@@ -161,17 +161,19 @@ void add_bench(CLI::App& app, Globals& globals) {
       "train", "Training steps on random tokens: tok/s, FLOP/s, share of the GEMM rate");
   sub->add_option("--preset", flags->preset, "d2 | d4 | d6 | d12 | d24 | d1b")->capture_default_str();
   sub->add_option("--variant", flags->variant, "dense | mod")->capture_default_str();
-  sub->add_option("--batch", flags->batch, "Sequences")->capture_default_str()->check(CLI::PositiveNumber);
+  sub->add_option("--batch", flags->batch, "Sequences")->capture_default_str()->check(number_from_to(1, 1e9));
   sub->add_option("--seq", flags->seq, "Tokens of a sequence")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
-  sub->add_option("--vocab", flags->vocab, "Vocabulary")->capture_default_str()->check(CLI::PositiveNumber);
+      ->check(number_from_to(1, 1e9));
+  sub->add_option("--vocab", flags->vocab, "Vocabulary")
+      ->capture_default_str()
+      ->check(number_from_to(1, 1e9));
   sub->add_option("--capacity", flags->capacity, "Of routed blocks (every other one)")
       ->capture_default_str()
-      ->check(CLI::Range(0.001, 1.0));
+      ->check(number_from_to(0.001, 1.0));
   sub->add_option("--steps", flags->steps, "Steps timed; the median counts")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(number_from_to(1, 1e9));
   sub->add_flag("--invariant", flags->invariant, "Row-invariant kernels");
   sub->add_flag("--recompute", flags->recompute, "Recompute activations by block");
   add_global_flags(*sub, globals);

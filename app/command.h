@@ -22,6 +22,9 @@ struct Globals {
 /// Declares --json, --device, --threads, --verbose on a subcommand.
 void add_global_flags(CLI::App& sub, Globals& globals);
 
+/// A check of a number's range that says the range in words.
+CLI::Validator number_from_to(double min, double max);
+
 void add_doctor(CLI::App& app, Globals& globals);
 void add_data(CLI::App& app, Globals& globals);
 void add_tokenizer(CLI::App& app, Globals& globals);

@@ -94,7 +94,10 @@ void dump_logits(Context& c, const Transformer& model, const Config& config, con
   file.commit();
   const std::int64_t vocab = static_cast<std::int64_t>(logits.size()) / rows;
   if (globals.json && flags.data.empty()) {
-    std::cout << nlohmann::json{{"dump_logits", flags.dump_logits}, {"positions", rows}, {"vocab_size", vocab}}.dump()
+    std::cout << nlohmann::json{{"dump_logits", flags.dump_logits},
+                                {"positions", rows},
+                                {"vocab_size", vocab}}
+                     .dump()
               << "\n";
   } else {
     std::cerr << fmt::format("wrote the logits of {} positions to {}\n", rows, flags.dump_logits);
@@ -106,9 +109,10 @@ void run(const EvalFlags& flags, Globals& globals) {
     throw UsageError("Nothing to evaluate: give --data STORE, or --dump-logits FILE with --prompt-ids.");
   }
   if (flags.dump_logits.empty() != flags.prompt_ids.empty()) {
-    throw UsageError(fmt::format("{} was given without {}.", flags.dump_logits.empty() ? "--prompt-ids" : "--dump-logits",
-                                 flags.dump_logits.empty() ? "--dump-logits" : "--prompt-ids"),
-                     "Logits are written for given ids: --dump-logits FILE --prompt-ids 1,2,3.");
+    throw UsageError(
+        fmt::format("{} was given without {}.", flags.dump_logits.empty() ? "--prompt-ids" : "--dump-logits",
+                    flags.dump_logits.empty() ? "--dump-logits" : "--prompt-ids"),
+        "Logits are written for given ids: --dump-logits FILE --prompt-ids 1,2,3.");
   }
   Config base;
   base.invariant = flags.invariant;
@@ -150,17 +154,17 @@ void add_eval(CLI::App& app, Globals& globals) {
   sub->add_option("--data", flags->data, "Token store");
   sub->add_option("--tokens", flags->tokens, "Evaluate this many tokens; 0: all")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(number_from_to(0, 1e15));
   sub->add_option("--batch", flags->batch, "Sequences at a time")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(number_from_to(1, 1e9));
   sub->add_option("--seq-len", flags->seq_len, "Tokens of a sequence; 0: as in training")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(number_from_to(0, 1e15));
   sub->add_option(
-      "--threshold", flags->threshold,
-      "Causal routing threshold on sigma(logit): lower computes more tokens (default: the config's)")
-      ->check(CLI::Range(0.001, 0.999));
+         "--threshold", flags->threshold,
+         "Causal routing threshold on sigma(logit): lower computes more tokens (default: the config's)")
+      ->check(number_from_to(0.001, 0.999));
   sub->add_flag("--invariant", flags->invariant,
                 "Row-invariant kernels: a token's result depends on nothing after it, to the bit");
   sub->add_option("--dump-logits", flags->dump_logits,

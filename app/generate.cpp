@@ -161,17 +161,17 @@ void add_generate(CLI::App& app, Globals& globals) {
   sub->add_option("--tokenizer", flags->tokenizer, "Tokenizer, if not where the config says");
   sub->add_option("-n,--tokens", flags->tokens, "New tokens at most")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber);
+      ->check(number_from_to(1, 1e9));
   sub->add_option("--temperature", flags->sampling.temperature, "0: always the most likely token")
       ->capture_default_str()
-      ->check(CLI::Range(0.0, 100.0));
+      ->check(number_from_to(0.0, 100.0));
   sub->add_option("--top-p", flags->sampling.top_p,
                   "Sample from the smallest set of tokens with this probability")
       ->capture_default_str()
-      ->check(CLI::Range(0.0, 1.0));
+      ->check(number_from_to(0.0, 1.0));
   sub->add_option("--seed", flags->sampling.seed, "Of the sampling")->capture_default_str();
   sub->add_option("--threshold", flags->threshold, "Causal routing threshold (default: the config's)")
-      ->check(CLI::Range(0.001, 0.999));
+      ->check(number_from_to(0.001, 0.999));
   sub->add_flag("--invariant", flags->invariant, "Row-invariant kernels");
   sub->add_flag("--logprobs", flags->logprobs, "With --json: log-probability of each new token");
   add_global_flags(*sub, globals);

@@ -1,14 +1,17 @@
 // fathom: one binary, subcommands. Exit status: 0 done, 1 failed, 2 wrong usage.
+#include <algorithm>
 #include <csignal>
 #include <exception>
 #include <iostream>
 #include <new>
 
+#include <fmt/format.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
 #include "app/command.h"
 #include "kernels/error.h"
+#include "src/config/suggest.h"
 #include "src/core/build_info.h"
 
 namespace fathom::app {
@@ -23,7 +26,36 @@ void add_global_flags(CLI::App& sub, Globals& globals) {
       ->check(CLI::NonNegativeNumber);
 }
 
+CLI::Validator number_from_to(double min, double max) {
+  const std::string range = fmt::format("{:g} to {:g}", min, max);
+  const auto check = [min, max, range](const std::string& text) {
+    std::size_t end = 0;
+    double value = 0;
+    try {
+      value = std::stod(text, &end);
+    } catch (const std::logic_error&) {
+      end = 0;  // no number at all
+    }
+    const bool good = end == text.size() && end > 0 && value >= min && value <= max;
+    return good ? std::string() : fmt::format("'{}' is not a number from {}", text, range);
+  };
+  return CLI::Validator(check, range);
+}
+
 namespace {
+
+// A first word that is no command: the sentence that says so, with the command that it resembles most.
+std::string unknown_command(const CLI::App& app, const std::string& word) {
+  std::string nearest;
+  int distance = 3;  // more edits than this are another word
+  for (const CLI::App* sub : app.get_subcommands({})) {
+    const int d = edit_distance(word, sub->get_name());
+    if (d < distance) nearest = sub->get_name();
+    distance = std::min(distance, d);
+  }
+  return fmt::format("'{}' is not a command.{} See fathom --help.", word,
+                     nearest.empty() ? "" : fmt::format(" Did you mean {}?", nearest));
+}
 
 // One clear paragraph on standard error, whatever was thrown.
 int report(const char* kind, const std::string& message, int status) {
@@ -61,7 +93,10 @@ int run(int argc, char** argv) {
   } catch (const CLI::CallForVersion& e) {
     return app.exit(e);
   } catch (const CLI::ParseError& e) {
-    return report("", std::string(e.what()) + " (see fathom --help)", 2);
+    const bool has_command = !app.get_subcommands().empty();
+    if (!has_command && argc > 1 && argv[1][0] != '-') return report("", unknown_command(app, argv[1]), 2);
+    const std::string help = has_command ? "fathom " + app.get_subcommands().front()->get_name() : "fathom";
+    return report("", fmt::format("{} (see {} --help)", e.what(), help), 2);
   }
   return 0;
 }

@@ -283,11 +283,11 @@ void add_plan(CLI::App& app, Globals& globals) {
   sub->add_option("other", flags->second, "A second config, to be compared with the first")
       ->type_name("CONFIG");
   sub->add_option("--vocab", flags->vocab, "Ids of the token store, where model.vocab_size follows it")
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{16777216}).description("from 1 to 16777216"));
+      ->check(number_from_to(1, 16777216));
   sub->add_option("--data-tokens", flags->data_tokens, "Tokens of the token store, for the passes over it")
-      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 50).description("at least 1"));
+      ->check(number_from_to(1, 1e15));
   sub->add_option("--flops-per-second", flags->flops_per_second, "Speed of this machine, for the time")
-      ->check(CLI::PositiveNumber);
+      ->check(number_from_to(1, 1e30));
   sub->add_flag("--keys", flags->keys, "Print the table of every config key and stop");
   add_global_flags(*sub, globals);
   sub->footer("Example: fathom plan configs/quickstart-dense.yaml configs/quickstart-mod.yaml --vocab 4096");

@@ -37,7 +37,8 @@ void require_same_config(const RunFolder& folder, const Config& config) {
   std::string differs = difference(with_free_keys_of(config, saved), saved);
   if (differs.empty()) return;
   differs.pop_back();  // the last line's end
-  for (std::size_t end = 0; (end = differs.find('\n', end)) != std::string::npos;) differs.replace(end, 1, "; ");
+  for (std::size_t end = 0; (end = differs.find('\n', end)) != std::string::npos;)
+    differs.replace(end, 1, "; ");
   throw UserError(fmt::format("{} holds a run of another config ({}).", folder.path().string(), differs),
                   "Choose another --run-dir, or give the config that the run was started with.");
 }
@@ -58,8 +59,9 @@ std::optional<Resumed> resume_from_folder(const RunFolder& folder, Context& c, P
     }
   }
   if (resumed.damaged.empty()) return std::nullopt;
-  throw UserError(fmt::format("No checkpoint of {} can be used. {}", folder.path().string(), resumed.damaged.front()),
-                  "Start again in another --run-dir, or put a good copy in its place.");
+  throw UserError(
+      fmt::format("No checkpoint of {} can be used. {}", folder.path().string(), resumed.damaged.front()),
+      "Start again in another --run-dir, or put a good copy in its place.");
 }
 
 void require_same_store(const CheckpointMeta& meta, const TokenStoreInfo& info,

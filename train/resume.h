@@ -23,8 +23,8 @@ struct Resumed {
   std::vector<std::string> damaged;  // newer checkpoints that could not be used, each with its reason
 };
 
-/// Loads the newest usable checkpoint of the folder; empty when it has none. A damaged one is passed over for the one
-/// before it, and set aside. UserError: none of them can be used.
+/// Loads the newest usable checkpoint of the folder; empty when it has none. A damaged one is passed over for
+/// the one before it, and set aside. UserError: none of them can be used.
 std::optional<Resumed> resume_from_folder(const RunFolder& folder, Context& c, ParameterSet& parameters,
                                           OptimizerState& optimizer);
 

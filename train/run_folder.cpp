@@ -161,7 +161,8 @@ void RunFolder::set_aside(const fs::path& checkpoint) const {
   std::error_code error;
   fs::rename(checkpoint, checkpoint.string() + ".damaged", error);
   if (error) {
-    throw UserError("cannot rename the damaged checkpoint " + checkpoint.string() + ": " + error.message() + ".");
+    throw UserError("cannot rename the damaged checkpoint " + checkpoint.string() + ": " + error.message() +
+                    ".");
   }
 }
 

@@ -1,5 +1,5 @@
-// SIGTERM, SIGINT and SIGHUP (a closed terminal) ask a training to stop: the first sets a flag, which the trainer
-// reads between micro-steps; a second one ends the process at once with status 128 + signal.
+// SIGTERM, SIGINT and SIGHUP (a closed terminal) ask a training to stop: the first sets a flag, which the
+// trainer reads between micro-steps; a second one ends the process at once with status 128 + signal.
 #pragma once
 
 namespace fathom {

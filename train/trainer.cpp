@@ -119,7 +119,8 @@ class Run {
 
  private:
   TrainResult go_on() {
-    if (result_.resumed_at > 0 && saved_step_ == 0) save();  // from another run's checkpoint: now it is this run's
+    if (result_.resumed_at > 0 && saved_step_ == 0)
+      save();  // from another run's checkpoint: now it is this run's
     bool stopped = false;
     if (evaluation_is_missing()) stopped = !evaluate_now();
     while (!stopped && state_.step < horizon_.steps) stopped = !step();
@@ -147,7 +148,8 @@ class Run {
     std::vector<std::string> warnings;
     if (options_.resume == ResumeMode::From && folder_.checkpoints().empty()) {
       start_from(find_checkpoint(options_.resume_from));
-    } else if (auto resumed = resume_from_folder(folder_, context_, model_.parameters(), optimizer_.state())) {
+    } else if (auto resumed =
+                   resume_from_folder(folder_, context_, model_.parameters(), optimizer_.state())) {
       warnings = resumed->damaged;
       use(*resumed);
     } else {
@@ -199,9 +201,10 @@ class Run {
     use({path, load_checkpoint(path, context_, model_.parameters(), &optimizer_.state()), {}});
     saved_step_ = 0;
     if (state_.step < horizon_.steps) return;
-    throw UserError(fmt::format("{} is at step {}, and this config ends at step {}: there is nothing to train.",
-                                path.string(), state_.step, horizon_.steps),
-                    "Give a longer horizon.");
+    throw UserError(
+        fmt::format("{} is at step {}, and this config ends at step {}: there is nothing to train.",
+                    path.string(), state_.step, horizon_.steps),
+        "Give a longer horizon.");
   }
 
   // What the evaluations up to here found, which a checkpoint from before the last one does not know.
@@ -293,11 +296,13 @@ class Run {
     result_.message = fmt::format(
         "Training stopped at {}.{} {}", what, state_.step > 0 ? " The state before that step is saved." : "",
         policy == OnSpike::Stop
-            ? "Go on past it with --set train.on_spike=skip, or start another run with a lower train.lr or a longer "
+            ? "Go on past it with --set train.on_spike=skip, or start another run with a lower train.lr or a "
+              "longer "
               "train.warmup."
-            : fmt::format("That were {} skipped steps in a row. Start another run with a lower train.lr or a longer "
-                          "train.warmup.",
-                          kMostSkipped));
+            : fmt::format(
+                  "That were {} skipped steps in a row. Start another run with a lower train.lr or a longer "
+                  "train.warmup.",
+                  kMostSkipped));
     return std::nullopt;
   }
 
@@ -415,8 +420,9 @@ class Run {
     if (state_.step > 0) save();
     std::string message = result_.message;
     if (!failed) {
-      message = fmt::format("Stopped by {} after step {} of {}. The same command with --resume auto goes on from there.",
-                            signal_name(stop_signal()), state_.step, horizon_.steps);
+      message = fmt::format(
+          "Stopped by {} after step {} of {}. The same command with --resume auto goes on from there.",
+          signal_name(stop_signal()), state_.step, horizon_.steps);
       EventRecord record;
       record.kind = EventKind::Stop;
       record.step = state_.step;
@@ -530,7 +536,8 @@ Config check_training(const Config& config) {
 
 TrainResult train(const Config& config, const TrainOptions& options, std::shared_ptr<Backend> backend,
                   std::ostream& console) {
-  const StopSignals signals;  // first of all: a signal while the data is read ends the run as well as a later one
+  const StopSignals
+      signals;  // first of all: a signal while the data is read ends the run as well as a later one
   Run run(config, options, std::move(backend), console);
   return run.run();
 }

@@ -23,9 +23,10 @@ struct TrainOptions {
   double peak_flops_per_s = 0;        // of the machine, for MFU; 0: MFU is not reported
   std::string git_sha;                // of the build
   bool console_is_terminal = false;
-  std::function<int()> console_width = {};                 // columns of that terminal; empty: 100
-  std::function<std::string(const Config&)> plan = {};     // of the resolved config, as JSON, for plan.json; empty: none
-  std::int64_t total_memory = 0;      // bytes of the machine, for the start-up table; 0: unknown
+  std::function<int()> console_width = {};  // columns of that terminal; empty: 100
+  std::function<std::string(const Config&)> plan =
+      {};                         // of the resolved config, as JSON, for plan.json; empty: none
+  std::int64_t total_memory = 0;  // bytes of the machine, for the start-up table; 0: unknown
 };
 
 struct TrainResult {
@@ -38,13 +39,14 @@ struct TrainResult {
   bool already_done = false;         // the run folder held a finished run: nothing was done
 };
 
-/// Opens and checks everything that a training of `config` reads (the stores against each other, the tokenizer and the
-/// sequence length) and returns the resolved config: a training without the training. UserError: as train().
+/// Opens and checks everything that a training of `config` reads (the stores against each other, the
+/// tokenizer and the sequence length) and returns the resolved config: a training without the training.
+/// UserError: as train().
 Config check_training(const Config& config);
 
-/// Trains until the horizon, a signal or a spike with on_spike: stop. `config` is as read from its file; the token
-/// store gives it its vocabulary. UserError: anything wrong with the config, the stores, the run folder or the disk;
-/// the newest complete checkpoint stays valid then.
+/// Trains until the horizon, a signal or a spike with on_spike: stop. `config` is as read from its file; the
+/// token store gives it its vocabulary. UserError: anything wrong with the config, the stores, the run folder
+/// or the disk; the newest complete checkpoint stays valid then.
 TrainResult train(const Config& config, const TrainOptions& options, std::shared_ptr<Backend> backend,
                   std::ostream& console);
 
