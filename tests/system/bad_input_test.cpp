@@ -57,7 +57,7 @@ TEST_F(BadInput, Config) {
 TEST_F(BadInput, StoresOfAnotherTokenizer) {
   for (const std::string seed : {"1", "2"}) {
     ASSERT_EQ(
-        fathom_command(e, "tokenizer train text.jsonl --vocab 300 --seed " + seed + " -o " + seed + ".model")
+        fathom_command(e, "tokenizer train text.jsonl --vocab 600 --seed " + seed + " -o " + seed + ".model")
             .status,
         0);
     ASSERT_EQ(fathom_command(e, "data prepare text.jsonl --valid-fraction 0.1 --tokenizer " + seed +
@@ -66,7 +66,7 @@ TEST_F(BadInput, StoresOfAnotherTokenizer) {
               0);
   }
   refused("--set data.valid=1.valid.h5", 1,
-          {"data.valid (1.valid.h5)", "another tokenizer", "data.train (train.h5)"});
+          {"data.valid (1.valid.h5)", "another tokenizer", "data.train (bytes)"});
   refused("--set data.tokenizer=1.model", 1, {"1.model", "train.h5", "tokenizer"});
   e.trained("mod", "run", "--set train.steps=3");
   expect_refusal(fathom_command(e, "eval run --data 1.h5"), 1, {"1.h5", "tokenizer", "bytes"});
@@ -82,7 +82,7 @@ TEST_F(BadInput, DamagedStores) {
   flip_a_bit(e / "train.h5", 0.7);
   refused("", 1, {"train.h5", "checksum"});
   write_bytes(e / "train.h5", "\x89HDF\r\n\x1a\n" + std::string(4000, 'x'));
-  refused("", 1, {"train.h5", "not a Fathom file"});
+  refused("", 1, {"train.h5", "not one of Fathom's", "token store"});
   fs::remove(e / "train.h5");
   refused("", 1, {"train.h5", "No such file"});
   write_bytes(e / "train.h5", good);

@@ -52,12 +52,12 @@ class Spikes : public ::testing::Test {
 
 TEST_F(Spikes, AWeightThatIsNotFiniteIsNamed) {
   e.trained("mod", "half", half);
-  poison("half", "model.layers.2.mlp.up_proj.weight", std::nanf(""));
+  poison("half", "model.layers.2.mlp.down_proj.weight", std::nanf(""));
   const Outcome outcome = fathom_command(e, Experiment::train("mod", "run", whole));
-  expect_refusal(outcome, 1, {"step 21", "model.layers.2.mlp.up_proj.weight", "not finite"});
+  expect_refusal(outcome, 1, {"step 21", "model.layers.2.mlp.down_proj.weight", "not finite"});
   ASSERT_EQ(events("run", "nan").size(), 1u);
   EXPECT_THAT(events("run", "nan")[0].at("message").get<std::string>(),
-              HasSubstr("model.layers.2.mlp.up_proj.weight"));
+              HasSubstr("model.layers.2.mlp.down_proj.weight"));
   EXPECT_EQ(e.lines("run").back().at("status"), "failed");
   const auto json = fathom_command(e, Experiment::train("mod", "run", whole + " --json"));
   EXPECT_EQ(json.status, 1);
@@ -67,7 +67,7 @@ TEST_F(Spikes, AWeightThatIsNotFiniteIsNamed) {
 // A finite weight so large that an op overflows.
 TEST_F(Spikes, TheOpAndLayerThatOverflowAreNamed) {
   e.trained("mod", "half", half);
-  poison("half", "model.layers.2.mlp.up_proj.weight", 3e38F);
+  poison("half", "model.layers.2.mlp.down_proj.weight", 3e38F);
   const Outcome outcome = fathom_command(e, Experiment::train("mod", "run", whole));
   EXPECT_EQ(outcome.status, 1);
   ASSERT_EQ(events("run", "nan").size(), 1u);
@@ -79,7 +79,7 @@ TEST_F(Spikes, TheOpAndLayerThatOverflowAreNamed) {
 
 TEST_F(Spikes, SkipGivesUpAfterTenStepsInARow) {
   e.trained("mod", "half", half);
-  poison("half", "model.layers.2.mlp.up_proj.weight", std::nanf(""));
+  poison("half", "model.layers.2.mlp.down_proj.weight", std::nanf(""));
   for (const std::string policy : {"skip", "warn"}) {  // an update that is not finite is never made
     const Outcome outcome =
         fathom_command(e, Experiment::train("mod", policy, whole + " --set train.on_spike=" + policy));
