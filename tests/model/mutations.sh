@@ -15,6 +15,9 @@ mkdir -p "$copy"
 
 # Copies what differs and keeps times of what does not, so that the build stays incremental.
 restore() {
+  find "$copy" -type f -printf '%P\0' | while IFS= read -r -d '' file; do
+    [[ -f $file ]] || rm "$copy/$file"
+  done
   git ls-files --cached --others --exclude-standard -z | while IFS= read -r -d '' file; do
     [[ -f $file ]] || continue
     cmp -s "$file" "$copy/$file" && continue
