@@ -34,9 +34,12 @@ cmake -S "$copy" -B "$work/build" -G Ninja -DCMAKE_BUILD_TYPE=Release > "$work/c
 build || { tail -20 "$work/build.log"; exit 1; }
 passes '*' || { echo "the tests fail without any bug:"; tail -20 "$work/test.log"; exit 1; }
 
-[[ $# -gt 0 ]] || set -- $(cd tests/model/mutations && ls -- *.patch | sed 's/\.patch$//')
+bugs=("$@")
+if ((${#bugs[@]} == 0)); then
+  for file in tests/model/mutations/*.patch; do bugs+=("$(basename "$file" .patch)"); done
+fi
 missed=0
-for bug in "$@"; do
+for bug in "${bugs[@]}"; do
   patch --silent -d "$copy" -p1 < "tests/model/mutations/$bug.patch"
   if ! build; then
     echo "BROKEN  $bug: does not build"
