@@ -29,13 +29,13 @@ class StepRunner {
   StepRunner(Context& c, Transformer& model, const DataLoader& data, const Config& config)
       : context_(c), model_(model), data_(data), config_(config) {}
 
-  /// Gradients of 0-based `step`. Empty when a stop was asked for between its micro-batches. `statistics`:
-  /// fill StepOutcome::routing.
-  std::optional<StepOutcome> gradients(std::int64_t step, bool statistics);
+  /// Gradients of 0-based `step`, whose sequences are number `first_sequence` and on of the shuffled stream.
+  /// Empty when a stop was asked for between its micro-batches. `statistics`: fill StepOutcome::routing.
+  std::optional<StepOutcome> gradients(std::int64_t step, std::int64_t first_sequence, bool statistics);
 
   /// Runs the step's forward and backward again with every op checked, and says where the first number that
   /// is not finite came from: "swiglu of layer 3 (12 of its values)". Leaves the gradients unusable.
-  std::string trace(std::int64_t step);
+  std::string trace(std::int64_t step, std::int64_t first_sequence);
 
  private:
   Context& context_;

@@ -232,7 +232,7 @@ class Run {
     const auto begin = Clock::now();
     const std::int64_t number = state_.step + 1;
     const bool logged = number % config_.train.log_every == 0 || number == 1 || number == horizon_.steps;
-    const std::optional<StepOutcome> outcome = stepper_.gradients(state_.step, logged);
+    const std::optional<StepOutcome> outcome = stepper_.gradients(state_.step, state_.sequences, logged);
     if (!outcome) return false;
     const double lr = schedule_.at(state_.step);
     const std::optional<bool> update = judge(*outcome);
@@ -270,7 +270,7 @@ class Run {
     const std::int64_t number = state_.step + 1;
     const std::string what =
         broken ? fmt::format("step {}: loss {}, gradient norm {}: first not finite: {}", number, outcome.loss,
-                             outcome.norms.model, stepper_.trace(state_.step))
+                             outcome.norms.model, stepper_.trace(state_.step, state_.sequences))
                : fmt::format("step {}: loss {:.4f} is more than {} times its running mean {:.4f}", number,
                              outcome.loss, config_.train.spike_factor, state_.loss_average);
     EventRecord record;

@@ -102,10 +102,10 @@ struct TrainConfig {
   std::optional<std::int64_t> steps;
   std::string precision = "fp32";
   Recompute recompute = Recompute::None;
-  std::int64_t log_every = 10;        // steps
-  std::int64_t eval_every = 0;        // steps; 0: at the end only
-  std::int64_t eval_tokens = 65536;   // tokens of the fixed validation slice
-  std::int64_t checkpoint_every = 0;  // steps; 0: at the end only
+  std::int64_t log_every = 10;           // steps
+  std::int64_t eval_every = 0;           // steps; 0: at the end only
+  std::int64_t eval_tokens = 65536;      // tokens of the fixed validation slice
+  std::int64_t checkpoint_every = 1000;  // steps; 0: at the end only
   std::int64_t keep_checkpoints = 2;
   OnSpike on_spike = OnSpike::Stop;
   double spike_factor = 3.0;  // a spike: loss above factor * (running mean) for a step; NaN always is one
