@@ -10,6 +10,7 @@
 #include "app/command.h"
 #include "app/config_flags.h"
 #include "app/device.h"
+#include "app/gemm_rate.h"
 #include "app/plan.h"
 #include "kernels/error.h"
 #include "src/config/resolve.h"
@@ -86,7 +87,13 @@ void run(const TrainFlags& flags, Globals& globals) {
   }
   std::signal(SIGPIPE, SIG_IGN);  // a reader of the log that goes away does not end the training
   const std::shared_ptr<Backend> backend = open_backend(globals, config);
-  const TrainResult result = train(config, options_of(flags), backend, std::cerr);
+  TrainOptions options = options_of(flags);
+  if (options.peak_flops_per_s == 0) {
+    const Config full = resolve(config);
+    options.peak_flops_per_s =
+        gemm_rate(full.train.batch_tokens, full.model.width, 2 * full.model.ffn_hidden);
+  }
+  const TrainResult result = train(config, options, backend, std::cerr);
   if (globals.json) {
     print_result(result, flags);
   } else if (!result.message.empty() && result.status != RunStatus::Failed) {
@@ -107,7 +114,9 @@ void add_train(CLI::App& app, Globals& globals) {
                   "auto: go on from the folder's newest checkpoint, if it has one; never: refuse a folder "
                   "that holds a run; PATH: a new run starts from another run's checkpoint")
       ->capture_default_str();
-  sub->add_option("--peak-flops", flags->peak, "FLOP/s of this machine, to report MFU against");
+  sub->add_option("--peak-flops", flags->peak,
+                  "FLOP/s that MFU is a share of; 0: this machine's own rate of the MLP's matrix product, "
+                  "measured first");
   sub->add_flag("--dry-run", flags->dry_run, "Check config and data, print the plan, and stop");
   add_global_flags(*sub, globals);
   sub->footer(

@@ -487,6 +487,7 @@ class Run {
     return facts;
   }
 
+  // What is allocated, what the step will take, and whether the machine has it.
   std::string memory_table() {
     const MemoryUse use = context_.allocator().use();
     const MemoryEstimate estimate = estimate_memory(config_);
@@ -495,8 +496,15 @@ class Run {
       table += fmt::format("{} {}, ", name_of(tag),
                            format_bytes(static_cast<double>(use.now[static_cast<std::size_t>(tag)])));
     }
-    return table + fmt::format("activations about {}, head about {}", format_bytes(estimate.activations),
-                               format_bytes(estimate.logits_chunk));
+    table += fmt::format("activations about {}, head about {}", format_bytes(estimate.activations),
+                         format_bytes(estimate.logits_chunk));
+    const auto machine = static_cast<double>(options_.total_memory);
+    if (machine > 0 && estimate.total() > machine) {
+      table += fmt::format(
+          ". That is more than this machine's {}: lower train.micro_batch or set train.recompute: block",
+          format_bytes(machine));
+    }
+    return table;
   }
 
   TrainOptions options_;
