@@ -67,7 +67,7 @@ TEST_F(Spikes, AWeightThatIsNotFiniteIsNamed) {
 // A finite weight so large that an op overflows.
 TEST_F(Spikes, TheOpAndLayerThatOverflowAreNamed) {
   e.trained("mod", "half", half);
-  poison("half", "model.layers.2.mlp.down_proj.weight", 3e38F);
+  poison("half", "model.layers.2.self_attn.qkv_proj.weight", 3e38F);
   const Outcome outcome = fathom_command(e, Experiment::train("mod", "run", whole));
   EXPECT_EQ(outcome.status, 1);
   ASSERT_EQ(events("run", "nan").size(), 1u);
