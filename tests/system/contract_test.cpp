@@ -95,7 +95,7 @@ TEST_F(Contract, MetricsHaveTheKeysOfTheirKind) {
         ++steps;
         EXPECT_THAT(keys(line), IsSupersetOf({"step", "tokens", "flops", "loss", "lr", "grad_norm",
                                               "tokens_per_s", "seconds"}));
-        EXPECT_EQ(line.contains("mfu"), run == "mod");  // the peak was given
+        EXPECT_TRUE(line.contains("mfu"));
         EXPECT_EQ(line.contains("routed_fraction"), run == "mod");
         if (run == "mod") {
           EXPECT_EQ(line["routed_fraction"], nlohmann::json({0.25, 0.25}));
