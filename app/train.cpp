@@ -39,7 +39,9 @@ TrainOptions options_of(const TrainFlags& flags) {
     o.resume = ResumeMode::From;
     o.resume_from = flags.resume;
   }
-  o.peak_flops_per_s = flags.peak;
+  o.peak_flops_per_s = [given = flags.peak](const Config& c) {
+    return given > 0 ? given : gemm_rate(c.train.batch_tokens, c.model.width, 2 * c.model.ffn_hidden);
+  };
   o.git_sha = build_info().git_sha;
   o.console_is_terminal = console_kind(STDERR_FILENO) == ConsoleKind::Terminal;
   o.console_width = [] { return terminal_width(STDERR_FILENO); };
@@ -87,13 +89,7 @@ void run(const TrainFlags& flags, Globals& globals) {
   }
   std::signal(SIGPIPE, SIG_IGN);  // a reader of the log that goes away does not end the training
   const std::shared_ptr<Backend> backend = open_backend(globals, config);
-  TrainOptions options = options_of(flags);
-  if (options.peak_flops_per_s == 0) {
-    const Config full = resolve(config);
-    options.peak_flops_per_s =
-        gemm_rate(full.train.batch_tokens, full.model.width, 2 * full.model.ffn_hidden);
-  }
-  const TrainResult result = train(config, options, backend, std::cerr);
+  const TrainResult result = train(config, options_of(flags), backend, std::cerr);
   if (globals.json) {
     print_result(result, flags);
   } else if (!result.message.empty() && result.status != RunStatus::Failed) {

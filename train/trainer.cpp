@@ -111,7 +111,7 @@ class Run {
     if (start()) return result_;
     try {
       return go_on();
-    } catch (const UserError& e) {
+    } catch (const std::exception& e) {
       record_failure(e.what());
       throw;
     }
@@ -119,6 +119,7 @@ class Run {
 
  private:
   TrainResult go_on() {
+    if (options_.peak_flops_per_s) peak_ = options_.peak_flops_per_s(config_);
     if (result_.resumed_at > 0 && saved_step_ == 0)
       save();  // from another run's checkpoint: now it is this run's
     bool stopped = false;
@@ -318,7 +319,7 @@ class Run {
     r.tokens_per_s = static_cast<double>(steps_since_log_ * config_.train.batch_tokens) / seconds_since_log_;
     r.flops_per_s =
         static_cast<double>(steps_since_log_) * train_flops_per_step(config_) / seconds_since_log_;
-    if (options_.peak_flops_per_s > 0) r.mfu = r.flops_per_s / options_.peak_flops_per_s;
+    if (peak_ > 0) r.mfu = r.flops_per_s / peak_;
     r.seconds = state_.seconds;
     r.memory_bytes = static_cast<double>(context_.allocator().use().total_peak);
     if (config_.routing.has_aux_loss()) r.aux_loss = outcome.aux;
@@ -511,6 +512,7 @@ class Run {
   Data data_;
   Config config_;
   Horizon horizon_;
+  double peak_ = 0;  // FLOP/s of the machine; 0: unknown
   RunFolder folder_;
   Context context_;
   Transformer model_;

@@ -20,8 +20,10 @@ struct TrainOptions {
   std::filesystem::path run_dir;
   ResumeMode resume = ResumeMode::Auto;
   std::filesystem::path resume_from;  // with ResumeMode::From: a checkpoint or a run folder
-  double peak_flops_per_s = 0;        // of the machine, for MFU; 0: MFU is not reported
-  std::string git_sha;                // of the build
+  /// FLOP/s of the machine for a config, for MFU; asked once the run is under way. Empty: MFU is not
+  /// reported.
+  std::function<double(const Config&)> peak_flops_per_s;
+  std::string git_sha;  // of the build
   bool console_is_terminal = false;
   std::function<int()> console_width = {};  // columns of that terminal; empty: 100
   std::function<std::string(const Config&)> plan =
