@@ -3,8 +3,9 @@
 //
 // Shapes: B sequences, T tokens of a sequence, N = B*T rows, K kept tokens of a sequence, D width, H query
 // heads, G key/value heads, d head size, F hidden width, V vocabulary. Everything is row-major and
-// contiguous. Dtypes: activations and weights are of one compute dtype (fp32, fp64, bf16); "stat" views
-// (router scores, norms' reciprocals, losses, gradients of parameters) are fp32, or fp64 when the compute
+// contiguous. Dtypes: activations and the weights of products and lookups (linear, embedding) are of one
+// compute dtype (fp32, fp64, bf16); "stat" views (router scores, norms' reciprocals, losses, gradients of
+// parameters, and the weights that are vectors: of norms, biases and scores) are fp32, or fp64 when the compute
 // dtype is fp64; indices are int32. A backward overwrites its outputs, unless its name ends in _accumulate.
 // Outputs never alias inputs unless said. Errors: InternalError for views whose sizes contradict the shape;
 // CUDA and library codes are checked.
@@ -73,6 +74,15 @@ struct BackendOptions {
   bool deterministic = false;  // bit-equal from run to run (the CPU always is)
 };
 
+/// Work that a backend recorded between begin_capture() and end_capture(). What it reads and writes must stay
+/// allocated as long as it lives.
+class CapturedWork {
+ public:
+  virtual ~CapturedWork() = default;
+  /// Does all of it again, on the memory it was recorded with.
+  virtual void launch() = 0;
+};
+
 class Backend {
  public:
   Backend();
@@ -84,6 +94,8 @@ class Backend {
   virtual std::string description() const = 0;
   virtual bool is_cpu() const = 0;
   virtual const BackendOptions& options() const = 0;
+  /// How many rows of logits the LM head should hold at a time.
+  virtual std::int64_t head_chunk_rows() const { return 512; }
 
   // --- memory
   virtual void* allocate(std::size_t bytes) = 0;  // 64-byte aligned, uninitialised; throws std::bad_alloc
@@ -92,6 +104,15 @@ class Backend {
   virtual void copy_to_host(void* host, const void* source, std::size_t bytes) = 0;
   virtual void copy(View out, ConstView in) = 0;  // same dtype and size
   virtual void synchronize() = 0;
+
+  // --- recording a fixed sequence of ops, to launch it as one (CUDA graphs)
+  /// Whether begin_capture() works here.
+  virtual bool can_capture() const { return false; }
+  /// Ops that follow are recorded and do not run; none of them may wait for the device. Allocations before.
+  virtual void begin_capture() {}
+  virtual std::unique_ptr<CapturedWork> end_capture() { return nullptr; }
+  /// Forgets what was recorded: for when an op threw.
+  virtual void abandon_capture() noexcept {}
 
   // --- elementwise and reductions
   virtual void fill(View out, double value) = 0;

@@ -1,0 +1,30 @@
+#include "kernels/cuda/check.h"
+
+#include <fmt/format.h>
+
+namespace fathom::cuda {
+
+void check(cudaError_t code, const char* op) {
+  if (code == cudaSuccess) return;
+  throw InternalError(fmt::format("[{}] CUDA: {} ({}). If a kernel faulted, it is this op's or one before it; "
+                                  "CUDA_LAUNCH_BLOCKING=1 tells which.",
+                                  op, cudaGetErrorString(code), cudaGetErrorName(code)));
+}
+
+void fail(const char* op, const char* what, std::int64_t given, std::int64_t expected) {
+  throw InternalError(fmt::format("[{}] {} is {}, expected {}", op, what, given, expected));
+}
+
+void fail_type(const char* op, const char* what, DType given, DType expected) {
+  throw InternalError(fmt::format("[{}] {} is of {}, expected {}", op, what, name_of(given), name_of(expected)));
+}
+
+void fail_dtype(const char* op, DType given) {
+  throw InternalError(fmt::format("[{}] the CUDA backend does not compute in {}", op, name_of(given)));
+}
+
+void fail_null(const char* op, const char* what) {
+  throw InternalError(fmt::format("[{}] {} has no data", op, what));
+}
+
+}  // namespace fathom::cuda

@@ -1,0 +1,138 @@
+// The CUDA backend: one GPU, one stream. Compute dtypes are fp32 and bf16, statistics fp32.
+//
+// Every op is asynchronous on the backend's stream; only copy_to_host, count_nonfinite, select_above and
+// synchronize wait. Where an op's files are: gemm.cpp (cuBLASLt), cudnn_attention.cpp, and one .cu a family.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/backend.h"
+
+namespace fathom::cuda {
+
+class Gemm;            // gemm.h
+class CudnnAttention;  // cudnn_attention.h
+
+class CudaBackend final : public Backend {
+ public:
+  /// UserError: no such device, or one that this build has no code for.
+  CudaBackend(const BackendOptions& options, int device);
+  ~CudaBackend() override;
+
+  std::string description() const override;
+  bool is_cpu() const override { return false; }
+  const BackendOptions& options() const override { return options_; }
+  std::int64_t head_chunk_rows() const override { return 8192; }
+
+  cudaStream_t stream() const { return stream_; }
+  int multiprocessors() const { return multiprocessors_; }
+
+  void* allocate(std::size_t bytes) override;
+  void release(void* data, std::size_t bytes) noexcept override;
+  void copy_from_host(void* destination, const void* host, std::size_t bytes) override;
+  void copy_to_host(void* host, const void* source, std::size_t bytes) override;
+  void copy(View out, ConstView in) override;
+  void synchronize() override;
+  bool can_capture() const override { return true; }
+  void begin_capture() override;
+  std::unique_ptr<CapturedWork> end_capture() override;
+  void abandon_capture() noexcept override;
+
+  void fill(View out, double value) override;
+  void fill_normal(View out, double stddev, std::uint64_t seed, std::uint64_t stream) override;
+  void cast(View out, ConstView in) override;
+  void add(View out, ConstView a, ConstView b) override;
+  void accumulate(View out, ConstView in) override;
+  void scale(View out, double factor) override;
+  void sum(View out, ConstView in) override;
+  void sum_squares(View out, ConstView in) override;
+  std::int64_t count_nonfinite(ConstView in) override;
+  void linear_forward(View y, ConstView x, ConstView w, const LinearShape& s) override;
+  void linear_backward_input(View dx, ConstView dy, ConstView w, const LinearShape& s) override;
+  void linear_backward_weight_accumulate(View dw, ConstView dy, ConstView x, const LinearShape& s) override;
+  void embedding_forward(View out, ConstView table, ConstView tokens, std::int64_t rows,
+                         std::int64_t width) override;
+  void embedding_backward_accumulate(View dtable, ConstView dout, ConstView tokens, std::int64_t rows,
+                                     std::int64_t width) override;
+  void rms_norm_forward(View y, View rstd, ConstView x, ConstView w, const NormShape& s) override;
+  void rms_norm_backward(View dx, View dw_accumulate, ConstView dy, ConstView x, ConstView w, ConstView rstd,
+                         const NormShape& s) override;
+  void add_rms_norm_forward(View h, View y, View rstd, ConstView x, ConstView a, ConstView w,
+                            const NormShape& s) override;
+  void add_rms_norm_backward(View dx, View dw_accumulate, ConstView dh, ConstView dy, ConstView h,
+                             ConstView w, ConstView rstd, const NormShape& s) override;
+  void rope_forward(View out, View rstd, ConstView qkv, ConstView positions, ConstView q_weight,
+                    ConstView k_weight, const QkvShape& s) override;
+  void rope_backward(View dqkv, View dq_weight_accumulate, View dk_weight_accumulate, ConstView dout,
+                     ConstView qkv, ConstView rstd, ConstView positions, ConstView q_weight,
+                     ConstView k_weight, const QkvShape& s) override;
+  void attention_forward(View out, View lse, ConstView qkv, ConstView first_key,
+                         const AttentionShape& s) override;
+  void attention_backward(View dqkv, ConstView dout, ConstView out, ConstView lse, ConstView qkv,
+                          ConstView first_key, const AttentionShape& s) override;
+  void first_keys(View first_key, ConstView documents, std::int64_t batch, std::int64_t seq) override;
+  void swiglu_forward(View h, ConstView gate_up, std::int64_t rows, std::int64_t hidden) override;
+  void swiglu_backward(View dgate_up, ConstView dh, ConstView gate_up, std::int64_t rows,
+                       std::int64_t hidden) override;
+  void bias_silu_forward(View h, ConstView x, ConstView bias, std::int64_t rows, std::int64_t width) override;
+  void bias_silu_backward(View dx, View dbias_accumulate, ConstView dh, ConstView x, ConstView bias,
+                          std::int64_t rows, std::int64_t width) override;
+  void row_score_forward(View r, ConstView x, ConstView w, ConstView bias, std::int64_t rows,
+                         std::int64_t width) override;
+  void row_score_backward_accumulate(View dx, View dw, View dbias, ConstView dr, ConstView x, ConstView w,
+                                     std::int64_t rows, std::int64_t width) override;
+  void top_k_rows(View indices, ConstView scores, std::int64_t batch, std::int64_t seq,
+                  std::int64_t keep) override;
+  std::int64_t select_above(View indices, View offsets, ConstView scores, double threshold,
+                            std::int64_t batch, std::int64_t seq) override;
+  void gather_rows_forward(View out, ConstView x, ConstView indices, const GatherShape& s) override;
+  void gather_rows_backward_accumulate(View dx, ConstView dout, ConstView indices,
+                                       const GatherShape& s) override;
+  void gather_int32(View out, ConstView in, ConstView indices) override;
+  void gated_scatter_forward(View y, ConstView x, ConstView f, ConstView r, ConstView indices, GateKind gate,
+                             const GatherShape& s) override;
+  void gated_scatter_backward(View df, View dr_accumulate, ConstView dy, ConstView f, ConstView r,
+                              ConstView indices, GateKind gate, const GatherShape& s) override;
+  void cross_entropy(View losses, View gradient, ConstView logits, ConstView targets, std::int64_t rows,
+                     std::int64_t vocab, double gradient_scale) override;
+  void membership_bce(View losses, View dr, ConstView r, ConstView indices, std::int64_t rows,
+                      double gradient_scale) override;
+  void routing_statistics(View out, ConstView r, ConstView p, ConstView indices, double threshold_logit,
+                          std::int64_t rows) override;
+  void adamw(View master, View working, View m, View v, ConstView gradient, const AdamWParams& p) override;
+
+ private:
+  /// Device memory for the op at hand, valid until the next op that asks: ops run one after the other on one
+  /// stream. Blocks are never freed before the backend, since a captured graph may hold their addresses.
+  void* scratch(std::size_t bytes);
+  template <typename T>
+  T* scratch_of(std::int64_t n) {
+    return static_cast<T*>(scratch(static_cast<std::size_t>(n) * sizeof(T)));
+  }
+  /// The table of RoPE's inverse frequencies, fp32 [head_dim / 2], computed in double on the host.
+  const float* rope_frequencies(double theta, std::int64_t head_dim);
+
+  BackendOptions options_;
+  int device_ = 0;
+  int multiprocessors_ = 0;
+  std::string name_;
+  cudaStream_t stream_ = nullptr;
+  bool capturing_ = false;
+  std::vector<void*> scratch_blocks_;
+  std::size_t scratch_bytes_ = 0;
+  std::vector<void*> pinned_;  // staging for copy_from_host, used in turn
+  std::vector<cudaEvent_t> pinned_free_;
+  std::size_t next_pinned_ = 0;
+  std::map<std::pair<double, std::int64_t>, float*> rope_tables_;
+  std::unique_ptr<Gemm> gemm_;
+  std::unique_ptr<CudnnAttention> cudnn_;  // null: cuDNN is not there
+};
+
+}  // namespace fathom::cuda
