@@ -1,6 +1,7 @@
 #include "train/data_loader.h"
 
 #include <algorithm>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -56,21 +57,21 @@ DataLoader::DataLoader(std::shared_ptr<const TokenStore> store, std::int64_t seq
   }
 }
 
-Batch DataLoader::shuffled(Context& c, std::uint64_t seed, std::int64_t first, std::int64_t count) const {
+HostBatch DataLoader::shuffled(std::uint64_t seed, std::int64_t first, std::int64_t count) const {
   std::vector<std::int64_t> windows;
   for (std::int64_t i = first; i < first + count; ++i) {
     windows.push_back(permuted(i % sequences_, sequences_, key_of(seed, i / sequences_)));
   }
-  return batch(c, windows);
+  return batch(windows);
 }
 
 Batch DataLoader::in_order(Context& c, std::int64_t first, std::int64_t count) const {
   std::vector<std::int64_t> windows;
   for (std::int64_t i = first; i < first + count; ++i) windows.push_back(i);
-  return batch(c, windows);
+  return upload(c, batch(windows));
 }
 
-Batch DataLoader::batch(Context& c, const std::vector<std::int64_t>& windows) const {
+HostBatch DataLoader::batch(const std::vector<std::int64_t>& windows) const {
   const auto seq = static_cast<std::size_t>(seq_len_);
   std::vector<std::int32_t> tokens(windows.size() * seq);
   std::vector<std::int32_t> targets(tokens.size());
@@ -89,7 +90,8 @@ Batch DataLoader::batch(Context& c, const std::vector<std::int64_t>& windows) co
       documents.push_back(static_cast<std::int32_t>(next - starts.begin()));
     }
   }
-  return make_batch(c, static_cast<std::int64_t>(windows.size()), seq_len_, tokens, targets, documents);
+  return make_host_batch(static_cast<std::int64_t>(windows.size()), seq_len_, std::move(tokens), std::move(targets),
+                         documents);
 }
 
 }  // namespace fathom

@@ -25,12 +25,15 @@ class DataLoader {
 
   /// Sequences number first, first + 1, ... of the endless shuffled stream of `seed` (each pass in its own
   /// order).
-  Batch shuffled(Context& c, std::uint64_t seed, std::int64_t first, std::int64_t count) const;
+  HostBatch shuffled(std::uint64_t seed, std::int64_t first, std::int64_t count) const;
+  Batch shuffled(Context& c, std::uint64_t seed, std::int64_t first, std::int64_t count) const {
+    return upload(c, shuffled(seed, first, count));
+  }
   /// Sequences in the store's order: evaluation.
   Batch in_order(Context& c, std::int64_t first, std::int64_t count) const;
 
  private:
-  Batch batch(Context& c, const std::vector<std::int64_t>& windows) const;
+  HostBatch batch(const std::vector<std::int64_t>& windows) const;
 
   std::shared_ptr<const TokenStore> store_;
   std::int64_t seq_len_;

@@ -29,14 +29,19 @@ double EvalResult::bits_per_byte() const {
   return bytes > 0 ? judged() * static_cast<double>(tokens) / (bytes * std::numbers::ln2) : std::nan("");
 }
 
-RouterSummary summarise(Context& c, const RoutedLayer& routed, const RoutingConfig& routing) {
-  const Tensor out = c.empty_stat({8});
+void record_summary(Context& c, const RoutedLayer& routed, const RoutingConfig& routing, const Tensor& out) {
   const Tensor& decides = routing.has_predictor() ? routed.predicted : routed.scores;
   const double p = routing.causal.threshold;
   c.backend().routing_statistics(out, routed.scores, decides, routed.indices, std::log(p / (1.0 - p)),
                                  routed.scores.size());
-  const std::vector<double> v = to_doubles(c.backend(), out);
-  return {v[0], v[1], v[2], v[3], v[4], v[5], v[6]};
+}
+
+RouterSummary summary_of(const double* v) { return {v[0], v[1], v[2], v[3], v[4], v[5], v[6]}; }
+
+RouterSummary summarise(Context& c, const RoutedLayer& routed, const RoutingConfig& routing) {
+  const Tensor out = c.empty_stat({8});
+  record_summary(c, routed, routing, out);
+  return summary_of(to_doubles(c.backend(), out).data());
 }
 
 std::optional<EvalResult> evaluate(Context& c, const Transformer& model, const Config& config,

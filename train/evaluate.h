@@ -51,6 +51,9 @@ struct RouterSummary {
   /// Share of tokens where the causal decision is the membership.
   double accuracy() const { return 1.0 - (positives - true_positives) - (members - true_positives); }
 };
+/// Into stat [8], without waiting for the device.
+void record_summary(Context& c, const RoutedLayer& routed, const RoutingConfig& routing, const Tensor& out);
+RouterSummary summary_of(const double* values);
 RouterSummary summarise(Context& c, const RoutedLayer& routed, const RoutingConfig& routing);
 
 }  // namespace fathom

@@ -12,13 +12,6 @@ Tensor part(const Tensor& arena, const ArenaRange& range) {
   return arena.rows(range.begin, range.begin + range.size);
 }
 
-double squares(Context& c, const Tensor& x) {
-  if (x.size() == 0) return 0;
-  const Tensor out = c.empty_stat({1});
-  c.backend().sum_squares(out, x);
-  return item(c.backend(), out);
-}
-
 }  // namespace
 
 AdamW::AdamW(Context& c, const ParameterSet& parameters, const TrainConfig& config) : config_(config) {
@@ -28,10 +21,23 @@ AdamW::AdamW(Context& c, const ParameterSet& parameters, const TrainConfig& conf
 }
 
 AdamW::Norms AdamW::norms(Context& c, const ParameterSet& parameters) {
-  const Tensor& g = parameters.gradients();
-  const double model = squares(c, part(g, parameters.range(ParameterGroup::Decayed))) +
-                       squares(c, part(g, parameters.range(ParameterGroup::Undecayed)));
-  return {std::sqrt(model), std::sqrt(squares(c, part(g, parameters.range(ParameterGroup::Predictor))))};
+  const Tensor squares = c.empty_stat({static_cast<std::int64_t>(kParameterGroups)});
+  record_norms(c, parameters, squares);
+  return norms_of(to_doubles(c.backend(), squares).data());
+}
+
+void AdamW::record_norms(Context& c, const ParameterSet& parameters, const Tensor& squares) {
+  for (std::size_t g = 0; g < kParameterGroups; ++g) {
+    const auto at = static_cast<std::int64_t>(g);
+    c.backend().sum_squares(squares.rows(at, at + 1),
+                            part(parameters.gradients(), parameters.range(static_cast<ParameterGroup>(g))));
+  }
+}
+
+AdamW::Norms AdamW::norms_of(const double* squares) {
+  const auto of = [squares](ParameterGroup g) { return squares[static_cast<std::size_t>(g)]; };
+  return {std::sqrt(of(ParameterGroup::Decayed) + of(ParameterGroup::Undecayed)),
+          std::sqrt(of(ParameterGroup::Predictor))};
 }
 
 void AdamW::update(Context& c, ParameterSet& parameters, const Norms& norms, double lr, std::int64_t step) {
@@ -49,7 +55,8 @@ void AdamW::update(Context& c, ParameterSet& parameters, const Norms& norms, dou
                         group == ParameterGroup::Decayed ? config_.weight_decay : 0.0,
                         step,
                         clip(group == ParameterGroup::Predictor ? norms.predictor : norms.model)};
-    c.backend().adamw(part(parameters.values(), range), View{}, part(state_.m, range), part(state_.v, range),
+    const View working = parameters.working().defined() ? part(parameters.working(), range).view() : View{};
+    c.backend().adamw(part(parameters.masters(), range), working, part(state_.m, range), part(state_.v, range),
                       part(parameters.gradients(), range), p);
   }
 }

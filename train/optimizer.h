@@ -16,6 +16,9 @@ class AdamW {
     double predictor = 0;
   };
   static Norms norms(Context& c, const ParameterSet& parameters);
+  /// The same without waiting for the device: the groups' sums of squares, into stat [kParameterGroups].
+  static void record_norms(Context& c, const ParameterSet& parameters, const Tensor& squares);
+  static Norms norms_of(const double* squares);
 
   /// One update, number `step` (from 1), at rate `lr`, with each norm clipped to train.grad_clip.
   void update(Context& c, ParameterSet& parameters, const Norms& norms, double lr, std::int64_t step);

@@ -1,6 +1,8 @@
 #include "train/step.h"
 
 #include <cmath>
+#include <utility>
+#include <variant>
 
 #include <fmt/format.h>
 
@@ -9,42 +11,128 @@
 
 namespace fathom {
 
+namespace {
+
+constexpr std::int64_t kSummary = 8;  // elements of a routed layer's summary
+
+}  // namespace
+
 bool StepOutcome::finite() const {
   return std::isfinite(loss) && std::isfinite(aux) && std::isfinite(predictor) &&
          std::isfinite(norms.model) && std::isfinite(norms.predictor);
 }
 
-std::optional<StepOutcome> StepRunner::gradients(std::int64_t step, std::int64_t first_sequence,
-                                                 bool statistics) {
+StepRunner::StepRunner(Context& c, Transformer& model, const Config& config, Source source)
+    : context_(c), model_(model), config_(config), source_(std::move(source)), memory_(c.allocator().pool()) {
+  const auto layers = static_cast<std::int64_t>(model.routed_layers().size());
+  report_ = c.zeros({config.accumulation() * model.loss_slots() + kSummary * layers +
+                     static_cast<std::int64_t>(kParameterGroups)},
+                    c.stat_dtype());
+}
+
+std::vector<HostBatch> StepRunner::host_batches(std::int64_t first_sequence) const {
   const std::int64_t micro = config_.micro_batch_sequences();
+  std::vector<HostBatch> batches;
+  for (std::int64_t part = 0; part < config_.accumulation(); ++part) {
+    batches.push_back(source_(first_sequence + part * micro, micro));
+  }
+  return batches;
+}
+
+void StepRunner::load(std::int64_t first_sequence) {
+  if (next_.first != first_sequence) next_ = {first_sequence, host_batches(first_sequence)};
+  for (std::size_t i = 0; i < next_.batches.size(); ++i) {
+    if (i < batches_.size()) {
+      upload_over(context_, next_.batches[i], batches_[i]);
+    } else {
+      batches_.push_back(upload(context_, next_.batches[i]));
+    }
+  }
+}
+
+std::optional<StepOutcome> StepRunner::gradients(std::int64_t step, std::int64_t first_sequence) {
+  load(first_sequence);
+  if (!launch(step)) return std::nullopt;
+  if (!context_.backend().is_cpu()) {  // the device is busy now, the host is not
+    const std::int64_t after = first_sequence + config_.accumulation() * config_.micro_batch_sequences();
+    next_ = {after, host_batches(after)};
+  }
+  return read();
+}
+
+bool StepRunner::launch(std::int64_t step) {
+  Backend& backend = context_.backend();
+  // Noise is drawn by the step's number, which a captured launch could not change.
+  const bool fixed = !std::holds_alternative<Stochastic>(training_rule(config_.routing, config_.seed, 0));
+  if (!backend.can_capture() || !fixed || context_.traces_nonfinite()) return record_step(step);
+  if (stop_requested()) return false;
+  if (captured_) {
+    captured_->launch();
+    return true;
+  }
+  // The first step runs op by op: it makes every choice and every block of memory that the others need.
+  if (launched_++ == 0) return record_step(step);
+  backend.begin_capture();
+  try {
+    const bool whole = record_step(step);
+    captured_ = backend.end_capture();
+    if (!whole) captured_ = nullptr;
+  } catch (...) {
+    backend.abandon_capture();
+    throw;
+  }
+  if (!captured_) return false;
+  captured_->launch();
+  return true;
+}
+
+bool StepRunner::record_step(std::int64_t step) {
+  const MemoryScope memory(context_, memory_);
   const std::int64_t parts = config_.accumulation();
   const double weight = 1.0 / static_cast<double>(parts);
+  const std::int64_t slots = model_.loss_slots();
   const SelectionRule rule = training_rule(config_.routing, config_.seed, static_cast<std::uint64_t>(step));
-  StepOutcome outcome;
   zero_gradients(context_, model_.parameters());
   for (std::int64_t part = 0; part < parts; ++part) {
-    if (stop_requested()) return std::nullopt;
-    const Batch batch = data_.shuffled(context_, config_.seed, first_sequence + part * micro, micro);
+    if (stop_requested()) return false;
+    const Batch& batch = batches_[static_cast<std::size_t>(part)];
     Tape tape(context_);
     ForwardResult result;
-    LossSums sums;
     {
       const Recording recording(context_, tape);
       result = model_.forward(context_, batch, rule);
-      sums = model_.objective(context_, batch, result, weight);
+      model_.record_objective(context_, batch, result, weight, report_.rows(part * slots, (part + 1) * slots));
     }
-    const double rows = static_cast<double>(sums.rows) * static_cast<double>(parts);
-    outcome.loss += sums.cross_entropy / rows;
-    outcome.aux += sums.aux / rows;
-    outcome.predictor += sums.predictor / rows;
-    if (statistics && part + 1 == parts) {
+    if (part + 1 == parts) {
+      std::int64_t at = parts * slots;
       for (const RoutedLayer& routed : result.routing) {
-        outcome.routing.push_back(summarise(context_, routed, config_.routing));
+        record_summary(context_, routed, config_.routing, report_.rows(at, at + kSummary));
+        at += kSummary;
       }
     }
     tape.backward();
   }
-  outcome.norms = AdamW::norms(context_, model_.parameters());
+  AdamW::record_norms(context_, model_.parameters(),
+                      report_.rows(report_.size() - static_cast<std::int64_t>(kParameterGroups), report_.size()));
+  return true;
+}
+
+StepOutcome StepRunner::read() const {
+  const std::vector<double> values = to_doubles(context_.backend(), report_);
+  const std::int64_t parts = config_.accumulation();
+  const auto layers = static_cast<std::int64_t>(model_.routed_layers().size());
+  const std::int64_t rows = config_.micro_batch_sequences() * config_.train.seq_len;
+  StepOutcome outcome;
+  const double* at = values.data();
+  for (std::int64_t part = 0; part < parts; ++part, at += model_.loss_slots()) {
+    const LossSums sums = loss_sums_of(at, layers, rows);
+    const double all = static_cast<double>(rows) * static_cast<double>(parts);
+    outcome.loss += sums.cross_entropy / all;
+    outcome.aux += sums.aux / all;
+    outcome.predictor += sums.predictor / all;
+  }
+  for (std::int64_t i = 0; i < layers; ++i, at += kSummary) outcome.routing.push_back(summary_of(at));
+  outcome.norms = AdamW::norms_of(at);
   return outcome;
 }
 
@@ -55,7 +143,7 @@ std::string StepRunner::trace(std::int64_t step, std::int64_t first_sequence) {
     }
   }
   context_.trace_nonfinite(true);
-  const bool whole = gradients(step, first_sequence, false).has_value();
+  const bool whole = gradients(step, first_sequence).has_value();
   std::string found = whole ? "no single op (the values overflow only in a sum over the whole model)"
                             : "not looked for (a signal came first)";
   if (const NonFinite* culprit = context_.found_nonfinite()) {

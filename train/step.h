@@ -1,14 +1,19 @@
 // One optimizer step: forward and backward over its micro-batches, the norms, the update; and finding the
 // culprit of a number that is not finite.
+//
+// On a device that can, the forward, the backward and the norms of all micro-batches are captured once, at the second
+// step, and launched as one piece of work from then on; the host meanwhile makes the next step's batches.
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "src/autograd/context.h"
-#include "train/data_loader.h"
+#include "src/model/transformer.h"
 #include "train/evaluate.h"
 #include "train/optimizer.h"
 
@@ -26,22 +31,48 @@ struct StepOutcome {
 
 class StepRunner {
  public:
-  StepRunner(Context& c, Transformer& model, const DataLoader& data, const Config& config)
-      : context_(c), model_(model), data_(data), config_(config) {}
+  /// The `count` sequences from number `first` on of the training stream.
+  using Source = std::function<HostBatch(std::int64_t first, std::int64_t count)>;
 
-  /// Gradients of 0-based `step`, whose sequences are number `first_sequence` and on of the shuffled stream.
-  /// Empty when a stop was asked for between its micro-batches. `statistics`: fill StepOutcome::routing.
-  std::optional<StepOutcome> gradients(std::int64_t step, std::int64_t first_sequence, bool statistics);
+  /// All arguments must outlive it.
+  StepRunner(Context& c, Transformer& model, const Config& config, Source source);
+
+  /// Gradients of 0-based `step`, whose sequences are number `first_sequence` and on of the source. Empty when a
+  /// stop was asked for between its micro-batches.
+  std::optional<StepOutcome> gradients(std::int64_t step, std::int64_t first_sequence);
 
   /// Runs the step's forward and backward again with every op checked, and says where the first number that
   /// is not finite came from: "swiglu of layer 3 (12 of its values)". Leaves the gradients unusable.
   std::string trace(std::int64_t step, std::int64_t first_sequence);
 
+  /// Whether steps are launched as captured work by now.
+  bool captured() const { return captured_ != nullptr; }
+
  private:
+  struct Prefetched {
+    std::int64_t first = -1;
+    std::vector<HostBatch> batches;
+  };
+
+  void load(std::int64_t first_sequence);
+  std::vector<HostBatch> host_batches(std::int64_t first_sequence) const;
+  /// Launches the whole step. False: a stop was asked for.
+  bool launch(std::int64_t step);
+  bool record_step(std::int64_t step);
+  StepOutcome read() const;
+
   Context& context_;
   Transformer& model_;
-  const DataLoader& data_;
   const Config& config_;
+  Source source_;
+  std::vector<Batch> batches_;  // by micro-batch; the captured work reads them
+  Prefetched next_;
+  // What the step leaves on the device: the losses of each micro-batch, the summaries of the routed layers, the
+  // gradients' sums of squares.
+  Tensor report_;
+  Allocator memory_;  // of all that lives within a step
+  std::unique_ptr<CapturedWork> captured_;
+  int launched_ = 0;
 };
 
 }  // namespace fathom

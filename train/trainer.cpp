@@ -93,12 +93,15 @@ class Run {
         config_(resolved(config, data_)),
         horizon_(plan_horizon(config_)),
         folder_(RunFolder::create_or_open(options.run_dir)),
-        context_(std::move(backend), DType::F32),
+        context_(std::move(backend), config_.train.precision == "bf16" ? DType::BF16 : DType::F32),
         model_(context_, config_.model, config_.routing, true),
         optimizer_(context_, model_.parameters(), config_.train),
         schedule_(config_.train, horizon_.steps),
         loader_(loader_of(data_.train, config_)),
-        stepper_(context_, model_, loader_, config_),
+        stepper_(context_, model_, config_,
+                 [this](std::int64_t first, std::int64_t count) {
+                   return loader_.shuffled(config_.seed, first, count);
+                 }),
         console_(console, {.kind = options.console_is_terminal ? ConsoleKind::Terminal : ConsoleKind::Pipe,
                            .total_steps = horizon_.steps,
                            .width = options.console_width}) {
@@ -233,7 +236,7 @@ class Run {
     const auto begin = Clock::now();
     const std::int64_t number = state_.step + 1;
     const bool logged = number % config_.train.log_every == 0 || number == 1 || number == horizon_.steps;
-    const std::optional<StepOutcome> outcome = stepper_.gradients(state_.step, state_.sequences, logged);
+    const std::optional<StepOutcome> outcome = stepper_.gradients(state_.step, state_.sequences);
     if (!outcome) return false;
     const double lr = schedule_.at(state_.step);
     const std::optional<bool> update = judge(*outcome);

@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "src/core/tensor.h"
 
@@ -20,12 +21,14 @@ struct NonFinite {
 
 class Context {
  public:
-  /// `compute` is the dtype of activations and weights.
+  /// `compute` is the dtype of activations and of the weights of products and lookups.
   Context(std::shared_ptr<Backend> backend, DType compute);
 
   Backend& backend() const { return *backend_; }
   const std::shared_ptr<Backend>& shared_backend() const { return backend_; }
   Allocator& allocator() { return allocator_; }
+  /// Tensors come from `a` from now on; returns what they came from. Use MemoryScope.
+  Allocator exchange_allocator(Allocator a) { return std::exchange(allocator_, std::move(a)); }
   DType compute_dtype() const { return compute_; }
   /// fp32, or fp64 when the compute dtype is fp64: router scores, losses, norms' reciprocals, gradients of
   /// weights.
@@ -85,6 +88,19 @@ class Recording {
  private:
   Context& context_;
   Tape* outer_;
+};
+
+/// Tensors made while it lives come from another pool of memory.
+class MemoryScope {
+ public:
+  MemoryScope(Context& c, const Allocator& pool) : context_(c), outer_(c.exchange_allocator(pool)) {}
+  ~MemoryScope() { context_.exchange_allocator(std::move(outer_)); }
+  MemoryScope(const MemoryScope&) = delete;
+  MemoryScope& operator=(const MemoryScope&) = delete;
+
+ private:
+  Context& context_;
+  Allocator outer_;
 };
 
 /// Names the layer while it lives.

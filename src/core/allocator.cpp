@@ -5,6 +5,10 @@
 #include <unordered_map>
 #include <vector>
 
+#include <fmt/format.h>
+
+#include "kernels/error.h"
+
 namespace fathom {
 
 const char* name_of(MemoryTag tag) {
@@ -40,10 +44,34 @@ std::size_t size_class(std::size_t bytes) {
 
 }  // namespace
 
-struct Allocator::State {
-  std::shared_ptr<Backend> backend;
+namespace {
+
+struct Accounts {
   std::mutex mutex;
   MemoryUse use;
+};
+
+[[noreturn]] void out_of_memory(const MemoryUse& use, std::size_t bytes, MemoryTag tag) {
+  const auto mib = [](std::size_t n) { return fmt::format("{:.0f} MiB", static_cast<double>(n) / (1 << 20)); };
+  std::string held;
+  for (std::size_t t = 0; t < kMemoryTags; ++t) {
+    if (use.now[t] == 0) continue;
+    held += fmt::format("{}{} {}", held.empty() ? "" : ", ", name_of(static_cast<MemoryTag>(t)), mib(use.now[t]));
+  }
+  throw UserError(
+      fmt::format("Out of memory: {} more for {} could not be had. In use: {} ({} in all; {} cached).", mib(bytes),
+                  name_of(tag), held.empty() ? "nothing" : held, mib(use.total_now), mib(use.cached)),
+      "Lower train.micro_batch (the batch stays the same), set train.recompute=block, or free the device of other "
+      "programs; fathom plan says what a config needs.");
+}
+
+}  // namespace
+
+// One lock, the accounts', for all pools of an allocator.
+struct Allocator::State {
+  std::shared_ptr<Backend> backend;
+  std::shared_ptr<Accounts> accounts;
+  std::shared_ptr<State> parent;  // null: this is the allocator itself, whose cache may be given back
   std::unordered_map<std::size_t, std::vector<void*>> free_blocks;
 
   ~State() { release_cache(); }
@@ -51,14 +79,35 @@ struct Allocator::State {
   void release_cache() {
     for (auto& [bytes, blocks] : free_blocks) {
       for (void* block : blocks) backend->release(block, bytes);
+      accounts->use.cached -= bytes * blocks.size();
     }
     free_blocks.clear();
-    use.cached = 0;
+  }
+
+  void* from_system(std::size_t size, MemoryTag tag) {
+    try {
+      return backend->allocate(size);
+    } catch (const std::bad_alloc&) {
+      (parent ? *parent : *this).release_cache();
+    }
+    try {
+      return backend->allocate(size);
+    } catch (const std::bad_alloc&) {
+      out_of_memory(accounts->use, size, tag);
+    }
   }
 };
 
 Allocator::Allocator(std::shared_ptr<Backend> backend) : state_(std::make_shared<State>()) {
   state_->backend = std::move(backend);
+  state_->accounts = std::make_shared<Accounts>();
+}
+
+Allocator Allocator::pool() const {
+  Allocator a(state_->backend);
+  a.state_->accounts = state_->accounts;
+  a.state_->parent = state_->parent ? state_->parent : state_;
+  return a;
 }
 
 Storage Allocator::allocate(std::size_t bytes, MemoryTag tag) {
@@ -66,48 +115,45 @@ Storage Allocator::allocate(std::size_t bytes, MemoryTag tag) {
   const auto t = static_cast<std::size_t>(tag);
   void* block = nullptr;
   {
-    const std::lock_guard lock(state_->mutex);
+    const std::lock_guard lock(state_->accounts->mutex);
+    MemoryUse& use = state_->accounts->use;
     auto& blocks = state_->free_blocks[size];
     if (!blocks.empty()) {
       block = blocks.back();
       blocks.pop_back();
-      state_->use.cached -= size;
+      use.cached -= size;
     } else {
-      try {
-        block = state_->backend->allocate(size);
-      } catch (const std::bad_alloc&) {
-        state_->release_cache();
-        block = state_->backend->allocate(size);
-      }
+      block = state_->from_system(size, tag);
     }
-    MemoryUse& use = state_->use;
     use.now[t] += size;
     use.total_now += size;
     use.peak[t] = std::max(use.peak[t], use.now[t]);
     use.total_peak = std::max(use.total_peak, use.total_now);
   }
   return {block, [state = state_, size, t](void* p) {
-            const std::lock_guard lock(state->mutex);
-            state->use.now[t] -= size;
-            state->use.total_now -= size;
-            state->use.cached += size;
+            const std::lock_guard lock(state->accounts->mutex);
+            MemoryUse& use = state->accounts->use;
+            use.now[t] -= size;
+            use.total_now -= size;
+            use.cached += size;
             state->free_blocks[size].push_back(p);
           }};
 }
 
 MemoryUse Allocator::use() const {
-  const std::lock_guard lock(state_->mutex);
-  return state_->use;
+  const std::lock_guard lock(state_->accounts->mutex);
+  return state_->accounts->use;
 }
 
 void Allocator::reset_peak() {
-  const std::lock_guard lock(state_->mutex);
-  state_->use.peak = state_->use.now;
-  state_->use.total_peak = state_->use.total_now;
+  const std::lock_guard lock(state_->accounts->mutex);
+  MemoryUse& use = state_->accounts->use;
+  use.peak = use.now;
+  use.total_peak = use.total_now;
 }
 
 void Allocator::release_cache() {
-  const std::lock_guard lock(state_->mutex);
+  const std::lock_guard lock(state_->accounts->mutex);
   state_->release_cache();
 }
 

@@ -1,6 +1,9 @@
 #include "src/core/tensor.h"
 
+#include <algorithm>
 #include <atomic>
+#include <bit>
+#include <cmath>
 
 #include <fmt/format.h>
 
@@ -68,6 +71,14 @@ Tensor Tensor::reshape(Shape shape) const {
   return {impl_->storage, impl_->offset, std::move(shape), impl_->dtype};
 }
 
+Tensor Tensor::without_data() const {
+  Tensor t;
+  if (!impl_) return t;
+  t.impl_ = std::make_shared<Impl>(*impl_);
+  t.impl_->storage = nullptr;
+  return t;
+}
+
 // Copies share one Impl, and each Impl is one user of the storage.
 long Tensor::owners() const { return impl_.use_count() + impl_->storage.use_count() - 1; }
 
@@ -98,14 +109,44 @@ template void from_host(Backend&, const Tensor&, const std::vector<float>&);
 template void from_host(Backend&, const Tensor&, const std::vector<double>&);
 template void from_host(Backend&, const Tensor&, const std::vector<std::int32_t>&);
 
+namespace {
+
+float from_bf16(std::uint16_t bits) { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
+
+// To the nearest, of two as near the even one; a NaN stays a NaN.
+std::uint16_t to_bf16(float x) {
+  const auto bits = std::bit_cast<std::uint32_t>(x);
+  if (std::isnan(x)) return static_cast<std::uint16_t>(bits >> 16 | 0x40U);
+  return static_cast<std::uint16_t>((bits + 0x7fffU + (bits >> 16 & 1U)) >> 16);
+}
+
+}  // namespace
+
 std::vector<double> to_doubles(Backend& backend, const Tensor& t) {
   if (t.dtype() == DType::F64) return to_host<double>(backend, t);
+  if (t.dtype() == DType::BF16) {
+    std::vector<std::uint16_t> bits(static_cast<std::size_t>(t.size()));
+    backend.copy_to_host(bits.data(), t.data(), t.bytes());
+    std::vector<double> values(bits.size());
+    std::transform(bits.begin(), bits.end(), values.begin(), from_bf16);
+    return values;
+  }
   const std::vector<float> values = to_host<float>(backend, t);
   return {values.begin(), values.end()};
 }
 
 void from_doubles(Backend& backend, const Tensor& t, const std::vector<double>& values) {
   if (t.dtype() == DType::F64) return from_host(backend, t, values);
+  if (t.dtype() == DType::BF16) {
+    if (t.size() != static_cast<std::int64_t>(values.size())) {
+      throw InternalError(fmt::format("[from_doubles] {} values into a tensor {}", values.size(), t.shape().str()));
+    }
+    std::vector<std::uint16_t> bits(values.size());
+    std::transform(values.begin(), values.end(), bits.begin(),
+                   [](double x) { return to_bf16(static_cast<float>(x)); });
+    backend.copy_from_host(t.data(), bits.data(), t.bytes());
+    return;
+  }
   from_host(backend, t, std::vector<float>(values.begin(), values.end()));
 }
 

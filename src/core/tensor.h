@@ -44,6 +44,9 @@ class Tensor {
   Tensor rows(std::int64_t begin, std::int64_t end) const;
   /// The same elements under another shape; no history.
   Tensor reshape(Shape shape) const;
+  /// This tensor's identity, shape and bound gradient without its data: what a backward needs of an input whose
+  /// values it does not read, so that the tape does not keep them.
+  Tensor without_data() const;
   /// How many tensors hold the storage, copies of this one included: 1 when it may be written over.
   long owners() const;
 
@@ -59,7 +62,7 @@ template <typename T>
 void from_host(Backend& backend, const Tensor& t, const std::vector<T>& values);
 /// A floating tensor of any dtype as doubles.
 std::vector<double> to_doubles(Backend& backend, const Tensor& t);
-/// Sets a floating tensor of fp32 or fp64 from doubles.
+/// Sets a floating tensor from doubles, rounded to its dtype.
 void from_doubles(Backend& backend, const Tensor& t, const std::vector<double>& values);
 /// The only element of a floating tensor.
 double item(Backend& backend, const Tensor& t);

@@ -87,7 +87,7 @@ void put(Backend& backend, const Loaded& loaded) {
 
 // The part of a moment's arena that belongs to a parameter: the arenas share one layout.
 Tensor like_parameter(const ParameterSet& parameters, const Tensor& arena, const Tensor& parameter) {
-  const auto* begin = static_cast<const std::byte*>(parameters.values().data());
+  const auto* begin = static_cast<const std::byte*>(parameters.masters().data());
   const auto offset = static_cast<const std::byte*>(parameter.data()) - begin;
   const std::int64_t first = offset / static_cast<std::int64_t>(size_of(parameter.dtype()));
   return arena.rows(first, first + parameter.size());
@@ -125,13 +125,14 @@ void load_parameters(const H5Reader& file, Context& c, ParameterSet& parameters,
   require_parameters(file, parameters.specs());
   std::vector<Loaded> all;
   for (const ParameterSpec& spec : parameters.specs()) {
-    const Tensor& t = parameters.get(spec.name);
+    const Tensor& t = parameters.master(spec.name);
     all.push_back(read_tensor(file, kParameters + spec.name, t));
     if (optimizer == nullptr) continue;
     all.push_back(read_tensor(file, kFirstMoment + spec.name, like_parameter(parameters, optimizer->m, t)));
     all.push_back(read_tensor(file, kSecondMoment + spec.name, like_parameter(parameters, optimizer->v, t)));
   }
   for (const Loaded& loaded : all) put(c.backend(), loaded);
+  parameters.refresh_working_copy(c);
 }
 
 }  // namespace
@@ -157,7 +158,7 @@ void save_checkpoint(const std::filesystem::path& path, Context& c, const Parame
   file.write_text("config.yaml", meta.config_yaml);
   Backend& backend = c.backend();
   for (const ParameterSpec& spec : parameters.specs()) {
-    const Tensor& t = parameters.get(spec.name);
+    const Tensor& t = parameters.master(spec.name);
     write_tensor(file, kParameters + spec.name, backend, t, spec.shape);
     write_tensor(file, kFirstMoment + spec.name, backend, like_parameter(parameters, optimizer.m, t),
                  spec.shape);

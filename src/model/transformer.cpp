@@ -65,34 +65,53 @@ constexpr const char* kHead = "lm_head.weight";
 
 }  // namespace
 
-Batch make_batch(Context& c, std::int64_t batch, std::int64_t seq, const std::vector<std::int32_t>& tokens,
-                 const std::vector<std::int32_t>& targets, const std::vector<std::int32_t>& documents) {
-  Backend& backend = c.backend();
+HostBatch make_host_batch(std::int64_t batch, std::int64_t seq, std::vector<std::int32_t> tokens,
+                          std::vector<std::int32_t> targets, const std::vector<std::int32_t>& documents) {
   const std::int64_t rows = batch * seq;
-  const auto upload = [&](const std::vector<std::int32_t>& values) {
-    Tensor t = c.empty({rows}, DType::I32, MemoryTag::Data);
-    from_host(backend, t, values);
-    return t;
-  };
-  std::vector<std::int32_t> positions(static_cast<std::size_t>(rows));
-  std::vector<std::int32_t> numbered(static_cast<std::size_t>(rows));
+  HostBatch b;
+  b.batch = batch;
+  b.seq = seq;
+  b.tokens = std::move(tokens);
+  b.targets = std::move(targets);
+  b.positions.resize(static_cast<std::size_t>(rows));
+  b.documents.resize(static_cast<std::size_t>(rows));
+  b.document_mask = !documents.empty();
   std::int32_t document = 0;
   for (std::int64_t i = 0; i < rows; ++i) {
     const auto at = static_cast<std::size_t>(i);
-    positions[at] = static_cast<std::int32_t>(i % seq);
-    const bool starts = i > 0 && (i % seq == 0 || (!documents.empty() && documents[at] != documents[at - 1]));
+    b.positions[at] = static_cast<std::int32_t>(i % seq);
+    const bool starts = i > 0 && (i % seq == 0 || (b.document_mask && documents[at] != documents[at - 1]));
     document += starts ? 1 : 0;
-    numbered[at] = document;
+    b.documents[at] = document;
   }
-  Batch b;
-  b.batch = batch;
-  b.seq = seq;
-  b.tokens = upload(tokens);
-  if (!targets.empty()) b.targets = upload(targets);
-  b.positions = upload(positions);
-  b.documents = upload(numbered);
-  b.document_mask = !documents.empty();
   return b;
+}
+
+Batch upload(Context& c, const HostBatch& host) {
+  const auto room = [&] { return c.empty({host.batch * host.seq}, DType::I32, MemoryTag::Data); };
+  Batch b;
+  b.batch = host.batch;
+  b.seq = host.seq;
+  b.tokens = room();
+  if (!host.targets.empty()) b.targets = room();
+  b.positions = room();
+  b.documents = room();
+  b.document_mask = host.document_mask;
+  upload_over(c, host, b);
+  return b;
+}
+
+void upload_over(Context& c, const HostBatch& host, const Batch& batch) {
+  Backend& backend = c.backend();
+  from_host(backend, batch.tokens, host.tokens);
+  if (batch.targets.defined()) from_host(backend, batch.targets, host.targets);
+  from_host(backend, batch.positions, host.positions);
+  from_host(backend, batch.documents, host.documents);
+}
+
+Batch make_batch(Context& c, std::int64_t batch, std::int64_t seq, const std::vector<std::int32_t>& tokens,
+                 const std::vector<std::int32_t>& targets, const std::vector<std::int32_t>& documents) {
+  return upload(c, make_host_batch(batch, seq, tokens, targets, documents));
 }
 
 ParameterSet declare_parameters(const ModelConfig& model, const RoutingConfig& routing) {
@@ -159,7 +178,7 @@ Tensor Transformer::attend(Context& c, std::int64_t layer, const Tensor& x, cons
     const FlopItem item(c, "attention_proj");
     qkv = ops::linear(c, x, weight(layer, "self_attn.qkv_proj.weight"));
   }
-  qkv = ops::rope(c, qkv, rows.positions, qk_norm ? weight(layer, "self_attn.q_norm.weight") : Tensor(),
+  qkv = ops::rope(c, std::move(qkv), rows.positions, qk_norm ? weight(layer, "self_attn.q_norm.weight") : Tensor(),
                   qk_norm ? weight(layer, "self_attn.k_norm.weight") : Tensor(),
                   {model_.heads, model_.kv_heads, model_.rope_theta, model_.norm_eps});
   const Tensor mixed =
@@ -212,26 +231,46 @@ Tensor Transformer::cross_entropy(Context& c, const Tensor& hidden, const Tensor
                                    targets, {.gradient_scale = weight / rows});
 }
 
+DeviceLosses Transformer::record_objective(Context& c, const Batch& batch, const ForwardResult& result,
+                                           double weight, const Tensor& sums) const {
+  const DeviceLosses losses{sums, batch.batch * batch.seq};
+  Backend& backend = c.backend();
+  if (!result.routing.empty()) backend.fill(sums, 0.0);
+  backend.sum(sums.rows(0, 1), cross_entropy(c, result.hidden, batch.targets, weight));
+  const auto layers = static_cast<std::int64_t>(result.routing.size());
+  const double scale = weight / static_cast<double>(losses.rows * layers);
+  for (std::int64_t i = 0; i < layers; ++i) {
+    const RoutedLayer& routed = result.routing[static_cast<std::size_t>(i)];
+    const auto add = [&](std::int64_t slot, const Tensor& logits, double gradient_scale) {
+      const ops::LossOptions options{.gradient_scale = gradient_scale};
+      backend.sum(sums.rows(slot, slot + 1), ops::membership_bce(c, logits, routed.indices, options));
+    };
+    if (routing_.has_aux_loss()) add(1 + i, routed.scores, scale * routing_.causal.aux_weight);
+    if (routed.predicted.defined()) add(1 + layers + i, routed.predicted, scale);
+  }
+  return losses;
+}
+
 LossSums Transformer::objective(Context& c, const Batch& batch, const ForwardResult& result,
                                 double weight) const {
-  LossSums sums;
-  sums.rows = batch.batch * batch.seq;
-  sums.cross_entropy = ops::sum(c, cross_entropy(c, result.hidden, batch.targets, weight));
-  if (result.routing.empty()) return sums;
-  const double layers = static_cast<double>(result.routing.size());
-  const double scale = weight / (static_cast<double>(sums.rows) * layers);
-  for (const RoutedLayer& routed : result.routing) {
-    if (routing_.has_aux_loss()) {
-      const ops::LossOptions options{.gradient_scale = scale * routing_.causal.aux_weight};
-      sums.aux += ops::sum(c, ops::membership_bce(c, routed.scores, routed.indices, options)) / layers;
-    }
-    if (routed.predicted.defined()) {
-      const ops::LossOptions options{.gradient_scale = scale};
-      sums.predictor +=
-          ops::sum(c, ops::membership_bce(c, routed.predicted, routed.indices, options)) / layers;
-    }
+  const Tensor sums = c.empty_stat({loss_slots()});
+  return read_losses(c, record_objective(c, batch, result, weight, sums));
+}
+
+LossSums loss_sums_of(const double* sums, std::int64_t routed_layers, std::int64_t rows) {
+  LossSums s;
+  s.rows = rows;
+  s.cross_entropy = sums[0];
+  for (std::int64_t i = 0; i < routed_layers; ++i) {
+    s.aux += sums[1 + i] / static_cast<double>(routed_layers);
+    s.predictor += sums[1 + routed_layers + i] / static_cast<double>(routed_layers);
   }
-  return sums;
+  return s;
+}
+
+LossSums read_losses(Context& c, const DeviceLosses& losses) {
+  const std::vector<double> values = to_doubles(c.backend(), losses.sums);
+  return loss_sums_of(values.data(), (losses.sums.size() - 1) / 2, losses.rows);
 }
 
 }  // namespace fathom

@@ -30,7 +30,22 @@ struct Batch {
   bool document_mask = false;
 };
 
-/// Makes a batch from host values. `documents` numbers documents within each sequence (may be empty).
+/// The same on the host, so that the next batch can be made while the device is busy.
+struct HostBatch {
+  std::int64_t batch = 0;
+  std::int64_t seq = 0;
+  std::vector<std::int32_t> tokens, targets, positions, documents;
+  bool document_mask = false;
+};
+
+/// `documents` numbers documents within each sequence (may be empty).
+HostBatch make_host_batch(std::int64_t batch, std::int64_t seq, std::vector<std::int32_t> tokens,
+                          std::vector<std::int32_t> targets, const std::vector<std::int32_t>& documents = {});
+/// To new tensors.
+Batch upload(Context& c, const HostBatch& host);
+/// Over the tensors of a batch of the same shape, which captured work may read.
+void upload_over(Context& c, const HostBatch& host, const Batch& batch);
+/// make_host_batch, uploaded.
 Batch make_batch(Context& c, std::int64_t batch, std::int64_t seq, const std::vector<std::int32_t>& tokens,
                  const std::vector<std::int32_t>& targets, const std::vector<std::int32_t>& documents = {});
 
@@ -57,6 +72,17 @@ struct LossSums {
   double predictor = 0;  // mean over routed layers
   std::int64_t rows = 0;
 };
+
+/// The same sums on the device, where a training step leaves them until its end: stat [1 + 2 L], cross-entropy, then
+/// BCE(router) and BCE(predictor) of each of the L routed layers (zeros where a layer has no such loss).
+struct DeviceLosses {
+  Tensor sums;
+  std::int64_t rows = 0;
+};
+/// Waits for the device.
+LossSums read_losses(Context& c, const DeviceLosses& losses);
+/// From the values of DeviceLosses::sums.
+LossSums loss_sums_of(const double* sums, std::int64_t routed_layers, std::int64_t rows);
 
 /// The parameters of a model, declared and not allocated: what it would need. The config must be resolved.
 ParameterSet declare_parameters(const ModelConfig& model, const RoutingConfig& routing);
@@ -87,6 +113,11 @@ class Transformer {
   /// The training objective: cross-entropy + aux_weight * BCE(router) + BCE(predictor), each a mean over rows
   /// (and over routed layers), times `weight`. Recorded on the tape; returns what it was made of.
   LossSums objective(Context& c, const Batch& batch, const ForwardResult& result, double weight) const;
+  /// The same without waiting for the device; into `sums` of 1 + 2 L elements.
+  DeviceLosses record_objective(Context& c, const Batch& batch, const ForwardResult& result, double weight,
+                                const Tensor& sums) const;
+  /// 1 + 2 L
+  std::int64_t loss_slots() const { return 1 + 2 * static_cast<std::int64_t>(routed_layers().size()); }
 
  private:
   struct Rows;    // the rows that a block works on

@@ -44,13 +44,18 @@ void ParameterSet::allocate(Context& c, bool gradients) {
     }
     ranges_[g].size = total - ranges_[g].begin;
   }
-  values_ = c.zeros({total}, c.compute_dtype(), MemoryTag::Parameters);
+  masters_ = c.zeros({total}, c.stat_dtype(), MemoryTag::Parameters);
+  if (c.compute_dtype() != c.stat_dtype())
+    working_ = c.zeros({total}, c.compute_dtype(), MemoryTag::Parameters);
   if (gradients) gradients_ = c.zeros({total}, c.stat_dtype(), MemoryTag::Gradients);
   for (const ParameterSpec& spec : specs_) {
-    Tensor t = part_of(values_, offsets.at(spec.name), spec.shape);
+    const std::int64_t offset = offsets.at(spec.name);
+    const Tensor master = part_of(masters_, offset, spec.shape);
+    master_tensors_[spec.name] = master;
+    Tensor t = working_.defined() && !spec.is_vector() ? part_of(working_, offset, spec.shape) : master;
     if (gradients) {
       t.set_requires_grad(true);
-      t.bind_gradient(part_of(gradients_, offsets.at(spec.name), spec.shape));
+      t.bind_gradient(part_of(gradients_, offset, spec.shape));
     }
     tensors_[spec.name] = t;
   }
@@ -58,7 +63,7 @@ void ParameterSet::allocate(Context& c, bool gradients) {
 
 void ParameterSet::initialise(Context& c, std::uint64_t seed) {
   for (const ParameterSpec& spec : specs_) {
-    const Tensor& t = get(spec.name);
+    const Tensor& t = master(spec.name);
     switch (spec.init.kind) {
       case Init::Kind::Zeros:
         c.backend().fill(t, 0.0);
@@ -71,11 +76,22 @@ void ParameterSet::initialise(Context& c, std::uint64_t seed) {
         break;
     }
   }
+  refresh_working_copy(c);
+}
+
+void ParameterSet::refresh_working_copy(Context& c) {
+  if (working_.defined()) c.backend().cast(working_, masters_);
 }
 
 const Tensor& ParameterSet::get(const std::string& name) const {
   const auto found = tensors_.find(name);
   if (found == tensors_.end()) throw InternalError(fmt::format("[parameters] there is no {}", name));
+  return found->second;
+}
+
+const Tensor& ParameterSet::master(const std::string& name) const {
+  const auto found = master_tensors_.find(name);
+  if (found == master_tensors_.end()) throw InternalError(fmt::format("[parameters] there is no {}", name));
   return found->second;
 }
 

@@ -1,5 +1,6 @@
-// The parameters of a model, in flat arenas: one for the values, one for the gradients, ordered by optimizer
-// group, so that the optimizer, the gradient norm and an all-reduce are a few launches over flat memory.
+// The parameters of a model, in flat arenas of one layout: the masters and the gradients in the stat dtype, and,
+// where that is not the compute dtype, a working copy in the compute dtype. Ordered by optimizer group, so that the
+// optimizer, the gradient norm and an all-reduce are a few launches over flat memory.
 #pragma once
 
 #include <cstdint>
@@ -31,6 +32,10 @@ struct ParameterSpec {
   Shape shape;
   ParameterGroup group = ParameterGroup::Decayed;
   Init init;
+
+  /// Vectors (norms, biases, the weights of scores) are computed with in the stat dtype, matrices in the compute
+  /// dtype (kernels/backend.h).
+  bool is_vector() const { return shape.rank() == 1 || shape[0] == 1; }
 };
 
 /// A run of elements of the arenas.
@@ -48,13 +53,20 @@ class ParameterSet {
   /// Starts every parameter from its Init: a pure function of (seed, name), so that adding one changes no
   /// other.
   void initialise(Context& c, std::uint64_t seed);
+  /// Rounds the masters into the working copy, after they were set from outside (loading a checkpoint).
+  void refresh_working_copy(Context& c);
 
   const std::vector<ParameterSpec>& specs() const { return specs_; }
   bool has(const std::string& name) const { return tensors_.contains(name); }
+  /// What ops read: a vector's master, a matrix's working copy (or its master, where that is the same).
   const Tensor& get(const std::string& name) const;
+  /// What the optimizer changes and a checkpoint holds.
+  const Tensor& master(const std::string& name) const;
 
-  /// The arenas, [size] each; padding between parameters stays zero.
-  const Tensor& values() const { return values_; }
+  /// The arenas, [size] each; padding between parameters stays zero. The working copy is undefined where the
+  /// masters are of the compute dtype.
+  const Tensor& masters() const { return masters_; }
+  const Tensor& working() const { return working_; }
   const Tensor& gradients() const { return gradients_; }
   ArenaRange range(ParameterGroup group) const { return ranges_[static_cast<std::size_t>(group)]; }
   /// Elements of all parameters, without padding.
@@ -64,7 +76,9 @@ class ParameterSet {
   std::vector<ParameterSpec> specs_;
   std::set<std::string> names_;
   std::map<std::string, Tensor> tensors_;
-  Tensor values_;
+  std::map<std::string, Tensor> master_tensors_;
+  Tensor masters_;
+  Tensor working_;
   Tensor gradients_;
   ArenaRange ranges_[kParameterGroups];
 };

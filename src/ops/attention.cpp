@@ -6,7 +6,7 @@
 
 namespace fathom::ops {
 
-Tensor rope(Context& c, const Tensor& qkv, const Tensor& positions, const Tensor& q_norm,
+Tensor rope(Context& c, Tensor qkv, const Tensor& positions, const Tensor& q_norm,
             const Tensor& k_norm, const RopeOptions& options) {
   const std::int64_t groups = options.heads + 2 * options.kv_heads;
   if (qkv.shape().rank() != 2 || qkv.dim(1) % groups != 0) fail(c, "rope", "qkv", qkv, Shape{-1, groups});
@@ -17,14 +17,16 @@ Tensor rope(Context& c, const Tensor& qkv, const Tensor& positions, const Tensor
     expect_shape(c, "rope", "q_norm", q_norm, {s.head_dim});
     expect_shape(c, "rope", "k_norm", k_norm, {s.head_dim});
   }
-  Tensor out = c.empty(qkv.shape());
+  const bool in_place = !q_norm.defined() && qkv.owners() == 1;
+  Tensor out = in_place ? qkv.detach() : c.empty(qkv.shape());
   const Tensor rstd = q_norm.defined() ? c.empty_stat({s.rows, s.heads + s.kv_heads}) : Tensor();
   c.backend().rope_forward(out, rstd, qkv, positions, q_norm, k_norm, s);
   c.check("rope", "", out);
   if (wants_record(c, {qkv, q_norm, k_norm})) {
     // A rotation's backward needs no input; the norm's does.
     const Tensor saved = q_norm.defined() ? qkv : Tensor();
-    c.tape()->record("rope", {out}, [&c, qkv_id = qkv, saved, rstd, positions, q_norm, k_norm, s](Tape& t) {
+    c.tape()->record("rope", {out}, [&c, input = qkv.without_data(), saved, rstd, positions, q_norm, k_norm,
+                                     s](Tape& t) {
       const Tensor dout = t.gradient();
       const bool normed = q_norm.defined();
       // In place, unless the norm reads it again or another tensor has the same gradient.
@@ -32,7 +34,7 @@ Tensor rope(Context& c, const Tensor& qkv, const Tensor& positions, const Tensor
       c.backend().rope_backward(dqkv, normed ? t.sum_into(q_norm) : Tensor(),
                                 normed ? t.sum_into(k_norm) : Tensor(), dout, saved, rstd, positions, q_norm,
                                 k_norm, s);
-      t.give(qkv_id, std::move(dqkv));
+      t.give(input, std::move(dqkv));
     });
   }
   return out;

@@ -29,7 +29,7 @@ Tensor add(Context& c, const Tensor& a, const Tensor& b) {
   c.backend().add(y, a, b);
   c.check("add", "", y);
   if (wants_record(c, {a, b})) {
-    c.tape()->record("add", {y}, [a, b](Tape& t) {
+    c.tape()->record("add", {y}, [a = a.without_data(), b = b.without_data()](Tape& t) {
       const Tensor dy = t.gradient();
       t.give(a, dy);
       t.give(b, dy);

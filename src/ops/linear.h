@@ -10,11 +10,11 @@ Tensor linear(Context& c, const Tensor& x, const Tensor& w);
 /// a + b, of one shape.
 Tensor add(Context& c, const Tensor& a, const Tensor& b);
 
-/// silu(x + bias). x [N, W], bias [W].
+/// silu(x + bias). x [N, W], bias stat [W].
 Tensor bias_silu(Context& c, const Tensor& x, const Tensor& bias);
 
-/// r = x . w (+ bias), one scalar a row in the stat dtype. x [N, D], w of D elements, bias of one or
-/// undefined -> [N].
+/// r = x . w (+ bias), one scalar a row in the stat dtype. x [N, D], w stat of D elements, bias stat of
+/// one or undefined -> [N].
 Tensor row_score(Context& c, const Tensor& x, const Tensor& w, const Tensor& bias = {});
 
 }  // namespace fathom::ops

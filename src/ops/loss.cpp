@@ -15,7 +15,8 @@ Tensor linear_cross_entropy(Context& c, const Tensor& x, const Tensor& w, const 
   expect_shape(c, "linear_cross_entropy", "targets", targets, {rows});
   const FlopItem item(c, "head");
   const bool recording = wants_record(c, {x, w});
-  const std::int64_t chunk = std::min(options.chunk_rows, rows);
+  const std::int64_t at_once = options.chunk_rows > 0 ? options.chunk_rows : c.backend().head_chunk_rows();
+  const std::int64_t chunk = std::min(at_once, rows);
   Tensor losses = c.empty_stat({rows});
   const Tensor logits = c.empty({chunk, vocab}, c.compute_dtype(), MemoryTag::Workspace);
   Tensor dx = recording ? c.empty(x.shape()) : Tensor();
@@ -39,7 +40,7 @@ Tensor linear_cross_entropy(Context& c, const Tensor& x, const Tensor& w, const 
   if (recording) {
     c.check("head", " backward", dx);
     if (w.requires_grad()) c.check("head", " backward", c.tape()->sum_into(w));
-    c.tape()->record_loss("cross_entropy", [x, dx](Tape& t) { t.give(x, dx); });
+    c.tape()->record_loss("cross_entropy", [x = x.without_data(), dx](Tape& t) { t.give(x, dx); });
   }
   return losses;
 }
@@ -52,7 +53,7 @@ Tensor membership_bce(Context& c, const Tensor& r, const Tensor& indices, const 
   c.backend().membership_bce(losses, dr, r, indices, rows, options.gradient_scale);
   c.check("membership_bce", "", losses);
   if (recording) {
-    c.tape()->record_loss("membership_bce", [r, dr](Tape& t) { t.give(r, dr); });
+    c.tape()->record_loss("membership_bce", [r = r.without_data(), dr](Tape& t) { t.give(r, dr); });
   }
   return losses;
 }

@@ -9,7 +9,7 @@ namespace fathom::ops {
 /// micro-batches, gradient_scale = 1 / (N * A).
 struct LossOptions {
   double gradient_scale = 1.0;
-  std::int64_t chunk_rows = 512;  // rows of logits held at a time
+  std::int64_t chunk_rows = 0;  // rows of logits held at a time; 0: the backend's choice
 };
 
 /// Cross-entropy of the LM head, chunk by chunk: N x V logits are never held, and softmax, loss and gradient

@@ -31,7 +31,7 @@ Tensor embedding(Context& c, const Tensor& table, const Tensor& tokens) {
   c.backend().embedding_forward(out, table, tokens, rows, width);
   c.check("embedding", "", out);
   if (wants_record(c, {table})) {
-    c.tape()->record("embedding", {out}, [&c, table, tokens, rows, width](Tape& t) {
+    c.tape()->record("embedding", {out}, [&c, table = table.without_data(), tokens, rows, width](Tape& t) {
       const Tensor dout = t.gradient();
       c.backend().embedding_backward_accumulate(t.sum_into(table), dout, tokens, rows, width);
     });

@@ -6,7 +6,7 @@
 
 namespace fathom::ops {
 
-/// RMSNorm (Zhang & Sennrich 2019): x / sqrt(mean(x^2) + eps) * w. x [N, D], w [D].
+/// RMSNorm (Zhang & Sennrich 2019): x / sqrt(mean(x^2) + eps) * w. x [N, D], w stat [D].
 Tensor rms_norm(Context& c, const Tensor& x, const Tensor& w, double eps);
 
 /// h = x + a, and rms_norm(h): the residual and the norm after it, in one pass. Returns {h, norm}.

@@ -25,7 +25,7 @@ Tensor gather_rows(Context& c, const Tensor& x, const Tensor& indices) {
   Tensor out = c.empty({s.rows, s.width});
   c.backend().gather_rows_forward(out, x, indices, s);
   if (wants_record(c, {x})) {
-    c.tape()->record("gather_rows", {out}, [&c, x, indices, s](Tape& t) {
+    c.tape()->record("gather_rows", {out}, [&c, x = x.without_data(), indices, s](Tape& t) {
       const Tensor dout = t.gradient();
       c.backend().gather_rows_backward_accumulate(t.sum_into(x), dout, indices, s);
     });
@@ -49,7 +49,7 @@ Tensor gated_scatter(Context& c, const Tensor& x, const Tensor& f, const Tensor&
   c.backend().gated_scatter_forward(y, x, f, r, indices, gate, s);
   c.check("gated_scatter", "", y);
   if (wants_record(c, {x, f, r})) {
-    c.tape()->record("gated_scatter", {y}, [&c, x, f, r, indices, gate, s](Tape& t) {
+    c.tape()->record("gated_scatter", {y}, [&c, x = x.without_data(), f, r, indices, gate, s](Tape& t) {
       Tensor dy = t.gradient();
       Tensor df = c.empty(f.shape());
       c.backend().gated_scatter_backward(df, t.sum_into(r), dy, f, r, indices, gate, s);

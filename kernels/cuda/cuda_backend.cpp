@@ -1,0 +1,171 @@
+// The device itself: stream, memory, copies between host and device, captured work.
+#include "kernels/cuda/cuda_backend.h"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+
+#include <fmt/format.h>
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/cudnn_attention.h"
+#include "kernels/cuda/device_query.h"
+#include "kernels/cuda/gemm.h"
+#include "kernels/cuda/make.h"
+
+namespace fathom::cuda {
+
+namespace {
+
+// Host memory is pageable, and the device reads it through pinned buffers of this size, used in turn.
+constexpr std::size_t kStagingBytes = 4U << 20;
+constexpr std::size_t kStagingBuffers = 4;
+
+class CudaGraph final : public CapturedWork {
+ public:
+  CudaGraph(cudaGraph_t graph, cudaStream_t stream) : stream_(stream) {
+    const cudaError_t code = cudaGraphInstantiate(&executable_, graph, 0);
+    cudaGraphDestroy(graph);
+    check(code, "capture");
+  }
+  ~CudaGraph() override { cudaGraphExecDestroy(executable_); }
+  CudaGraph(const CudaGraph&) = delete;
+  CudaGraph& operator=(const CudaGraph&) = delete;
+  void launch() override { check(cudaGraphLaunch(executable_, stream_), "captured step"); }
+
+ private:
+  cudaStream_t stream_;
+  cudaGraphExec_t executable_ = nullptr;
+};
+
+}  // namespace
+
+CudaBackend::CudaBackend(const BackendOptions& options, int device) : options_(options), device_(device) {
+  const DeviceReport report = query_devices();
+  if (device < 0 || device >= static_cast<int>(report.devices.size())) {
+    throw UserError(fmt::format("There is no GPU {}: this machine shows {}.", device, report.devices.size()),
+                    "fathom doctor lists them; CUDA_VISIBLE_DEVICES hides some.");
+  }
+  const Device& found = report.devices[static_cast<std::size_t>(device)];
+  name_ = found.name;
+  multiprocessors_ = found.multiprocessors;
+  check(cudaSetDevice(device), "cuda");
+  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cuda");
+  for (std::size_t i = 0; i < kStagingBuffers; ++i) {
+    void* buffer = nullptr;
+    cudaEvent_t event = nullptr;
+    check(cudaMallocHost(&buffer, kStagingBytes), "cuda");
+    pinned_.push_back(buffer);
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cuda");
+    pinned_free_.push_back(event);
+  }
+  gemm_ = std::make_unique<Gemm>(stream_, name_);
+  cudnn_ = CudnnAttention::open(stream_, options.deterministic);
+}
+
+// Errors cannot be thrown from here, and a device that failed was reported by the op that met it.
+CudaBackend::~CudaBackend() {
+  cudaStreamSynchronize(stream_);
+  gemm_.reset();
+  cudnn_.reset();
+  for (void* block : scratch_blocks_) cudaFree(block);
+  for (auto& [key, table] : rope_tables_) cudaFree(table);
+  for (void* buffer : pinned_) cudaFreeHost(buffer);
+  for (cudaEvent_t event : pinned_free_) cudaEventDestroy(event);
+  cudaStreamDestroy(stream_);
+}
+
+std::string CudaBackend::description() const {
+  return fmt::format("{}{}{}", name_, cudnn_ ? ", cuDNN " + cudnn_->version() : ", without cuDNN",
+                     options_.invariant       ? ", row-invariant"
+                     : options_.deterministic ? ", deterministic"
+                                              : "");
+}
+
+void* CudaBackend::allocate(std::size_t bytes) {
+  void* data = nullptr;
+  const cudaError_t code = cudaMalloc(&data, std::max<std::size_t>(bytes, 1));
+  if (code == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // it was reported; the next check is not to find it
+    throw std::bad_alloc();
+  }
+  check(code, "allocate");
+  return data;
+}
+
+void CudaBackend::release(void* data, std::size_t) noexcept {
+  cudaStreamSynchronize(stream_);
+  cudaFree(data);
+}
+
+void CudaBackend::copy_from_host(void* destination, const void* host, std::size_t bytes) {
+  const auto* from = static_cast<const std::byte*>(host);
+  auto* to = static_cast<std::byte*>(destination);
+  for (std::size_t done = 0; done < bytes;) {
+    const std::size_t part = std::min(kStagingBytes, bytes - done);
+    const std::size_t i = next_pinned_++ % kStagingBuffers;
+    check(cudaEventSynchronize(pinned_free_[i]), "copy_from_host");
+    std::memcpy(pinned_[i], from + done, part);
+    check(cudaMemcpyAsync(to + done, pinned_[i], part, cudaMemcpyHostToDevice, stream_), "copy_from_host");
+    check(cudaEventRecord(pinned_free_[i], stream_), "copy_from_host");
+    done += part;
+  }
+}
+
+void CudaBackend::copy_to_host(void* host, const void* source, std::size_t bytes) {
+  if (bytes == 0) return;
+  check(cudaMemcpyAsync(host, source, bytes, cudaMemcpyDeviceToHost, stream_), "copy_to_host");
+  synchronize();
+}
+
+void CudaBackend::copy(View out, ConstView in) {
+  if (out.size != in.size) fail("copy", "out", out.size, in.size);
+  if (out.dtype != in.dtype) fail_type("copy", "out", out.dtype, in.dtype);
+  if (out.size == 0) return;
+  check(cudaMemcpyAsync(out.data, in.data, static_cast<std::size_t>(out.size) * size_of(out.dtype),
+                        cudaMemcpyDeviceToDevice, stream_),
+        "copy");
+}
+
+void CudaBackend::synchronize() { check(cudaStreamSynchronize(stream_), "synchronize"); }
+
+void CudaBackend::begin_capture() {
+  // Relaxed: memory may still be asked for while ops are recorded.
+  check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "capture");
+  capturing_ = true;
+}
+
+std::unique_ptr<CapturedWork> CudaBackend::end_capture() {
+  cudaGraph_t graph = nullptr;
+  capturing_ = false;
+  check(cudaStreamEndCapture(stream_, &graph), "capture");
+  return std::make_unique<CudaGraph>(graph, stream_);
+}
+
+void CudaBackend::abandon_capture() noexcept {
+  if (!capturing_) return;
+  capturing_ = false;
+  cudaGraph_t graph = nullptr;
+  cudaStreamEndCapture(stream_, &graph);
+  if (graph != nullptr) cudaGraphDestroy(graph);
+  cudaGetLastError();
+}
+
+void* CudaBackend::scratch(std::size_t bytes) {
+  if (bytes > scratch_bytes_) {
+    constexpr std::size_t kLeast = 64U << 20;
+    scratch_bytes_ = std::max(kLeast, bytes + bytes / 4);
+    scratch_blocks_.push_back(allocate(scratch_bytes_));
+  }
+  return scratch_blocks_.back();
+}
+
+}  // namespace fathom::cuda
+
+namespace fathom {
+
+std::unique_ptr<Backend> make_cuda_backend(const BackendOptions& options, int device) {
+  return std::make_unique<cuda::CudaBackend>(options, device);
+}
+
+}  // namespace fathom

@@ -1,0 +1,48 @@
+// Matrix products by cuBLASLt. For each shape its candidate algorithms are timed once, on the device at hand, and the
+// choice is kept in memory and on disk.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <tuple>
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/dtype.h"
+
+namespace fathom::cuda {
+
+/// C[m, n] = A op B, row-major, fp32 accumulation: what the three products of a linear layer need.
+struct GemmShape {
+  std::int64_t m = 0, n = 0, k = 0;
+  bool transpose_a = false;  // A is stored [k, m]
+  bool transpose_b = false;  // B is stored [n, k]
+  DType in = DType::F32;     // of A and B
+  DType out = DType::F32;    // of C
+  bool accumulate = false;   // C += A B
+
+  auto key() const { return std::tuple(m, n, k, transpose_a, transpose_b, in, out, accumulate); }
+};
+
+class Gemm {
+ public:
+  /// `device_name` keys the choices on disk. UserError: cuBLASLt cannot be loaded.
+  Gemm(cudaStream_t stream, const std::string& device_name);
+  ~Gemm();
+  Gemm(const Gemm&) = delete;
+  Gemm& operator=(const Gemm&) = delete;
+
+  /// Products of no rows or columns do nothing; k = 0 gives zeros.
+  void run(void* c, const void* a, const void* b, const GemmShape& s);
+
+ private:
+  struct Plan;
+  const Plan& plan(const GemmShape& s);
+  struct State;
+  std::unique_ptr<State> state_;
+  std::map<decltype(GemmShape{}.key()), std::unique_ptr<Plan>> plans_;
+};
+
+}  // namespace fathom::cuda
