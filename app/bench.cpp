@@ -3,7 +3,10 @@
 #include <chrono>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <random>
+#include <utility>
+#include <vector>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -12,10 +15,10 @@
 #include "app/device.h"
 #include "app/gemm_rate.h"
 #include "kernels/error.h"
-#include "src/autograd/tape.h"
 #include "src/config/resolve.h"
 #include "src/flops/flops.h"
 #include "train/optimizer.h"
+#include "train/step.h"
 
 namespace fathom::app {
 
@@ -34,7 +37,9 @@ struct BenchFlags {
   std::int64_t vocab = 4096;
   double capacity = 0.125;
   std::int64_t steps = 20;
+  std::string precision;
   bool invariant = false;
+  bool deterministic = false;
   bool recompute = false;
 };
 
@@ -56,6 +61,7 @@ Config config_of(const BenchFlags& flags) {
   }
   Config c;
   c.invariant = flags.invariant;
+  c.deterministic = flags.deterministic;
   c.model.vocab_size = flags.vocab;
   c.model.width = preset->width;
   c.model.depth = preset->depth;
@@ -75,46 +81,50 @@ Config config_of(const BenchFlags& flags) {
   return resolve(c);
 }
 
+HostBatch random_batch(const BenchFlags& flags) {
+  std::mt19937 random(7);
+  std::uniform_int_distribution<std::int32_t> any(0, static_cast<std::int32_t>(flags.vocab) - 1);
+  std::vector<std::int32_t> tokens(static_cast<std::size_t>(flags.batch * flags.seq));
+  std::vector<std::int32_t> targets(tokens.size());
+  for (auto& t : tokens) t = any(random);
+  for (auto& t : targets) t = any(random);
+  return make_host_batch(flags.batch, flags.seq, std::move(tokens), std::move(targets));
+}
+
 void run(const BenchFlags& flags, Globals& globals) {
-  const Config config = config_of(flags);
+  Config config = config_of(flags);
   const std::shared_ptr<Backend> backend = open_backend(globals, config);
+  config.train.precision = !flags.precision.empty() ? flags.precision : backend->is_cpu() ? "fp32" : "bf16";
+  require_precision(*backend, config);
+  const DType compute = compute_dtype(*backend, config);
+  const std::int64_t rows = config.train.batch_tokens;
   // The step's largest kind of product, now, on this machine.
-  const double ceiling =
-      gemm_rate(config.train.batch_tokens, config.model.width, 2 * config.model.ffn_hidden);
-  Context c(backend, DType::F32);
+  const double ceiling = gemm_rate(*backend, compute, rows, config.model.width, 2 * config.model.ffn_hidden);
+  Context c(backend, compute);
   Transformer model(c, config.model, config.routing, true);
   model.initialise(c, 1);
   model.set_recompute(config.train.recompute);
   AdamW optimizer(c, model.parameters(), config.train);
-  std::mt19937 random(7);
-  std::uniform_int_distribution<std::int32_t> any(0, static_cast<std::int32_t>(flags.vocab) - 1);
-  std::vector<std::int32_t> tokens(static_cast<std::size_t>(config.train.batch_tokens));
-  std::vector<std::int32_t> targets(tokens.size());
-  for (auto& t : tokens) t = any(random);
-  for (auto& t : targets) t = any(random);
+  const HostBatch batch = random_batch(flags);
+  StepRunner stepper(c, model, config, [&](std::int64_t, std::int64_t) { return batch; });
 
   std::vector<double> times;
   double loss = 0;
   constexpr int kWarmUp = 3;
   for (std::int64_t i = 0; i < flags.steps + kWarmUp; ++i) {
     const auto begin = Clock::now();
-    zero_gradients(c, model.parameters());
-    const Batch batch = make_batch(c, flags.batch, flags.seq, tokens, targets);
-    Tape tape(c);
-    LossSums sums;
-    {
-      const Recording recording(c, tape);
-      sums = model.objective(c, batch, model.forward(c, batch, TopK{}), 1.0);
-    }
-    tape.backward();
-    optimizer.update(c, model.parameters(), AdamW::norms(c, model.parameters()), 3e-4, i + 1);
+    const std::optional<StepOutcome> outcome = stepper.gradients(i, i * flags.batch);
+    if (!outcome) throw UserError("Stopped by a signal.");
+    optimizer.update(c, model.parameters(), outcome->norms, 3e-4, i + 1);
     backend->synchronize();
     if (i >= kWarmUp) times.push_back(milliseconds(begin));
-    loss = sums.cross_entropy / static_cast<double>(sums.rows);
+    loss = outcome->loss;
   }
   std::sort(times.begin(), times.end());
   const double ms = times[times.size() / 2];
   const double rate = train_flops_per_step(config) / (ms * 1e-3);
+  const double tensors = static_cast<double>(c.allocator().use().total_peak);
+  const double peak_memory = backend->is_cpu() ? static_cast<double>(peak_resident_bytes()) : tensors;
   const nlohmann::json json = {
       {"bench", "train"},
       {"device", backend->description()},
@@ -134,10 +144,13 @@ void run(const BenchFlags& flags, Globals& globals) {
       {"flops_per_step", train_flops_per_step(config)},
       {"gflops", rate / 1e9},
       {"ceiling_gflops", ceiling / 1e9},
-      {"ceiling", "OpenBLAS sgemm, rows x width x 2*hidden, same process"},
+      {"ceiling", backend->is_cpu() ? "OpenBLAS sgemm, rows x width x 2*hidden, same process"
+                                    : "cuBLASLt, rows x width x 2*hidden, same process"},
+      {"precision", config.train.precision},
+      {"deterministic", flags.deterministic},
       {"share_of_ceiling", rate / ceiling},
-      {"tensor_memory_gb", static_cast<double>(c.allocator().use().total_peak) / (1 << 30)},
-      {"peak_memory_gb", static_cast<double>(peak_resident_bytes()) / (1 << 30)},
+      {"tensor_memory_gb", tensors / (1 << 30)},
+      {"peak_memory_gb", peak_memory / (1 << 30)},
       {"loss", loss}};
   if (globals.json) {
     std::cout << json.dump() << "\n";
@@ -145,10 +158,10 @@ void run(const BenchFlags& flags, Globals& globals) {
   }
   std::cout << fmt::format(
       "{} {}, batch {} x {} tokens, V {}: {:.1f} ms a step, {:.0f} tok/s, {:.1f} GFLOP/s ({:.0f} % of "
-      "this machine's sgemm, {:.1f}), peak memory {:.2f} GiB\n",
+      "this machine's product, {:.1f}), peak memory {:.2f} GiB\n",
       flags.preset, flags.variant, flags.batch, flags.seq, flags.vocab, ms,
       static_cast<double>(config.train.batch_tokens) / (ms * 1e-3), rate / 1e9, 100 * rate / ceiling,
-      ceiling / 1e9, static_cast<double>(peak_resident_bytes()) / (1 << 30));
+      ceiling / 1e9, peak_memory / (1 << 30));
 }
 
 }  // namespace
@@ -175,6 +188,9 @@ void add_bench(CLI::App& app, Globals& globals) {
       ->capture_default_str()
       ->check(number_from_to(1, 1e9));
   sub->add_flag("--invariant", flags->invariant, "Row-invariant kernels");
+  sub->add_flag("--deterministic", flags->deterministic, "Bit-equal from run to run");
+  sub->add_option("--precision", flags->precision, "bf16 | fp32; default: bf16 on a GPU, fp32 on the CPU")
+      ->check(CLI::IsMember({"bf16", "fp32"}));
   sub->add_flag("--recompute", flags->recompute, "Recompute activations by block");
   add_global_flags(*sub, globals);
   sub->footer("Example:\n  fathom bench train --preset d4 --variant mod --json");

@@ -7,6 +7,8 @@
 
 #include <cblas.h>
 
+#include "src/core/tensor.h"
+
 namespace fathom::app {
 
 double gemm_rate(std::int64_t rows, std::int64_t in, std::int64_t out) {
@@ -28,6 +30,30 @@ double gemm_rate(std::int64_t rows, std::int64_t in, std::int64_t out) {
                 y.data(), n);
     best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
   }
+  return 2.0 * static_cast<double>(rows * in * out) / best;
+}
+
+double gemm_rate(Backend& backend, DType compute, std::int64_t rows, std::int64_t in, std::int64_t out) {
+  if (backend.is_cpu()) return gemm_rate(rows, in, out);
+  Allocator allocator{std::shared_ptr<Backend>(std::shared_ptr<void>(), &backend)};  // it outlives this call
+  const auto filled = [&](std::int64_t n, std::uint64_t stream) {
+    Tensor t(allocator.allocate(static_cast<std::size_t>(n) * size_of(compute), MemoryTag::Workspace), 0, Shape{n},
+             compute);
+    backend.fill_normal(t, 1.0, 1, stream);
+    return t;
+  };
+  const Tensor x = filled(rows * in, 1), w = filled(out * in, 2), y = filled(rows * out, 3);
+  const LinearShape shape{rows, in, out};
+  const auto run = [&](int times) {
+    const auto begin = std::chrono::steady_clock::now();
+    for (int i = 0; i < times; ++i) backend.linear_forward(y, x, w, shape);
+    backend.synchronize();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() / times;
+  };
+  constexpr int kTimes = 20;
+  run(2);
+  double best = 1e30;
+  for (int i = 0; i < 3; ++i) best = std::min(best, run(kTimes));
   return 2.0 * static_cast<double>(rows * in * out) / best;
 }
 

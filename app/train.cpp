@@ -30,7 +30,7 @@ struct TrainFlags {
   bool dry_run = false;
 };
 
-TrainOptions options_of(const TrainFlags& flags) {
+TrainOptions options_of(const TrainFlags& flags, const std::shared_ptr<Backend>& backend) {
   TrainOptions o;
   o.run_dir = flags.run_dir;
   if (flags.resume == "never") {
@@ -39,14 +39,16 @@ TrainOptions options_of(const TrainFlags& flags) {
     o.resume = ResumeMode::From;
     o.resume_from = flags.resume;
   }
-  o.peak_flops_per_s = [given = flags.peak](const Config& c) {
-    return given > 0 ? given : gemm_rate(c.train.batch_tokens, c.model.width, 2 * c.model.ffn_hidden);
+  o.peak_flops_per_s = [given = flags.peak, backend](const Config& c) {
+    if (given > 0) return given;
+    const std::int64_t rows = c.micro_batch_sequences() * c.train.seq_len;
+    return gemm_rate(*backend, compute_dtype(*backend, c), rows, c.model.width, 2 * c.model.ffn_hidden);
   };
   o.git_sha = build_info().git_sha;
   o.console_is_terminal = console_kind(STDERR_FILENO) == ConsoleKind::Terminal;
   o.console_width = [] { return terminal_width(STDERR_FILENO); };
   o.plan = [path = flags.config.path](const Config& resolved) { return plan_json(resolved, path); };
-  o.total_memory = machine_memory();
+  o.total_memory = backend->is_cpu() ? machine_memory() : backend->memory_bytes();
   return o;
 }
 
@@ -89,7 +91,8 @@ void run(const TrainFlags& flags, Globals& globals) {
   }
   std::signal(SIGPIPE, SIG_IGN);  // a reader of the log that goes away does not end the training
   const std::shared_ptr<Backend> backend = open_backend(globals, config);
-  const TrainResult result = train(config, options_of(flags), backend, std::cerr);
+  require_precision(*backend, config);
+  const TrainResult result = train(config, options_of(flags, backend), backend, std::cerr);
   if (globals.json) {
     print_result(result, flags);
   } else if (!result.message.empty() && result.status != RunStatus::Failed) {

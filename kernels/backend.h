@@ -98,6 +98,8 @@ class Backend {
   virtual std::int64_t head_chunk_rows() const { return 512; }
 
   // --- memory
+  /// Bytes that the device has; 0: unknown, or the machine's own.
+  virtual std::int64_t memory_bytes() const { return 0; }
   virtual void* allocate(std::size_t bytes) = 0;  // 64-byte aligned, uninitialised; throws std::bad_alloc
   virtual void release(void* data, std::size_t bytes) noexcept = 0;
   virtual void copy_from_host(void* destination, const void* host, std::size_t bytes) = 0;
@@ -177,7 +179,8 @@ class Backend {
 
   // --- SwiGLU (Shazeer 2020): gate_up [rows, 2F] holds gate then up; h = silu(gate) * up [rows, F]
   virtual void swiglu_forward(View h, ConstView gate_up, std::int64_t rows, std::int64_t hidden) = 0;
-  virtual void swiglu_backward(View dgate_up, ConstView dh, ConstView gate_up, std::int64_t rows,
+  /// `h`, when not null, gets the forward's output again.
+  virtual void swiglu_backward(View dgate_up, View h, ConstView dh, ConstView gate_up, std::int64_t rows,
                                std::int64_t hidden) = 0;
 
   // --- h = silu(x + bias): x, h [rows, width], bias [width] (the predictor's hidden layer)

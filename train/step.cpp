@@ -97,15 +97,13 @@ bool StepRunner::record_step(std::int64_t step) {
     if (stop_requested()) return false;
     const Batch& batch = batches_[static_cast<std::size_t>(part)];
     Tape tape(context_);
-    ForwardResult result;
     {
       const Recording recording(context_, tape);
-      result = model_.forward(context_, batch, rule);
+      const ForwardResult result = model_.forward(context_, batch, rule);
       model_.record_objective(context_, batch, result, weight, report_.rows(part * slots, (part + 1) * slots));
-    }
-    if (part + 1 == parts) {
       std::int64_t at = parts * slots;
       for (const RoutedLayer& routed : result.routing) {
+        if (part + 1 < parts) break;  // the last micro-batch speaks for the step
         record_summary(context_, routed, config_.routing, report_.rows(at, at + kSummary));
         at += kSummary;
       }

@@ -502,13 +502,17 @@ class Run {
     }
     table += fmt::format("activations about {}, head about {}", format_bytes(estimate.activations),
                          format_bytes(estimate.logits_chunk));
-    const auto machine = static_cast<double>(options_.total_memory);
-    if (machine > 0 && estimate.total() > machine) {
-      table += fmt::format(
-          ". That is more than this machine's {}: lower train.micro_batch or set train.recompute: block",
-          format_bytes(machine));
+    const auto there = static_cast<double>(options_.total_memory);
+    if (there <= 0 || estimate.total() <= there) return table;
+    const std::string more = fmt::format("That is more than this {}'s {}",
+                                         context_.backend().is_cpu() ? "machine" : "GPU", format_bytes(there));
+    const std::string hint = "lower train.micro_batch or set train.recompute: block";
+    // A machine may swap; a GPU does not, and the estimate is within a tenth.
+    constexpr double kMargin = 1.1;
+    if (!context_.backend().is_cpu() && estimate.total() > kMargin * there) {
+      throw UserError(fmt::format("{}. {}.", table, more), fmt::format("To train this, {}.", hint));
     }
-    return table;
+    return table + fmt::format(". {}: {}", more, hint);
   }
 
   TrainOptions options_;

@@ -49,6 +49,7 @@ CudaBackend::CudaBackend(const BackendOptions& options, int device) : options_(o
   const Device& found = report.devices[static_cast<std::size_t>(device)];
   name_ = found.name;
   multiprocessors_ = found.multiprocessors;
+  memory_bytes_ = found.memory_bytes;
   check(cudaSetDevice(device), "cuda");
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cuda");
   for (std::size_t i = 0; i < kStagingBuffers; ++i) {
@@ -59,7 +60,7 @@ CudaBackend::CudaBackend(const BackendOptions& options, int device) : options_(o
     check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cuda");
     pinned_free_.push_back(event);
   }
-  gemm_ = std::make_unique<Gemm>(stream_, name_);
+  gemm_ = std::make_unique<Gemm>(stream_, name_, options.deterministic);
   cudnn_ = CudnnAttention::open(stream_, options.deterministic);
 }
 

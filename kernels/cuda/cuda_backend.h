@@ -34,6 +34,7 @@ class CudaBackend final : public Backend {
   cudaStream_t stream() const { return stream_; }
   int multiprocessors() const { return multiprocessors_; }
 
+  std::int64_t memory_bytes() const override { return memory_bytes_; }
   void* allocate(std::size_t bytes) override;
   void release(void* data, std::size_t bytes) noexcept override;
   void copy_from_host(void* destination, const void* host, std::size_t bytes) override;
@@ -79,7 +80,7 @@ class CudaBackend final : public Backend {
                           ConstView first_key, const AttentionShape& s) override;
   void first_keys(View first_key, ConstView documents, std::int64_t batch, std::int64_t seq) override;
   void swiglu_forward(View h, ConstView gate_up, std::int64_t rows, std::int64_t hidden) override;
-  void swiglu_backward(View dgate_up, ConstView dh, ConstView gate_up, std::int64_t rows,
+  void swiglu_backward(View dgate_up, View h, ConstView dh, ConstView gate_up, std::int64_t rows,
                        std::int64_t hidden) override;
   void bias_silu_forward(View h, ConstView x, ConstView bias, std::int64_t rows, std::int64_t width) override;
   void bias_silu_backward(View dx, View dbias_accumulate, ConstView dh, ConstView x, ConstView bias,
@@ -122,6 +123,7 @@ class CudaBackend final : public Backend {
   BackendOptions options_;
   int device_ = 0;
   int multiprocessors_ = 0;
+  std::int64_t memory_bytes_ = 0;
   std::string name_;
   cudaStream_t stream_ = nullptr;
   bool capturing_ = false;

@@ -29,7 +29,8 @@ struct GemmShape {
 class Gemm {
  public:
   /// `device_name` keys the choices on disk. UserError: cuBLASLt cannot be loaded.
-  Gemm(cudaStream_t stream, const std::string& device_name);
+  /// Deterministic: the same choice in every process, from products that are bit-equal run to run.
+  Gemm(cudaStream_t stream, const std::string& device_name, bool deterministic);
   ~Gemm();
   Gemm(const Gemm&) = delete;
   Gemm& operator=(const Gemm&) = delete;
@@ -39,10 +40,10 @@ class Gemm {
 
  private:
   struct Plan;
-  const Plan& plan(const GemmShape& s);
   struct State;
+  using Key = decltype(std::tuple_cat(GemmShape{}.key(), std::tuple(std::uint32_t{})));
   std::unique_ptr<State> state_;
-  std::map<decltype(GemmShape{}.key()), std::unique_ptr<Plan>> plans_;
+  std::map<Key, std::unique_ptr<Plan>> plans_;
 };
 
 }  // namespace fathom::cuda

@@ -65,7 +65,7 @@ struct Horizon {
 /// Throws UsageError when the horizon asks for more than 1e12 steps or 1e18 tokens.
 Horizon plan_horizon(const Config& config);
 
-/// An estimate of the bytes that training takes on the CPU in fp32, by what they are for.
+/// An estimate of the bytes that training takes in the config's precision, by what they are for.
 struct MemoryEstimate {
   double parameters = 0;
   double gradients = 0;

@@ -7,53 +7,66 @@
 namespace fathom {
 namespace {
 
-constexpr double kBytes = 4;                // fp32
-constexpr double kLogitsChunkTokens = 512;  // tokens whose logits exist at the same time
+constexpr double kStatBytes = 4;  // fp32: masters, gradients, moments, statistics
 
 double d(std::int64_t x) { return static_cast<double>(x); }
 
-// Elements that a block keeps for its backward pass, for each token that it computes.
-double block_elements_per_token(const ModelConfig& m) {
-  const double width = d(m.width), head_dim = d(m.head_dim()), heads = d(m.heads), kv_heads = d(m.kv_heads);
-  const double attention =
-      2 * width                                // the input and its norm
-      + 2 * (heads + 2 * kv_heads) * head_dim  // queries, keys and values, before and after RoPE
-      + heads * head_dim + heads;              // attention's output, and its log-sum-exp
-  const double mlp =
-      3 * width + 3 * d(m.ffn_hidden);  // x + a, its norm, the output; gate, up and their product
-  return attention + mlp;
+// Bytes of an element of the compute dtype. Training in bf16 is the GPU's.
+double compute_bytes(const Config& c) { return c.train.precision == "bf16" ? 2 : 4; }
+
+// Bytes that a block keeps for its backward pass, for each token that it computes: norms and SwiGLU are made again.
+double block_bytes_per_token(const Config& c) {
+  const ModelConfig& m = c.model;
+  const double heads = d(m.heads), kv_heads = d(m.kv_heads), head_dim = d(m.head_dim());
+  const double qkv = (heads + 2 * kv_heads) * head_dim;
+  const double elements = 2 * d(m.width)                // the inputs of both norms
+                          + qkv * (m.qk_norm ? 2 : 1)   // rotated in place, unless QK-norm reads them again
+                          + heads * head_dim            // attention's output
+                          + 2 * d(m.ffn_hidden);        // gate and up
+  const double statistics = heads + 2 + (m.qk_norm ? heads + kv_heads : 0);  // log-sum-exps, norms' reciprocals
+  return compute_bytes(c) * elements + kStatBytes * statistics;
+}
+
+// Bytes a token at the widest point of a block's backward pass: the gradients of gate, up and their product, that
+// product again, and the residual's gradient.
+double backward_bytes_per_token(const Config& c) {
+  return compute_bytes(c) * (4 * d(c.model.ffn_hidden) + 2 * d(c.model.width));
 }
 
 }  // namespace
 
 MemoryEstimate estimate_memory(const Config& c) {
   const ModelConfig& m = c.model;
+  const double bytes = compute_bytes(c);
   const double parameters = d(count_parameters(c).total);
   const double tokens = d(c.micro_batch_sequences()) * d(c.train.seq_len);
   const double kept_share = d(kept_tokens(c.routing.capacity, c.train.seq_len)) / d(c.train.seq_len);
-  const double per_token = block_elements_per_token(m);
+  const double per_token = block_bytes_per_token(c);
+  const bool recomputes = c.train.recompute == Recompute::Block;
 
   double kept = 0, largest = 0;
   for (std::int64_t l = 0; l < m.depth; ++l) {
     const bool routed = c.routing.routes(l);
-    double block = per_token * tokens * (routed ? kept_share : 1.0);
-    // A routed block also keeps the residual stream that it scatters into, the router's scalars and the
-    // predictor.
-    if (routed) block += tokens * (d(m.width) + 1);
-    if (routed && c.routing.has_predictor()) block += tokens * 2 * d(c.routing.causal.predictor_hidden);
-    kept += c.train.recompute == Recompute::Block ? tokens * d(m.width) : block;
-    largest = std::max(largest, block);
+    const double share = routed ? kept_share : 1.0;
+    // A routed block also keeps its input and the residual stream that it scatters into, what it adds there, the
+    // router's scalars and the predictor.
+    double around = 0;
+    if (routed) around += tokens * (bytes * d(m.width) * (2 + kept_share) + 2 * kStatBytes);
+    if (routed && c.routing.has_predictor()) around += tokens * bytes * 2 * d(c.routing.causal.predictor_hidden);
+    const double block = per_token * tokens * share;
+    kept += around + (recomputes ? bytes * tokens * share * d(m.width) * 2 : block);
+    largest = std::max(largest, share * tokens * backward_bytes_per_token(c) + (recomputes ? block : 0.0));
   }
-  // The backward pass holds one block's gradients, and with recomputation also that block's activations.
-  kept += c.train.recompute == Recompute::Block ? 2 * largest : largest;
-  kept += 3 * tokens * d(m.width);  // the embedding's output, the last norm, and the gradient between them
+  kept += largest;
+  kept += 2 * bytes * tokens * d(m.width);  // the last norm's input, and the head's gradient
 
   MemoryEstimate e;
-  e.parameters = kBytes * parameters;
-  e.gradients = kBytes * parameters;
-  e.optimizer = 2 * kBytes * parameters;
-  e.activations = kBytes * kept;
-  e.logits_chunk = kBytes * std::min(tokens, kLogitsChunkTokens) * d(m.vocab_size);
+  e.parameters = (kStatBytes + (bytes == kStatBytes ? 0 : bytes)) * parameters;
+  e.gradients = kStatBytes * parameters;
+  e.optimizer = 2 * kStatBytes * parameters;
+  e.activations = kept;
+  const double chunk_rows = bytes == kStatBytes ? 512 : 8192;  // Backend::head_chunk_rows
+  e.logits_chunk = bytes * std::min(tokens, chunk_rows) * d(m.vocab_size);
   return e;
 }
 

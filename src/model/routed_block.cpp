@@ -13,7 +13,6 @@
 
 #include "src/model/blocks.h"
 #include "src/ops/linear.h"
-#include "src/ops/norm.h"
 #include "src/ops/routing.h"
 
 namespace fathom {
@@ -100,10 +99,8 @@ Transformer::Stream Transformer::routed_block(Context& c, std::int64_t layer, co
   }
 
   const auto f = [this, layer, kept](Context& ctx, const std::vector<Tensor>& in) -> std::vector<Tensor> {
-    const Tensor normed = ops::rms_norm(ctx, in[0], weight(layer, "input_layernorm.weight"), model_.norm_eps);
-    const Tensor a = attend(ctx, layer, normed, kept);
-    const Tensor& norm2 = weight(layer, "post_attention_layernorm.weight");
-    const Tensor m = mlp(ctx, layer, ops::add_rms_norm(ctx, in[0], a, norm2, model_.norm_eps).second);
+    const Tensor a = attention_of(ctx, layer, in[0], kept);
+    const Tensor m = mlp_after(ctx, layer, in[0], a).second;
     return {ops::add(ctx, a, m)};
   };
   const Tensor delta = body(c, f, {ops::gather_rows(c, x, routed.indices)})[0];

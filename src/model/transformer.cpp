@@ -12,6 +12,7 @@
 #include "src/ops/loss.h"
 #include "src/ops/mlp.h"
 #include "src/ops/norm.h"
+#include "src/ops/norm_linear.h"
 
 namespace fathom {
 
@@ -170,14 +171,9 @@ ForwardResult Transformer::forward(Context& c, const Batch& batch, const Selecti
   return result;
 }
 
-// a = W_o attention(rope(W_qkv x)): x is normed.
-Tensor Transformer::attend(Context& c, std::int64_t layer, const Tensor& x, const Rows& rows) const {
+// a = W_o attention(rope(qkv))
+Tensor Transformer::attend(Context& c, std::int64_t layer, Tensor qkv, const Rows& rows) const {
   const bool qk_norm = model_.qk_norm;
-  Tensor qkv;
-  {
-    const FlopItem item(c, "attention_proj");
-    qkv = ops::linear(c, x, weight(layer, "self_attn.qkv_proj.weight"));
-  }
   qkv = ops::rope(c, std::move(qkv), rows.positions, qk_norm ? weight(layer, "self_attn.q_norm.weight") : Tensor(),
                   qk_norm ? weight(layer, "self_attn.k_norm.weight") : Tensor(),
                   {model_.heads, model_.kv_heads, model_.rope_theta, model_.norm_eps});
@@ -187,11 +183,25 @@ Tensor Transformer::attend(Context& c, std::int64_t layer, const Tensor& x, cons
   return ops::linear(c, mixed, weight(layer, "self_attn.o_proj.weight"));
 }
 
-// m = W_down (silu(W_gate x) * W_up x): x is normed.
-Tensor Transformer::mlp(Context& c, std::int64_t layer, const Tensor& x) const {
+// a = W_o attention(rope(W_qkv norm(x)))
+Tensor Transformer::attention_of(Context& c, std::int64_t layer, const Tensor& x, const Rows& rows) const {
+  Tensor qkv;
+  {
+    const FlopItem item(c, "attention_proj");
+    qkv = ops::rms_norm_linear(c, x, weight(layer, "input_layernorm.weight"),
+                               weight(layer, "self_attn.qkv_proj.weight"), model_.norm_eps);
+  }
+  return attend(c, layer, std::move(qkv), rows);
+}
+
+// h = x + a, and m = W_down (silu(W_gate norm(h)) * W_up norm(h)).
+std::pair<Tensor, Tensor> Transformer::mlp_after(Context& c, std::int64_t layer, const Tensor& x,
+                                                 const Tensor& a) const {
   const FlopItem item(c, "mlp");
-  const Tensor hidden = ops::swiglu(c, ops::linear(c, x, weight(layer, "mlp.gate_up_proj.weight")));
-  return ops::linear(c, hidden, weight(layer, "mlp.down_proj.weight"));
+  const auto [h, gate_up] =
+      ops::add_rms_norm_linear(c, x, a, weight(layer, "post_attention_layernorm.weight"),
+                               weight(layer, "mlp.gate_up_proj.weight"), model_.norm_eps);
+  return {h, ops::swiglu_linear(c, gate_up, weight(layer, "mlp.down_proj.weight"))};
 }
 
 std::vector<Tensor> Transformer::body(Context& c, const BlockFunction& f,
@@ -202,18 +212,22 @@ std::vector<Tensor> Transformer::body(Context& c, const BlockFunction& f,
 Transformer::Stream Transformer::dense_block(Context& c, std::int64_t layer, const Stream& stream,
                                              const Rows& rows) const {
   const auto f = [this, layer, rows](Context& ctx, const std::vector<Tensor>& in) -> std::vector<Tensor> {
-    const Tensor& norm1 = weight(layer, "input_layernorm.weight");
-    const Tensor& norm2 = weight(layer, "post_attention_layernorm.weight");
     Tensor h = in[0];
-    Tensor normed;
+    Tensor a;
     if (in[1].defined()) {
-      std::tie(h, normed) = ops::add_rms_norm(ctx, in[0], in[1], norm1, model_.norm_eps);
+      Tensor qkv;
+      {
+        const FlopItem item(ctx, "attention_proj");
+        std::tie(h, qkv) =
+            ops::add_rms_norm_linear(ctx, in[0], in[1], weight(layer, "input_layernorm.weight"),
+                                     weight(layer, "self_attn.qkv_proj.weight"), model_.norm_eps);
+      }
+      a = attend(ctx, layer, std::move(qkv), rows);
     } else {
-      normed = ops::rms_norm(ctx, h, norm1, model_.norm_eps);
+      a = attention_of(ctx, layer, h, rows);
     }
-    const Tensor a = attend(ctx, layer, normed, rows);
-    std::tie(h, normed) = ops::add_rms_norm(ctx, h, a, norm2, model_.norm_eps);
-    return {h, mlp(ctx, layer, normed)};
+    auto [sum, m] = mlp_after(ctx, layer, h, a);
+    return {sum, m};
   };
   std::vector<Tensor> out = body(c, f, {stream.x, stream.delta});
   return {out[0], out[1]};

@@ -126,8 +126,9 @@ class Transformer {
   Stream dense_block(Context& c, std::int64_t layer, const Stream& stream, const Rows& rows) const;
   Stream routed_block(Context& c, std::int64_t layer, const Stream& stream, const Rows& rows,
                       const SelectionRule& rule, std::vector<RoutedLayer>& routing) const;
-  Tensor attend(Context& c, std::int64_t layer, const Tensor& x, const Rows& rows) const;
-  Tensor mlp(Context& c, std::int64_t layer, const Tensor& x) const;
+  Tensor attend(Context& c, std::int64_t layer, Tensor qkv, const Rows& rows) const;
+  Tensor attention_of(Context& c, std::int64_t layer, const Tensor& x, const Rows& rows) const;
+  std::pair<Tensor, Tensor> mlp_after(Context& c, std::int64_t layer, const Tensor& x, const Tensor& a) const;
   Tensor predict(Context& c, std::int64_t layer, const Tensor& x) const;
   std::vector<Tensor> body(Context& c, const BlockFunction& f, const std::vector<Tensor>& inputs) const;
   const Tensor& weight(std::int64_t layer, const char* name) const;

@@ -8,8 +8,9 @@ namespace fathom {
 
 namespace {
 
-// Every parameter starts on a 64-byte line of fp32.
-constexpr std::int64_t kAlignment = 16;
+// Every parameter starts at a multiple of 256 bytes in arenas of 2-byte elements too: what cuBLASLt's fastest
+// products ask for.
+constexpr std::int64_t kAlignment = 128;
 
 std::int64_t padded(std::int64_t n) { return (n + kAlignment - 1) / kAlignment * kAlignment; }
 

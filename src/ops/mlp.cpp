@@ -16,11 +16,37 @@ Tensor swiglu(Context& c, const Tensor& gate_up) {
     c.tape()->record("swiglu", {h}, [&c, gate_up, rows, hidden](Tape& t) {
       const Tensor dh = t.gradient();
       Tensor dgate_up = c.empty(gate_up.shape());
-      c.backend().swiglu_backward(dgate_up, dh, gate_up, rows, hidden);
+      c.backend().swiglu_backward(dgate_up, View{}, dh, gate_up, rows, hidden);
       t.give(gate_up, std::move(dgate_up));
     });
   }
   return h;
+}
+
+Tensor swiglu_linear(Context& c, const Tensor& gate_up, const Tensor& w) {
+  expect_matrix(c, "swiglu_linear", "w", w);
+  const std::int64_t hidden = w.dim(1);
+  const LinearShape s{expect_rows(c, "swiglu_linear", "gate_up", gate_up, 2 * hidden), hidden, w.dim(0)};
+  Tensor y = c.empty({s.rows, s.out});
+  {
+    const Tensor h = c.empty({s.rows, hidden});
+    c.backend().swiglu_forward(h, gate_up, s.rows, hidden);
+    c.backend().linear_forward(y, h, w, s);
+  }
+  c.check("swiglu_linear", "", y);
+  if (wants_record(c, {gate_up, w})) {
+    c.tape()->record("swiglu_linear", {y}, [&c, gate_up, w, s](Tape& t) {
+      const Tensor dy = t.gradient();
+      const Tensor dh = c.empty({s.rows, s.in});
+      const Tensor h = c.empty({s.rows, s.in});
+      Tensor dgate_up = c.empty(gate_up.shape());
+      c.backend().linear_backward_input(dh, dy, w, s);
+      c.backend().swiglu_backward(dgate_up, h, dh, gate_up, s.rows, s.in);
+      if (w.requires_grad()) c.backend().linear_backward_weight_accumulate(t.sum_into(w), dy, h, s);
+      t.give(gate_up, std::move(dgate_up));
+    });
+  }
+  return y;
 }
 
 Tensor embedding(Context& c, const Tensor& table, const Tensor& tokens) {

@@ -297,6 +297,7 @@ std::vector<OpCase> op_table() {
   add_linear(t);
   add_elementwise(t);
   add_norms(t);
+  add_fused(t);
   add_rope(t);
   add_attention(t);
   add_rows(t);

@@ -41,6 +41,9 @@ struct OpCase {
   friend void PrintTo(const OpCase& c, std::ostream* out) { *out << c.name(); }
 };
 
+/// Ops that make again in their backward what they did not keep (op_table_fused.cpp).
+void add_fused(std::vector<OpCase>& table);
+
 /// Every differentiable op of src/ops, ragged shapes included.
 std::vector<OpCase> op_table();
 

@@ -66,7 +66,7 @@ class CpuBackend final : public Backend {
                           ConstView first_key, const AttentionShape& s) override;
   void first_keys(View first_key, ConstView documents, std::int64_t batch, std::int64_t seq) override;
   void swiglu_forward(View h, ConstView gate_up, std::int64_t rows, std::int64_t hidden) override;
-  void swiglu_backward(View dgate_up, ConstView dh, ConstView gate_up, std::int64_t rows,
+  void swiglu_backward(View dgate_up, View h, ConstView dh, ConstView gate_up, std::int64_t rows,
                        std::int64_t hidden) override;
   void bias_silu_forward(View h, ConstView x, ConstView bias, std::int64_t rows, std::int64_t width) override;
   void bias_silu_backward(View dx, View dbias_accumulate, ConstView dh, ConstView x, ConstView bias,

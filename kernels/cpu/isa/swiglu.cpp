@@ -22,7 +22,7 @@ void forward(T* h, const T* gate_up, std::int64_t rows, std::int64_t hidden) {
 }
 
 template <typename T>
-void backward(T* dgate_up, const T* dh, const T* gate_up, std::int64_t rows, std::int64_t hidden) {
+void backward(T* dgate_up, T* h, const T* dh, const T* gate_up, std::int64_t rows, std::int64_t hidden) {
   parallel_for(rows, row_grain(hidden), [=](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
       const T* g = gate_up + i * 2 * hidden;
@@ -37,6 +37,10 @@ void backward(T* dgate_up, const T* dh, const T* gate_up, std::int64_t rows, std
         dg[j] = d[j] * u[j] * (p + silu * (T(1) - p));
         du[j] = d[j] * silu;
       }
+      if (h == nullptr) continue;
+      T* to = h + i * hidden;
+#pragma omp simd
+      for (std::int64_t j = 0; j < hidden; ++j) to[j] = g[j] * vsigmoid(g[j]) * u[j];
     }
   });
 }
@@ -52,12 +56,13 @@ void CpuBackend::swiglu_forward(View h, ConstView gate_up, std::int64_t rows, st
   });
 }
 
-void CpuBackend::swiglu_backward(View dgate_up, ConstView dh, ConstView gate_up, std::int64_t rows,
+void CpuBackend::swiglu_backward(View dgate_up, View h, ConstView dh, ConstView gate_up, std::int64_t rows,
                                  std::int64_t hidden) {
   const char* op = "swiglu_backward";
   for_compute_type(op, dgate_up.dtype, [&](auto zero) {
     using T = decltype(zero);
-    backward(output<T>(op, "dgate_up", dgate_up, rows * 2 * hidden), input<T>(op, "dh", dh, rows * hidden),
+    backward(output<T>(op, "dgate_up", dgate_up, rows * 2 * hidden),
+             optional_output<T>(op, "h", h, rows * hidden), input<T>(op, "dh", dh, rows * hidden),
              input<T>(op, "gate_up", gate_up, rows * 2 * hidden), rows, hidden);
   });
 }

@@ -1,0 +1,290 @@
+#include "kernels/cuda/gemm.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <sstream>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/cublaslt_library.h"
+
+namespace fathom::cuda {
+
+namespace {
+
+constexpr std::size_t kWorkspaceBytes = 32U << 20;  // what NVIDIA recommends for Hopper
+constexpr int kCandidates = 12;
+
+void check_lt(cublasStatus_t status, const GemmShape& s) {
+  if (status == CUBLAS_STATUS_SUCCESS) return;
+  throw InternalError(fmt::format("[linear] cuBLASLt: {}: C [{}, {}] of k = {}, {} in, {} out",
+                                  cublaslt().get_status_string(status), s.m, s.n, s.k, name_of(s.in),
+                                  name_of(s.out)));
+}
+
+cudaDataType_t type_of(DType t) {
+  switch (t) {
+    case DType::F32:
+      return CUDA_R_32F;
+    case DType::BF16:
+      return CUDA_R_16BF;
+    default:
+      fail_dtype("linear", t);
+  }
+}
+
+// cuBLASLt's descriptors are plain handles with a create and a destroy each.
+struct Descriptors {
+  cublasLtMatmulDesc_t product = nullptr;
+  std::array<cublasLtMatrixLayout_t, 3> layouts{};  // its A (our B), its B (our A), its C
+
+  Descriptors(const GemmShape& s) {
+    const CublasLt& lt = cublaslt();
+    check_lt(lt.matmul_desc_create(&product, CUBLAS_COMPUTE_32F, CUDA_R_32F), s);
+    // Row-major C = A B is column-major C^T = B^T A^T: the operands change places, and what is stored transposed
+    // for us is stored straight for cuBLASLt.
+    const cublasOperation_t first = s.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
+    const cublasOperation_t second = s.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
+    check_lt(lt.matmul_desc_set_attribute(product, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first), s);
+    check_lt(lt.matmul_desc_set_attribute(product, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second), s);
+    layout(0, s.in, s.transpose_b ? s.k : s.n, s.transpose_b ? s.n : s.k, s);
+    layout(1, s.in, s.transpose_a ? s.m : s.k, s.transpose_a ? s.k : s.m, s);
+    layout(2, s.out, s.n, s.m, s);
+  }
+  ~Descriptors() {
+    const CublasLt& lt = cublaslt();
+    for (cublasLtMatrixLayout_t l : layouts) {
+      if (l != nullptr) lt.matrix_layout_destroy(l);
+    }
+    if (product != nullptr) lt.matmul_desc_destroy(product);
+  }
+  Descriptors(const Descriptors&) = delete;
+  Descriptors& operator=(const Descriptors&) = delete;
+
+ private:
+  void layout(std::size_t i, DType t, std::int64_t rows, std::int64_t columns, const GemmShape& s) {
+    check_lt(cublaslt().matrix_layout_create(&layouts[i], type_of(t), static_cast<std::uint64_t>(rows),
+                                             static_cast<std::uint64_t>(columns), rows),
+             s);
+  }
+};
+
+/// The largest power of two, up to 256, that divides the address.
+std::uint32_t alignment_of(const void* data) {
+  const auto address = reinterpret_cast<std::uintptr_t>(data);
+  return address == 0 ? 256U : static_cast<std::uint32_t>(std::min<std::uintptr_t>(256, address & -address));
+}
+
+// A file of lines "<shape> <algorithm in hexadecimal>", for one device and one version of cuBLASLt. It saves time and
+// nothing else: what cannot be read or written is passed over.
+class ChoicesOnDisk {
+ public:
+  explicit ChoicesOnDisk(const std::string& device_name) {
+    const char* xdg = std::getenv("XDG_CACHE_HOME");
+    const char* home = std::getenv("HOME");
+    if (xdg == nullptr && home == nullptr) return;
+    const auto folder = (xdg != nullptr ? std::filesystem::path(xdg) : std::filesystem::path(home) / ".cache") / "fathom";
+    std::error_code error;
+    std::filesystem::create_directories(folder, error);
+    std::string device = device_name;
+    std::replace_if(device.begin(), device.end(), [](char ch) { return std::isalnum(static_cast<unsigned char>(ch)) == 0; },
+                    '-');
+    path_ = folder / fmt::format("gemm-{}-cublaslt-{}.txt", device, cublaslt().get_version());
+    std::ifstream in(path_);
+    for (std::string line; std::getline(in, line);) {
+      const auto space = line.rfind(' ');
+      if (space != std::string::npos) known_[line.substr(0, space)] = line.substr(space + 1);
+    }
+  }
+
+  bool find(const std::string& shape, cublasLtMatmulAlgo_t& algorithm) const {
+    const auto found = known_.find(shape);
+    if (found == known_.end() || found->second.size() != 2 * sizeof algorithm) return false;
+    auto* bytes = reinterpret_cast<unsigned char*>(&algorithm);
+    for (std::size_t i = 0; i < sizeof algorithm; ++i) {
+      char* end = nullptr;
+      const std::string digits = found->second.substr(2 * i, 2);
+      bytes[i] = static_cast<unsigned char>(std::strtoul(digits.c_str(), &end, 16));
+      if (end != digits.c_str() + 2) return false;
+    }
+    return true;
+  }
+
+  void keep(const std::string& shape, const cublasLtMatmulAlgo_t& algorithm) {
+    if (path_.empty()) return;
+    std::string line = shape + " ";
+    const auto* bytes = reinterpret_cast<const unsigned char*>(&algorithm);
+    for (std::size_t i = 0; i < sizeof algorithm; ++i) line += fmt::format("{:02x}", bytes[i]);
+    std::ofstream(path_, std::ios::app) << line + "\n";
+  }
+
+ private:
+  std::filesystem::path path_;
+  std::map<std::string, std::string> known_;
+};
+
+}  // namespace
+
+struct Gemm::Plan {
+  explicit Plan(const GemmShape& s) : descriptors(s) {}
+  Descriptors descriptors;
+  cublasLtMatmulAlgo_t algorithm{};
+};
+
+struct Gemm::State {
+  State(cudaStream_t s, const std::string& device_name, bool d) : stream(s), deterministic(d), disk(device_name) {}
+  cudaStream_t stream;
+  bool deterministic;
+  cublasLtHandle_t handle = nullptr;
+  void* workspace = nullptr;
+  ChoicesOnDisk disk;
+
+  void launch(const Descriptors& d, const cublasLtMatmulAlgo_t& algorithm, void* c, const void* a, const void* b,
+              const GemmShape& s) const {
+    const float one = 1.0F, kept = s.accumulate ? 1.0F : 0.0F;
+    check_lt(cublaslt().matmul(handle, d.product, &one, b, d.layouts[0], a, d.layouts[1], &kept, c, d.layouts[2], c,
+                               d.layouts[2], &algorithm, workspace, kWorkspaceBytes, stream),
+             s);
+  }
+
+  std::vector<cublasLtMatmulHeuristicResult_t> candidates(const Descriptors& d, const std::array<std::uint32_t, 3>& aligned,
+                                                          const GemmShape& s) const {
+    const CublasLt& lt = cublaslt();
+    cublasLtMatmulPreference_t preference = nullptr;
+    check_lt(lt.matmul_preference_create(&preference), s);
+    const auto set = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
+      check_lt(lt.matmul_preference_set_attribute(preference, attribute, &value, sizeof value), s);
+    };
+    set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, aligned[0]);
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, aligned[1]);
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, aligned[2]);
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, aligned[2]);
+    // Partial products that meet in memory in the order they come are not reproducible.
+    const std::uint32_t ordered = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE;
+    if (deterministic) set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, ordered);
+    std::vector<cublasLtMatmulHeuristicResult_t> found(kCandidates);
+    int count = 0;
+    const cublasStatus_t status = lt.matmul_algo_get_heuristic(handle, d.product, d.layouts[0], d.layouts[1], d.layouts[2],
+                                                               d.layouts[2], preference, kCandidates, found.data(), &count);
+    lt.matmul_preference_destroy(preference);
+    check_lt(status == CUBLAS_STATUS_SUCCESS && count == 0 ? CUBLAS_STATUS_NOT_SUPPORTED : status, s);
+    found.resize(static_cast<std::size_t>(count));
+    return found;
+  }
+
+  bool capturing() const {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    check(cudaStreamIsCapturing(stream, &status), "linear");
+    return status != cudaStreamCaptureStatusNone;
+  }
+
+  // Milliseconds of one product; infinite where the algorithm refuses.
+  float time(const Descriptors& d, const cublasLtMatmulAlgo_t& algorithm, void* c, const void* a, const void* b,
+             const GemmShape& s) const {
+    constexpr int kRepeats = 4;
+    cudaEvent_t begin = nullptr, end = nullptr;
+    check(cudaEventCreate(&begin), "linear");
+    check(cudaEventCreate(&end), "linear");
+    float milliseconds = std::numeric_limits<float>::infinity();
+    try {
+      launch(d, algorithm, c, a, b, s);
+      check(cudaEventRecord(begin, stream), "linear");
+      for (int i = 0; i < kRepeats; ++i) launch(d, algorithm, c, a, b, s);
+      check(cudaEventRecord(end, stream), "linear");
+      check(cudaEventSynchronize(end), "linear");
+      check(cudaEventElapsedTime(&milliseconds, begin, end), "linear");
+    } catch (const InternalError&) {
+      cudaGetLastError();  // refused: another candidate will do
+    }
+    cudaEventDestroy(begin);
+    cudaEventDestroy(end);
+    return milliseconds;
+  }
+
+  // The fastest of the candidates, on the operands at hand and an output of its own.
+  cublasLtMatmulAlgo_t fastest(const Descriptors& d, const std::vector<cublasLtMatmulHeuristicResult_t>& all, const void* a,
+                               const void* b, const GemmShape& s) const {
+    void* c = nullptr;
+    const auto bytes = static_cast<std::size_t>(s.m * s.n) * size_of(s.out);
+    if (cudaMalloc(&c, bytes) != cudaSuccess) {
+      cudaGetLastError();
+      return all.front().algo;
+    }
+    check(cudaMemsetAsync(c, 0, bytes, stream), "linear");
+    const cublasLtMatmulHeuristicResult_t* best = &all.front();
+    float least = std::numeric_limits<float>::infinity();
+    for (const cublasLtMatmulHeuristicResult_t& candidate : all) {
+      const float t = time(d, candidate.algo, c, a, b, s);
+      if (t < least) least = t, best = &candidate;
+    }
+    check(cudaStreamSynchronize(stream), "linear");
+    cudaFree(c);
+    return best->algo;
+  }
+
+  // Shapes of training are round; those of ragged batches come once and are not worth the timing.
+  static bool worth_timing(const GemmShape& s) {
+    constexpr std::int64_t kRound = 64;
+    return s.m % kRound == 0 && s.n % kRound == 0 && s.k % kRound == 0 && s.m * s.n * s.k >= (std::int64_t{1} << 27);
+  }
+
+  cublasLtMatmulAlgo_t choose(const Descriptors& d, const void* c, const void* a, const void* b, const GemmShape& s) {
+    const std::array<std::uint32_t, 3> aligned{alignment_of(b), alignment_of(a), alignment_of(c)};
+    const auto all = candidates(d, aligned, s);
+    // Timing has noise, and another choice other rounding.
+    if (deterministic || !worth_timing(s) || capturing()) return all.front().algo;
+    const std::string shape =
+        fmt::format("{} {} {} {} {} {} {} {}", s.m, s.n, s.k, s.transpose_a ? "t" : "n", s.transpose_b ? "t" : "n",
+                    name_of(s.in), name_of(s.out), s.accumulate ? "accumulate" : "overwrite");
+    cublasLtMatmulAlgo_t algorithm{};
+    cublasLtMatmulHeuristicResult_t result{};
+    if (disk.find(shape, algorithm) &&
+        cublaslt().matmul_algo_check(handle, d.product, d.layouts[0], d.layouts[1], d.layouts[2], d.layouts[2], &algorithm,
+                                     &result) == CUBLAS_STATUS_SUCCESS &&
+        result.workspaceSize <= kWorkspaceBytes) {
+      return algorithm;
+    }
+    algorithm = fastest(d, all, a, b, s);
+    disk.keep(shape, algorithm);
+    return algorithm;
+  }
+};
+
+Gemm::Gemm(cudaStream_t stream, const std::string& device_name, bool deterministic)
+    : state_(std::make_unique<State>(stream, device_name, deterministic)) {
+  check_lt(cublaslt().create(&state_->handle), {});
+  check(cudaMalloc(&state_->workspace, kWorkspaceBytes), "linear");
+}
+
+Gemm::~Gemm() {
+  plans_.clear();
+  cudaFree(state_->workspace);
+  if (state_->handle != nullptr) cublaslt().destroy(state_->handle);
+}
+
+void Gemm::run(void* c, const void* a, const void* b, const GemmShape& s) {
+  if (s.m == 0 || s.n == 0) return;
+  if (s.k == 0) {
+    if (s.accumulate) return;
+    check(cudaMemsetAsync(c, 0, static_cast<std::size_t>(s.m * s.n) * size_of(s.out), state_->stream), "linear");
+    return;
+  }
+  // What an algorithm may assume of the addresses belongs to the choice.
+  const std::uint32_t aligned = std::min({alignment_of(a), alignment_of(b), alignment_of(c)});
+  std::unique_ptr<Plan>& plan = plans_[std::tuple_cat(s.key(), std::tuple(aligned))];
+  if (!plan) {
+    plan = std::make_unique<Plan>(s);
+    plan->algorithm = state_->choose(plan->descriptors, c, a, b, s);
+  }
+  state_->launch(plan->descriptors, plan->algorithm, c, a, b, s);
+}
+
+}  // namespace fathom::cuda

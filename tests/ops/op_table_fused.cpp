@@ -1,0 +1,68 @@
+// The ops that fuse a product with what feeds it.
+#include <random>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "src/ops/mlp.h"
+#include "src/ops/norm_linear.h"
+#include "tests/ops/op_table.h"
+
+namespace fathom::op_test {
+
+namespace {
+
+constexpr double kEps = 1e-3;  // large enough to show
+
+Operand real(const char* name, const Shape& shape, unsigned seed, Element element = Element::Compute,
+             double mean = 0) {
+  std::mt19937_64 generator(seed);
+  std::normal_distribution<double> distribution(mean, 1);
+  std::vector<double> values(static_cast<std::size_t>(shape.size()));
+  for (double& x : values) x = distribution(generator);
+  return {name, shape, element, std::move(values)};
+}
+
+using Inputs = std::vector<Tensor>;
+using Outputs = std::vector<Tensor>;
+
+}  // namespace
+
+void add_fused(std::vector<OpCase>& table) {
+  const LinearShape shapes[] = {{5, 7, 3}, {1, 3, 4}, {33, 20, 17}, {130, 17, 40}};
+  for (const LinearShape& s : shapes) {
+    const std::string variant = fmt::format("{}x{}x{}", s.rows, s.in, s.out);
+    const Shape stream{s.rows, s.in};
+    const Operand x = real("x", stream, 1), a = real("a", stream, 2), w = real("w", {s.out, s.in}, 3);
+    const Operand norm = real("norm", {s.in}, 4, Element::Stat, 1);
+    table.push_back({.op = "rms_norm_linear",
+                     .variant = variant,
+                     .operands = {x, norm, w},
+                     .run = [](Context& c, const Inputs& in) -> Outputs {
+                       return {ops::rms_norm_linear(c, in[0], in[1], in[2], kEps)};
+                     },
+                     .tolerance = 4e-6});
+    const std::pair<const char*, std::vector<std::size_t>> uses[] = {
+        {"both", {0, 1}}, {"sum_only", {0}}, {"product_only", {1}}};
+    for (const auto& [which, used] : uses) {
+      table.push_back({.op = "add_rms_norm_linear",
+                       .variant = variant + "_" + which,
+                       .operands = {x, a, norm, w},
+                       .run = [](Context& c, const Inputs& in) -> Outputs {
+                         auto [h, y] = ops::add_rms_norm_linear(c, in[0], in[1], in[2], in[3], kEps);
+                         return {h, y};
+                       },
+                       .tolerance = 4e-6,
+                       .used = used});
+    }
+    table.push_back({.op = "swiglu_linear",
+                     .variant = variant,
+                     .operands = {real("gate_up", {s.rows, 2 * s.in}, 5), w},
+                     .run = [](Context& c, const Inputs& in) -> Outputs {
+                       return {ops::swiglu_linear(c, in[0], in[1])};
+                     },
+                     .tolerance = 4e-6});
+  }
+}
+
+}  // namespace fathom::op_test
