@@ -84,3 +84,22 @@ if(FATHOM_CUDA)
                         "CUDAToolkit_ROOT; the preset cpu builds without it.")
   endif()
 endif()
+# Attention by cuDNN needs two sets of headers to build; its library is opened at run time (kernels/cuda).
+if(FATHOM_CUDA AND FATHOM_CUDNN_ATTENTION)
+  find_path(fathom_cudnn_frontend_INCLUDE_DIR cudnn_frontend.h NO_CMAKE_FIND_ROOT_PATH
+            HINTS "${FATHOM_CUDNN_FRONTEND}" "${CMAKE_SOURCE_DIR}/.cache/cuda/cudnn-frontend" PATH_SUFFIXES include)
+  find_path(fathom_cudnn_INCLUDE_DIR cudnn_graph.h
+            HINTS "${FATHOM_CUDNN_INCLUDE}" ${CUDAToolkit_INCLUDE_DIRS} PATH_SUFFIXES include)
+  mark_as_advanced(fathom_cudnn_frontend_INCLUDE_DIR fathom_cudnn_INCLUDE_DIR)
+  if(NOT fathom_cudnn_frontend_INCLUDE_DIR)
+    message(FATAL_ERROR "The CUDA build needs the headers of cudnn-frontend. scripts/setup-cuda.sh fetches them; or set "
+                        "FATHOM_CUDNN_FRONTEND to the folder that holds cudnn_frontend.h. -DFATHOM_CUDNN_ATTENTION=OFF "
+                        "builds without: attention is then Fathom's own kernel, which is slower at long sequences.")
+  endif()
+  if(NOT fathom_cudnn_INCLUDE_DIR)
+    message(FATAL_ERROR "The CUDA build needs cuDNN 9's headers. They are in NVIDIA's package libcudnn9-dev-cuda-13 and in "
+                        "the Python package nvidia-cudnn-cu13 (set FATHOM_CUDNN_INCLUDE to the folder that holds cudnn.h). "
+                        "-DFATHOM_CUDNN_ATTENTION=OFF builds without: attention is then Fathom's own kernel, which is "
+                        "slower at long sequences.")
+  endif()
+endif()

@@ -29,3 +29,16 @@ job_count() {
   if ((jobs > cores)); then jobs="$cores"; fi
   echo "$jobs"
 }
+
+# The path of an nvcc that can compile us (CUDA 12.4 or later), or nothing.
+find_nvcc() {
+  local nvcc version
+  for nvcc in "${CUDACXX:-}" "$(command -v nvcc || true)" /usr/local/cuda/bin/nvcc; do
+    if [[ -z $nvcc || ! -x $nvcc ]]; then continue; fi
+    version="$("$nvcc" --version | sed -n 's/.*release \([0-9]*\)\.\([0-9]*\).*/\1 \2/p')"
+    if ((${version% *} * 100 + ${version#* } >= 1204)); then
+      echo "$nvcc"
+      return
+    fi
+  done
+}

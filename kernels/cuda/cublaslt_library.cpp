@@ -33,10 +33,11 @@ CublasLt load() {
     throw UserError(
         fmt::format("cuBLASLt, which multiplies matrices on the GPU, cannot be loaded: {}.", opened.why_not),
         fmt::format(
-            "Install the cuBLAS of CUDA {} (package libcublas-{} of NVIDIA's repository, or the Python "
-            "package nvidia-cublas), and name {} or its folder in the environment variable {} where the "
-            "system does not find it by itself. --device cpu goes without.",
-            CUBLAS_VER_MAJOR, CUBLAS_VER_MAJOR, name, kVariable));
+            "Install the cuBLAS of CUDA {} (it is in the CUDA Toolkit and in the Python package "
+            "nvidia-cublas), "
+            "and name {} or its folder in the environment variable {} where the system does not find it by "
+            "itself. --device cpu goes without.",
+            CUBLAS_VER_MAJOR, name, kVariable));
   }
   CublasLt out{};
   void* const library = opened.handle;
