@@ -1,0 +1,256 @@
+// SwiGLU (Shazeer 2020): h = silu(g) u. With p = sigmoid(g): dg = dh u p (1 + g (1 - p)), du = dh g p.
+// And h = silu(z), z = x + bias: dx = dh p (1 + z (1 - p)), dbias = the sum of dx over rows.
+#include <type_traits>
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/column_sums.h"
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/device/vector.cuh"
+
+namespace fathom::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kUnroll = 2;  // packs of each operand in flight in a thread
+
+/// To a few units in the last place; 0 and 1 at the infinities.
+__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0F, 1.0F + expf(-x)); }
+
+/// Where pack i of [rows, hidden] lies in [rows, 2 hidden]. Index: 32 bits where they hold all packs, since
+/// the division would otherwise cost more than the arithmetic.
+template <typename Index>
+__device__ __forceinline__ std::int64_t in_pairs(Index i, Index packs_per_row, int pack) {
+  const Index row = i / packs_per_row;
+  return (static_cast<std::int64_t>(i) + static_cast<std::int64_t>(row) * packs_per_row) * pack;
+}
+
+/// Reads gate_up, writes h: 3 * rows * hidden elements.
+template <typename T, int kN, typename Index>
+__global__ void __launch_bounds__(kThreads)
+    swiglu_forward_kernel(T* h, const T* gate_up, Index packs, Index packs_per_row) {
+  using P = Pack<T, kN>;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * (kThreads * kUnroll) + threadIdx.x;
+  const std::int64_t hidden = static_cast<std::int64_t>(packs_per_row) * kN;
+  P gate[kUnroll], up[kUnroll];
+#pragma unroll
+  for (int k = 0; k < kUnroll; ++k) {
+    const std::int64_t i = first + k * kThreads;
+    if (i >= packs) continue;
+    const T* from = gate_up + in_pairs(static_cast<Index>(i), packs_per_row, kN);
+    gate[k] = P::load(from);
+    up[k] = P::load(from + hidden);
+  }
+#pragma unroll
+  for (int k = 0; k < kUnroll; ++k) {
+    const std::int64_t i = first + k * kThreads;
+    if (i >= packs) continue;
+#pragma unroll
+    for (int e = 0; e < kN; ++e) up[k].v[e] *= gate[k].v[e] * sigmoid(gate[k].v[e]);
+    up[k].store(h + i * kN);
+  }
+}
+
+/// Reads dh and gate_up, writes dgate_up: 5 * rows * hidden elements.
+template <typename T, int kN, typename Index>
+__global__ void __launch_bounds__(kThreads)
+    swiglu_backward_kernel(T* dgate_up, const T* dh, const T* gate_up, Index packs, Index packs_per_row) {
+  using P = Pack<T, kN>;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * (kThreads * kUnroll) + threadIdx.x;
+  const std::int64_t hidden = static_cast<std::int64_t>(packs_per_row) * kN;
+  P gate[kUnroll], up[kUnroll], d[kUnroll];
+  std::int64_t at[kUnroll];
+#pragma unroll
+  for (int k = 0; k < kUnroll; ++k) {
+    const std::int64_t i = first + k * kThreads;
+    if (i >= packs) continue;
+    at[k] = in_pairs(static_cast<Index>(i), packs_per_row, kN);
+    gate[k] = P::load(gate_up + at[k]);
+    up[k] = P::load(gate_up + at[k] + hidden);
+    d[k] = P::load(dh + i * kN);
+  }
+#pragma unroll
+  for (int k = 0; k < kUnroll; ++k) {
+    if (first + k * kThreads >= packs) continue;
+#pragma unroll
+    for (int e = 0; e < kN; ++e) {
+      const float p = sigmoid(gate[k].v[e]), silu = gate[k].v[e] * p;
+      gate[k].v[e] = d[k].v[e] * up[k].v[e] * (p + silu * (1.0F - p));
+      up[k].v[e] = d[k].v[e] * silu;
+    }
+    gate[k].store(dgate_up + at[k]);
+    up[k].store(dgate_up + at[k] + hidden);
+  }
+}
+
+// The bias kernels: a warp has 32 packs of columns and walks rows, kWarps of them side by side in a block.
+constexpr int kWarps = 8;
+constexpr std::int64_t kMostRowBlocks = 256;  // the partial sums of dbias
+
+template <typename T>
+struct BiasSilu {
+  T* out;           // h, or dx
+  float* partials;  // backward: [gridDim.x, width]
+  const T* dh;      // backward
+  const T* x;
+  const float* bias;
+  std::int64_t rows;
+  std::int64_t width;
+};
+
+/// Forward: reads x, writes h: 2 * rows * width elements. Backward: reads dh and x, writes dx: 3 * rows *
+/// width.
+template <typename T, int kN, bool kBackward>
+__global__ void __launch_bounds__(32 * kWarps) bias_silu_kernel(BiasSilu<T> p) {
+  using P = Pack<T, kN>;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const std::int64_t column = (static_cast<std::int64_t>(blockIdx.y) * 32 + lane) * kN;
+  const bool inside = column < p.width;
+  float bias[kN], sums[kN] = {};
+#pragma unroll
+  for (int e = 0; e < kN; ++e) bias[e] = inside ? p.bias[column + e] : 0.0F;
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kWarps;
+#pragma unroll 2
+  for (std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kWarps + warp; inside && row < p.rows;
+       row += step) {
+    P x = P::load(p.x + row * p.width + column);
+    if constexpr (kBackward) {
+      const P d = P::load(p.dh + row * p.width + column);
+#pragma unroll
+      for (int e = 0; e < kN; ++e) {
+        const float z = x.v[e] + bias[e], s = sigmoid(z);
+        x.v[e] = d.v[e] * (s + z * s * (1.0F - s));
+        sums[e] += x.v[e];
+      }
+    } else {
+#pragma unroll
+      for (int e = 0; e < kN; ++e) {
+        const float z = x.v[e] + bias[e];
+        x.v[e] = z * sigmoid(z);
+      }
+    }
+    x.store(p.out + row * p.width + column);
+  }
+  if constexpr (kBackward) {
+    __shared__ float shared[kWarps][32][kN];
+#pragma unroll
+    for (int e = 0; e < kN; ++e) shared[warp][lane][e] = sums[e];
+    __syncthreads();
+    if (warp != 0 || !inside) return;
+#pragma unroll
+    for (int e = 0; e < kN; ++e) {
+      float total = sums[e];
+#pragma unroll
+      for (int other = 1; other < kWarps; ++other) total += shared[other][lane][e];
+      p.partials[static_cast<std::int64_t>(blockIdx.x) * p.width + column + e] = total;
+    }
+  }
+}
+
+/// Calls body(pack size, index type) for [rows, hidden] in packs of `pack` elements when `packed`, else in
+/// elements.
+template <typename T, typename Body>
+void for_packs(bool packed, std::int64_t n, Body&& body) {
+  constexpr std::int64_t kMost32 = (std::int64_t{1} << 32) - 1;
+  const auto with_index = [&](auto pack) {
+    if (n / pack.value <= kMost32) {
+      body(pack, std::uint32_t{});
+    } else {
+      body(pack, std::int64_t{});
+    }
+  };
+  if (packed) {
+    with_index(std::integral_constant<int, kPack<T>>{});
+  } else {
+    with_index(std::integral_constant<int, 1>{});
+  }
+}
+
+/// Returns the number of partial sums that a backward leaves.
+template <bool kBackward, typename T>
+std::int64_t launch_bias_silu(cudaStream_t stream, const char* op, const BiasSilu<T>& p) {
+  if (p.rows == 0 || p.width == 0) return 0;
+  const bool packed = packs<T>(p.x, p.width) && packs<T>(p.out, p.width) && packs<T>(p.dh, p.width);
+  const std::int64_t needed = blocks_for(p.rows, kWarps);
+  const std::int64_t blocks = kBackward && needed > kMostRowBlocks ? kMostRowBlocks : needed;
+  const std::int64_t columns = 32 * (packed ? kPack<T> : 1);
+  const dim3 grid(static_cast<unsigned>(blocks), blocks_for(p.width, columns));
+  if (packed) {
+    bias_silu_kernel<T, kPack<T>, kBackward><<<grid, 32 * kWarps, 0, stream>>>(p);
+  } else {
+    bias_silu_kernel<T, 1, kBackward><<<grid, 32 * kWarps, 0, stream>>>(p);
+  }
+  check_launch(op);
+  return blocks;
+}
+
+}  // namespace
+
+void CudaBackend::swiglu_forward(View h, ConstView gate_up, std::int64_t rows, std::int64_t hidden) {
+  const char* op = "swiglu_forward";
+  const std::int64_t n = rows * hidden;
+  for_compute_type(op, h.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    T* to = output<T>(op, "h", h, n);
+    const T* from = input<T>(op, "gate_up", gate_up, 2 * n);
+    if (n == 0) return;
+    for_packs<T>(packs<T>(to, hidden) && packs<T>(from, hidden), n, [&](auto pack, auto index) {
+      using Index = decltype(index);
+      constexpr int kN = decltype(pack)::value;
+      swiglu_forward_kernel<T, kN, Index><<<blocks_for(n / kN, kThreads * kUnroll), kThreads, 0, stream_>>>(
+          to, from, static_cast<Index>(n / kN), static_cast<Index>(hidden / kN));
+    });
+    check_launch(op);
+  });
+}
+
+void CudaBackend::swiglu_backward(View dgate_up, ConstView dh, ConstView gate_up, std::int64_t rows,
+                                  std::int64_t hidden) {
+  const char* op = "swiglu_backward";
+  const std::int64_t n = rows * hidden;
+  for_compute_type(op, dgate_up.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    T* to = output<T>(op, "dgate_up", dgate_up, 2 * n);
+    const T* d = input<T>(op, "dh", dh, n);
+    const T* from = input<T>(op, "gate_up", gate_up, 2 * n);
+    if (n == 0) return;
+    const bool packed = packs<T>(to, hidden) && packs<T>(d, hidden) && packs<T>(from, hidden);
+    for_packs<T>(packed, n, [&](auto pack, auto index) {
+      using Index = decltype(index);
+      constexpr int kN = decltype(pack)::value;
+      swiglu_backward_kernel<T, kN, Index><<<blocks_for(n / kN, kThreads * kUnroll), kThreads, 0, stream_>>>(
+          to, d, from, static_cast<Index>(n / kN), static_cast<Index>(hidden / kN));
+    });
+    check_launch(op);
+  });
+}
+
+void CudaBackend::bias_silu_forward(View h, ConstView x, ConstView bias, std::int64_t rows,
+                                    std::int64_t width) {
+  const char* op = "bias_silu_forward";
+  const std::int64_t n = rows * width;
+  for_compute_type(op, h.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    launch_bias_silu<false, T>(stream_, op,
+                               {output<T>(op, "h", h, n), nullptr, nullptr, input<T>(op, "x", x, n),
+                                input<float>(op, "bias", bias, width), rows, width});
+  });
+}
+
+void CudaBackend::bias_silu_backward(View dx, View dbias_accumulate, ConstView dh, ConstView x,
+                                     ConstView bias, std::int64_t rows, std::int64_t width) {
+  const char* op = "bias_silu_backward";
+  const std::int64_t n = rows * width;
+  for_compute_type(op, dx.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    auto* dbias = output<float>(op, "dbias", dbias_accumulate, width);
+    auto* partials = scratch_of<float>(kMostRowBlocks * width);
+    const std::int64_t count = launch_bias_silu<true, T>(
+        stream_, op,
+        {output<T>(op, "dx", dx, n), partials, input<T>(op, "dh", dh, n), input<T>(op, "x", x, n),
+         input<float>(op, "bias", bias, width), rows, width});
+    add_column_sums(op, {dbias, partials, count, width, width}, stream_);
+  });
+}
+
+}  // namespace fathom::cuda
