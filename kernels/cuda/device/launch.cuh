@@ -1,0 +1,32 @@
+// Launching a kernel with as much shared memory as it asks for.
+#pragma once
+
+#include <cstddef>
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/cuda/check.h"
+
+namespace fathom::cuda {
+
+struct LaunchSize {
+  unsigned blocks = 0;  // 0: nothing is launched
+  unsigned threads = 0;
+  std::size_t shared_bytes = 0;
+};
+
+template <typename Arguments>
+void launch(const char* op, void (*kernel)(Arguments), const LaunchSize& size, cudaStream_t stream,
+            const Arguments& arguments) {
+  if (size.blocks == 0) return;
+  if (size.shared_bytes > 48 * 1024) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(size.shared_bytes)),
+          op);
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100), op);
+  }
+  kernel<<<size.blocks, size.threads, size.shared_bytes, stream>>>(arguments);
+  check_launch(op);
+}
+
+}  // namespace fathom::cuda
