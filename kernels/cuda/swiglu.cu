@@ -51,10 +51,10 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// Reads dh and gate_up, writes dgate_up: 5 * rows * hidden elements.
+/// Reads dh and gate_up, writes dgate_up, and h when it is wanted: 5 or 6 * rows * hidden elements.
 template <typename T, int kN, typename Index>
 __global__ void __launch_bounds__(kThreads)
-    swiglu_backward_kernel(T* dgate_up, const T* dh, const T* gate_up, Index packs, Index packs_per_row) {
+    swiglu_backward_kernel(T* dgate_up, T* h, const T* dh, const T* gate_up, Index packs, Index packs_per_row) {
   using P = Pack<T, kN>;
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * (kThreads * kUnroll) + threadIdx.x;
   const std::int64_t hidden = static_cast<std::int64_t>(packs_per_row) * kN;
@@ -71,15 +71,19 @@ __global__ void __launch_bounds__(kThreads)
   }
 #pragma unroll
   for (int k = 0; k < kUnroll; ++k) {
-    if (first + k * kThreads >= packs) continue;
+    const std::int64_t i = first + k * kThreads;
+    if (i >= packs) continue;
+    P product;
 #pragma unroll
     for (int e = 0; e < kN; ++e) {
       const float p = sigmoid(gate[k].v[e]), silu = gate[k].v[e] * p;
+      product.v[e] = up[k].v[e] * silu;  // as the forward has it, bit for bit
       gate[k].v[e] = d[k].v[e] * up[k].v[e] * (p + silu * (1.0F - p));
       up[k].v[e] = d[k].v[e] * silu;
     }
     gate[k].store(dgate_up + at[k]);
     up[k].store(dgate_up + at[k] + hidden);
+    if (h != nullptr) product.store(h + i * kN);
   }
 }
 
@@ -204,22 +208,23 @@ void CudaBackend::swiglu_forward(View h, ConstView gate_up, std::int64_t rows, s
   });
 }
 
-void CudaBackend::swiglu_backward(View dgate_up, ConstView dh, ConstView gate_up, std::int64_t rows,
+void CudaBackend::swiglu_backward(View dgate_up, View h, ConstView dh, ConstView gate_up, std::int64_t rows,
                                   std::int64_t hidden) {
   const char* op = "swiglu_backward";
   const std::int64_t n = rows * hidden;
   for_compute_type(op, dgate_up.dtype, [&](auto zero) {
     using T = decltype(zero);
     T* to = output<T>(op, "dgate_up", dgate_up, 2 * n);
+    T* again = optional_output<T>(op, "h", h, n);
     const T* d = input<T>(op, "dh", dh, n);
     const T* from = input<T>(op, "gate_up", gate_up, 2 * n);
     if (n == 0) return;
-    const bool packed = packs<T>(to, hidden) && packs<T>(d, hidden) && packs<T>(from, hidden);
+    const bool packed = packs<T>(to, hidden) && packs<T>(d, hidden) && packs<T>(from, hidden) && packs<T>(again, hidden);
     for_packs<T>(packed, n, [&](auto pack, auto index) {
       using Index = decltype(index);
       constexpr int kN = decltype(pack)::value;
       swiglu_backward_kernel<T, kN, Index><<<blocks_for(n / kN, kThreads * kUnroll), kThreads, 0, stream_>>>(
-          to, d, from, static_cast<Index>(n / kN), static_cast<Index>(hidden / kN));
+          to, again, d, from, static_cast<Index>(n / kN), static_cast<Index>(hidden / kN));
     });
     check_launch(op);
   });

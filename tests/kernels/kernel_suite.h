@@ -20,7 +20,7 @@
 
 namespace fathom::kernel_test {
 
-/// Elements of one dtype, written and read as doubles; writing rounds.
+/// Elements of one dtype, written and read as doubles; writing rounds (bf16 by way of fp32).
 class Buffer {
  public:
   Buffer(DType dtype, std::int64_t n, double value = 0)
@@ -41,6 +41,8 @@ class Buffer {
         return put(i, x);
       case DType::I32:
         return put(i, static_cast<std::int32_t>(x));
+      case DType::BF16:
+        return put(i, bf16_bits(static_cast<float>(x)));
       default:
         FAIL() << "no such buffer";
     }
@@ -51,10 +53,17 @@ class Buffer {
         return get<float>(i);
       case DType::F64:
         return get<double>(i);
+      case DType::BF16: {
+        const std::uint32_t bits = static_cast<std::uint32_t>(get<std::uint16_t>(i)) << 16;
+        float x = 0;
+        std::memcpy(&x, &bits, sizeof(x));
+        return x;
+      }
       default:
         return get<std::int32_t>(i);
     }
   }
+  DType dtype() const { return dtype_; }
   View view() { return {bytes_.data(), size_, dtype_}; }
   ConstView view() const { return {bytes_.data(), size_, dtype_}; }
   const std::vector<unsigned char>& bytes() const { return bytes_; }
@@ -69,6 +78,13 @@ class Buffer {
     T x;
     std::memcpy(&x, bytes_.data() + static_cast<std::size_t>(i) * sizeof(T), sizeof(T));
     return static_cast<double>(x);
+  }
+  /// Rounds to the nearest, ties to even; NaN stays NaN.
+  static std::uint16_t bf16_bits(float x) {
+    std::uint32_t bits = 0;
+    std::memcpy(&bits, &x, sizeof(bits));
+    if (x != x) return static_cast<std::uint16_t>(bits >> 16 | 0x40U);
+    return static_cast<std::uint16_t>((bits + 0x7fffU + (bits >> 16 & 1U)) >> 16);
   }
   DType dtype_;
   std::int64_t size_;

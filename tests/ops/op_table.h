@@ -13,8 +13,9 @@
 
 namespace fathom::op_test {
 
-/// What an input is made of: the compute dtype, the stat dtype (kernels/backend.h), or int32.
-enum class Element : std::uint8_t { Compute, Stat, Index };
+/// What an input is made of: the compute dtype, the stat dtype (kernels/backend.h), or int32. A Weight is of
+/// the compute dtype too, and a parameter: its gradient is added up in the stat dtype.
+enum class Element : std::uint8_t { Compute, Weight, Stat, Index };
 
 struct Operand {
   std::string name;
@@ -46,6 +47,13 @@ void add_fused(std::vector<OpCase>& table);
 
 /// Every differentiable op of src/ops, ragged shapes included.
 std::vector<OpCase> op_table();
+/// The same at the sizes of trainings, for backends that are fast enough.
+std::vector<OpCase> large_op_table();
+
+/// The nearest number that bf16 holds.
+double round_to_bf16(double x);
+/// The case with inputs that bf16 holds, so that a backend in bf16 and one in fp64 see the same numbers.
+OpCase rounded_to_bf16(OpCase of);
 
 struct Evaluation {
   std::vector<std::vector<double>> outputs;
@@ -57,7 +65,7 @@ struct Evaluation {
 enum class Wanted : std::uint8_t { None, All, Only };
 
 /// Runs `of`, and its backward unless nothing is wanted; with Wanted::Only, operand `only` alone wants a
-/// gradient. The gradient given to output i is a fixed vector of random numbers.
+/// gradient. The gradient given to output i is a fixed vector of random numbers, which bf16 holds.
 Evaluation evaluate(Context& c, const OpCase& of, Wanted wanted, std::size_t only = 0);
 
 /// The largest difference relative to the largest element of `b`; infinite when sizes differ or at a NaN.
