@@ -33,7 +33,7 @@ void add_fused(std::vector<OpCase>& table) {
   for (const LinearShape& s : shapes) {
     const std::string variant = fmt::format("{}x{}x{}", s.rows, s.in, s.out);
     const Shape stream{s.rows, s.in};
-    const Operand x = real("x", stream, 1), a = real("a", stream, 2), w = real("w", {s.out, s.in}, 3);
+    const Operand x = real("x", stream, 1), a = real("a", stream, 2), w = real("w", {s.out, s.in}, 3, Element::Weight);
     const Operand norm = real("norm", {s.in}, 4, Element::Stat, 1);
     table.push_back({.op = "rms_norm_linear",
                      .variant = variant,
