@@ -1,0 +1,82 @@
+// AdamW (Loshchilov & Hutter 2019), in PyTorch's arrangement: the decay first, then
+// p -= lr/(1 - beta1^t) * m / (sqrt(v)/sqrt(1 - beta2^t) + eps).
+#include <cmath>
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/device/vector.cuh"
+
+namespace fathom::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+
+struct Update {
+  float beta1, beta2, rest1, rest2, eps, keep, step_size, root_bias2, factor;
+};
+
+__device__ __forceinline__ void update(float& master, float& m, float& v, float gradient, const Update& u) {
+  const float g = gradient * u.factor;
+  m = m * u.beta1 + g * u.rest1;
+  v = v * u.beta2 + g * g * u.rest2;
+  master = master * u.keep - u.step_size * m / (sqrtf(v) / u.root_bias2 + u.eps);
+}
+
+/// Reads master, m, v and gradient, writes master, m, v and working: 28 bytes an element, and the working copy's.
+template <typename W, int kN>
+__global__ void __launch_bounds__(kThreads)
+    adamw_kernel(float* master, W* working, float* m, float* v, const float* gradient, std::int64_t packs, Update u) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= packs) return;
+  using P = Pack<float, kN>;
+  P p = P::load(master + i * kN), first = P::load(m + i * kN), second = P::load(v + i * kN);
+  const P g = P::load(gradient + i * kN);
+#pragma unroll
+  for (int e = 0; e < kN; ++e) update(p.v[e], first.v[e], second.v[e], g.v[e], u);
+  p.store(master + i * kN);
+  first.store(m + i * kN);
+  second.store(v + i * kN);
+  if (working == nullptr) return;
+  Pack<W, kN> copy;
+#pragma unroll
+  for (int e = 0; e < kN; ++e) copy.v[e] = p.v[e];
+  copy.store(working + i * kN);
+}
+
+}  // namespace
+
+void CudaBackend::adamw(View master, View working, View m, View v, ConstView gradient, const AdamWParams& p) {
+  const char* op = "adamw";
+  const std::int64_t n = master.size;
+  const auto step = static_cast<double>(p.step);
+  const Update u{static_cast<float>(p.beta1),
+                 static_cast<float>(p.beta2),
+                 static_cast<float>(1.0 - p.beta1),
+                 static_cast<float>(1.0 - p.beta2),
+                 static_cast<float>(p.eps),
+                 static_cast<float>(1.0 - p.lr * p.weight_decay),
+                 static_cast<float>(p.lr / (1.0 - std::pow(p.beta1, step))),
+                 static_cast<float>(std::sqrt(1.0 - std::pow(p.beta2, step))),
+                 static_cast<float>(p.gradient_scale)};
+  float* w = output<float>(op, "master", master, n);
+  float* first = output<float>(op, "m", m, n);
+  float* second = output<float>(op, "v", v, n);
+  const float* g = input<float>(op, "gradient", gradient, n);
+  for_compute_type(op, working ? working.dtype : DType::F32, [&](auto zero) {
+    using W = decltype(zero);
+    W* copy = optional_output<W>(op, "working", working, n);
+    if (n == 0) return;
+    constexpr int kN = kPack<float>;
+    const bool packed = packs<float>(w, n) && packs<float>(first, n) && packs<float>(second, n) && packs<float>(g, n) &&
+                        reinterpret_cast<std::uintptr_t>(copy) % (kN * sizeof(W)) == 0;
+    if (packed) {
+      adamw_kernel<W, kN><<<blocks_for(n / kN, kThreads), kThreads, 0, stream_>>>(w, copy, first, second, g, n / kN, u);
+    } else {
+      adamw_kernel<W, 1><<<blocks_for(n, kThreads), kThreads, 0, stream_>>>(w, copy, first, second, g, n, u);
+    }
+    check_launch(op);
+  });
+}
+
+}  // namespace fathom::cuda

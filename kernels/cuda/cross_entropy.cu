@@ -1,0 +1,153 @@
+// Softmax, cross-entropy and its gradient in one pass over the logits: a block holds a row in registers.
+#include <cmath>
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/device/reduce.cuh"
+#include "kernels/cuda/device/vector.cuh"
+
+namespace fathom::cuda {
+
+namespace {
+
+constexpr int kThreads = 1024;
+
+template <typename T>
+struct Rows {
+  float* losses;
+  T* gradient;  // null: the losses alone; may be the logits
+  const T* logits;
+  const std::int32_t* targets;
+  std::int64_t vocab;
+  float scale;
+};
+
+// bf16 logits carry fewer digits than the fast exponential.
+__device__ __forceinline__ float exponential(float x, float) { return expf(x); }
+__device__ __forceinline__ float exponential(float x, bf16) { return __expf(x); }
+
+template <typename T>
+__device__ __forceinline__ void zero_row(T* to, std::int64_t vocab) {
+  for (std::int64_t j = threadIdx.x; j < vocab; j += kThreads) to[j] = from_float<T>(0.0F);
+}
+
+/// For rows of up to kPacks * kThreads packs, whole packs. Reads the logits once, writes the gradient once.
+template <typename T, int kPacks>
+__global__ void __launch_bounds__(kThreads) cross_entropy_row(Rows<T> r) {
+  __shared__ float shared[32];
+  const std::int64_t row = blockIdx.x;
+  const std::int32_t target = r.targets[row];
+  T* to = r.gradient == nullptr ? nullptr : r.gradient + row * r.vocab;
+  if (target < 0 || target >= r.vocab) {  // a target outside of the vocabulary cannot be told from here
+    if (threadIdx.x == 0) r.losses[row] = target < 0 ? 0.0F : NAN;
+    if (to != nullptr) zero_row(to, r.vocab);
+    return;
+  }
+  constexpr int kN = kPack<T>;
+  struct alignas(16) Raw {
+    T e[kN];
+  };
+  const T* from = r.logits + row * r.vocab;
+  const float hit = to_float(from[target]);
+  Raw held[kPacks];
+  float most = -INFINITY;
+#pragma unroll
+  for (int k = 0; k < kPacks; ++k) {
+    const std::int64_t at = (static_cast<std::int64_t>(k) * kThreads + threadIdx.x) * kN;
+    if (at >= r.vocab) continue;
+    held[k] = *reinterpret_cast<const Raw*>(from + at);
+#pragma unroll
+    for (int e = 0; e < kN; ++e) most = fmaxf(most, to_float(held[k].e[e]));
+  }
+  most = block_reduce(most, Max{}, shared);
+  float total = 0.0F;
+#pragma unroll
+  for (int k = 0; k < kPacks; ++k) {
+    const std::int64_t at = (static_cast<std::int64_t>(k) * kThreads + threadIdx.x) * kN;
+    if (at >= r.vocab) continue;
+#pragma unroll
+    for (int e = 0; e < kN; ++e) total += exponential(to_float(held[k].e[e]) - most, T{});
+  }
+  total = block_reduce(total, Sum{}, shared);
+  if (threadIdx.x == 0) r.losses[row] = logf(total) + (most - hit);
+  if (to == nullptr) return;
+  const float share = r.scale / total;
+#pragma unroll
+  for (int k = 0; k < kPacks; ++k) {
+    const std::int64_t at = (static_cast<std::int64_t>(k) * kThreads + threadIdx.x) * kN;
+    if (at >= r.vocab) continue;
+    Pack<T> g;
+#pragma unroll
+    for (int e = 0; e < kN; ++e) {
+      g.v[e] = exponential(to_float(held[k].e[e]) - most, T{}) * share - (at + e == target ? r.scale : 0.0F);
+    }
+    g.store(to + at);
+  }
+}
+
+/// For rows of any length. Reads the logits three times, writes the gradient once.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) cross_entropy_any(Rows<T> r) {
+  __shared__ float shared[32];
+  const std::int64_t row = blockIdx.x;
+  const std::int32_t target = r.targets[row];
+  T* to = r.gradient == nullptr ? nullptr : r.gradient + row * r.vocab;
+  if (target < 0 || target >= r.vocab) {
+    if (threadIdx.x == 0) r.losses[row] = target < 0 ? 0.0F : NAN;
+    if (to != nullptr) zero_row(to, r.vocab);
+    return;
+  }
+  const T* from = r.logits + row * r.vocab;
+  const float hit = to_float(from[target]);
+  float most = -INFINITY, total = 0.0F;
+  for (std::int64_t j = threadIdx.x; j < r.vocab; j += kThreads) most = fmaxf(most, to_float(from[j]));
+  most = block_reduce(most, Max{}, shared);
+  for (std::int64_t j = threadIdx.x; j < r.vocab; j += kThreads) total += exponential(to_float(from[j]) - most, T{});
+  total = block_reduce(total, Sum{}, shared);
+  if (threadIdx.x == 0) r.losses[row] = logf(total) + (most - hit);
+  if (to == nullptr) return;
+  const float share = r.scale / total;
+  for (std::int64_t j = threadIdx.x; j < r.vocab; j += kThreads) {
+    to[j] = from_float<T>(exponential(to_float(from[j]) - most, T{}) * share - (j == target ? r.scale : 0.0F));
+  }
+}
+
+template <typename T>
+void launch(const Rows<T>& r, std::int64_t rows, cudaStream_t stream) {
+  const auto grid = static_cast<unsigned>(rows);
+  constexpr std::int64_t kRow = static_cast<std::int64_t>(kThreads) * kPack<T>;
+  const bool packed = packs<T>(r.logits, r.vocab) && packs<T>(r.gradient, r.vocab);
+  if (!packed || r.vocab > 8 * kRow) {
+    cross_entropy_any<T><<<grid, kThreads, 0, stream>>>(r);
+  } else if (r.vocab > 4 * kRow) {
+    cross_entropy_row<T, 8><<<grid, kThreads, 0, stream>>>(r);
+  } else if (r.vocab > 2 * kRow) {
+    cross_entropy_row<T, 4><<<grid, kThreads, 0, stream>>>(r);
+  } else if (r.vocab > kRow) {
+    cross_entropy_row<T, 2><<<grid, kThreads, 0, stream>>>(r);
+  } else {
+    cross_entropy_row<T, 1><<<grid, kThreads, 0, stream>>>(r);
+  }
+}
+
+}  // namespace
+
+void CudaBackend::cross_entropy(View losses, View gradient, ConstView logits, ConstView targets, std::int64_t rows,
+                                std::int64_t vocab, double gradient_scale) {
+  const char* op = "cross_entropy";
+  if (vocab < 1) fail(op, "vocab", vocab, 1);
+  for_compute_type(op, logits.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const Rows<T> r{output<float>(op, "losses", losses, rows),
+                    optional_output<T>(op, "gradient", gradient, rows * vocab),
+                    input<T>(op, "logits", logits, rows * vocab),
+                    input<std::int32_t>(op, "targets", targets, rows),
+                    vocab,
+                    static_cast<float>(gradient_scale)};
+    if (rows == 0) return;
+    launch(r, rows, stream_);
+    check_launch(op);
+  });
+}
+
+}  // namespace fathom::cuda
