@@ -90,6 +90,11 @@ if(FATHOM_CUDA AND FATHOM_CUDNN_ATTENTION)
             HINTS "${FATHOM_CUDNN_FRONTEND}" "${CMAKE_SOURCE_DIR}/.cache/cuda/cudnn-frontend" PATH_SUFFIXES include)
   find_path(fathom_cudnn_INCLUDE_DIR cudnn_graph.h
             HINTS "${FATHOM_CUDNN_INCLUDE}" ${CUDAToolkit_INCLUDE_DIRS} PATH_SUFFIXES include)
+  if(NOT fathom_cudnn_INCLUDE_DIR)  # PyTorch brings them along
+    execute_process(COMMAND python3 -c "import nvidia.cudnn; print(list(nvidia.cudnn.__path__)[0])"
+                    OUTPUT_VARIABLE cudnn_package OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+    find_path(fathom_cudnn_INCLUDE_DIR cudnn_graph.h HINTS "${cudnn_package}" PATH_SUFFIXES include)
+  endif()
   mark_as_advanced(fathom_cudnn_frontend_INCLUDE_DIR fathom_cudnn_INCLUDE_DIR)
   if(NOT fathom_cudnn_frontend_INCLUDE_DIR)
     message(FATAL_ERROR "The CUDA build needs the headers of cudnn-frontend. scripts/setup-cuda.sh fetches them; or set "
@@ -98,7 +103,7 @@ if(FATHOM_CUDA AND FATHOM_CUDNN_ATTENTION)
   endif()
   if(NOT fathom_cudnn_INCLUDE_DIR)
     message(FATAL_ERROR "The CUDA build needs cuDNN 9's headers. They are in NVIDIA's package libcudnn9-dev-cuda-13 and in "
-                        "the Python package nvidia-cudnn-cu13 (set FATHOM_CUDNN_INCLUDE to the folder that holds cudnn.h). "
+                        "the Python package nvidia-cudnn-cu13; elsewhere, set FATHOM_CUDNN_INCLUDE to their folder. "
                         "-DFATHOM_CUDNN_ATTENTION=OFF builds without: attention is then Fathom's own kernel, which is "
                         "slower at long sequences.")
   endif()

@@ -4,7 +4,7 @@
 #
 # Usage: scripts/setup-cuda.sh [--check] [--cutlass] [--to DIR]
 #   --check     only say what is missing; exit status 1 if anything is
-#   --cutlass   also CUTLASS's and CuTe's headers (22 MB)
+#   --cutlass   also CUTLASS's and CuTe's headers (27 MB)
 #   --to DIR    where the headers go; default .cache/cuda in the repository, where CMake looks. For another folder
 #               configure with -DFATHOM_CUDNN_FRONTEND=DIR/cudnn-frontend
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -84,11 +84,13 @@ if [[ -z $nvcc ]]; then
   missing+=("nvcc 12.4 or later: install the CUDA Toolkit from https://developer.nvidia.com/cuda-downloads (its package cuda-toolkit-13-0; Debian 12's own nvidia-cuda-toolkit is too old)")
 else
   found=no
-  for folder in "$(dirname "$nvcc")/../include" "$(dirname "$nvcc")"/../targets/*/include /usr/include /usr/include/*-linux-gnu; do
+  package="$(python3 -c 'import nvidia.cudnn; print(list(nvidia.cudnn.__path__)[0])' 2>/dev/null || true)"
+  for folder in "${FATHOM_CUDNN_INCLUDE:-}" "$(dirname "$nvcc")/../include" "$(dirname "$nvcc")"/../targets/*/include \
+    /usr/include /usr/include/*-linux-gnu "$package/include"; do
     if [[ -f $folder/cudnn_graph.h ]]; then found=yes; fi
   done
   if [[ $found == no ]]; then
-    missing+=("cuDNN 9's headers: install NVIDIA's package libcudnn9-dev-cuda-13, or the Python package nvidia-cudnn-cu13 and configure with -DFATHOM_CUDNN_INCLUDE=.../site-packages/nvidia/cudnn/include")
+    missing+=("cuDNN 9's headers: install NVIDIA's package libcudnn9-dev-cuda-13 or the Python package nvidia-cudnn-cu13; elsewhere, let FATHOM_CUDNN_INCLUDE (here in the environment, and CMake's variable) name their folder")
   fi
 fi
 
