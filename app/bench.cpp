@@ -11,6 +11,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "app/bench_kernels.h"
 #include "app/command.h"
 #include "app/device.h"
 #include "app/gemm_rate.h"
@@ -170,6 +171,7 @@ void add_bench(CLI::App& app, Globals& globals) {
   auto flags = std::make_shared<BenchFlags>();
   CLI::App* bench = app.add_subcommand("bench", "Measure speed against this machine's ceilings");
   bench->require_subcommand(1);
+  add_kernel_benches(*bench, globals);
   CLI::App* sub = bench->add_subcommand(
       "train", "Training steps on random tokens: tok/s, FLOP/s, share of the GEMM rate");
   sub->add_option("--preset", flags->preset, "d2 | d4 | d6 | d12 | d24 | d1b")->capture_default_str();

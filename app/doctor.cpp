@@ -14,6 +14,7 @@
 #include "app/gemm_rate.h"
 #ifdef FATHOM_CUDA
 #include "kernels/cuda/device_query.h"
+#include "kernels/cuda/libraries.h"
 #endif
 #include "kernels/error.h"
 #include "src/core/build_info.h"
@@ -43,33 +44,61 @@ double copy_rate() {
 
 struct GpuReport {
   std::vector<std::string> lines;  // for people
-  nlohmann::json json = nlohmann::json::array();
+  nlohmann::json gpus = nlohmann::json::array();
+  nlohmann::json libraries = nlohmann::json::array();
+  std::string why_not;  // why there is no GPU to train on; empty: there is one
+  std::vector<std::string> hints;
 };
+
+#ifdef FATHOM_CUDA
+void report_devices(GpuReport& out) {
+  const cuda::DeviceReport report = cuda::query_devices();
+  const auto version = [](int v) { return fmt::format("{}.{}", v / 1000, v % 1000 / 10); };
+  for (const cuda::Device& d : report.devices) {
+    const double gib = static_cast<double>(d.memory_bytes) / (1 << 30);
+    out.lines.push_back(fmt::format(
+        "GPU       {}: {}, compute capability {}.{}, {:.1f} GiB at up to {:.0f} GB/s, {} multiprocessors",
+        d.index, d.name, d.major, d.minor, gib, d.memory_gb_per_s, d.multiprocessors));
+    out.gpus.push_back({{"index", d.index},
+                        {"name", d.name},
+                        {"compute_capability", fmt::format("{}.{}", d.major, d.minor)},
+                        {"memory_bytes", d.memory_bytes},
+                        {"memory_gb_per_s", d.memory_gb_per_s},
+                        {"multiprocessors", d.multiprocessors}});
+  }
+  out.lines.push_back(fmt::format("CUDA      the driver serves {}; this build's runtime is {}",
+                                  version(report.driver_version), version(report.runtime_version)));
+}
+
+void report_libraries(GpuReport& out) {
+  for (const cuda::Library& l : cuda::query_libraries(out.why_not.empty())) {
+    const bool usable = !l.version.empty();
+    out.lines.push_back(fmt::format("{:<9} {}", l.name, usable ? l.version : l.why_not));
+    out.libraries.push_back({{"name", l.name},
+                             {"version", usable ? nlohmann::json(l.version) : nullptr},
+                             {"why_not", l.why_not}});
+    // Without a GPU nothing is lost by their lack.
+    if (!usable && out.why_not.empty()) out.hints.push_back(fmt::format("No {}. {}", l.name, l.without));
+  }
+}
+#endif
 
 // What this machine has for the CUDA parts. Having none is no failure of doctor's.
 GpuReport gpu_report() {
   GpuReport out;
 #ifdef FATHOM_CUDA
   try {
-    const cuda::DeviceReport report = cuda::query_devices();
-    const auto version = [](int v) { return fmt::format("{}.{}", v / 1000, v % 1000 / 10); };
-    for (const cuda::Device& d : report.devices) {
-      out.lines.push_back(fmt::format("{}: {}, compute capability {}.{}, {:.1f} GiB, {} multiprocessors",
-                                      d.index, d.name, d.major, d.minor,
-                                      static_cast<double>(d.memory_bytes) / (1 << 30), d.multiprocessors));
-      out.json.push_back({{"index", d.index},
-                          {"name", d.name},
-                          {"compute_capability", fmt::format("{}.{}", d.major, d.minor)},
-                          {"memory_bytes", d.memory_bytes},
-                          {"multiprocessors", d.multiprocessors}});
-    }
-    out.lines.push_back(fmt::format("driver for CUDA {}; this build's runtime is {}",
-                                    version(report.driver_version), version(report.runtime_version)));
-  } catch (const UserError& e) {
-    out.lines.emplace_back(e.what());
+    report_devices(out);
+  } catch (
+      const UserError& e) {  // no driver, one that is too old, no GPU, or one that this build has no code for
+    out.why_not = e.what();
   }
 #else
-  out.lines.emplace_back("not looked for: this build is without CUDA (preset cuda)");
+  out.why_not = "not looked for: this build is without CUDA (preset cuda)";
+#endif
+  if (!out.why_not.empty()) out.lines.push_back("GPU       " + out.why_not);
+#ifdef FATHOM_CUDA
+  report_libraries(out);
 #endif
   return out;
 }
@@ -88,8 +117,8 @@ void run(Globals& globals) {
         "and build "
         "again.");
   }
-  hints.emplace_back("No GPU backend in this version: training runs on the CPU in fp32.");
   const GpuReport gpus = gpu_report();
+  hints.insert(hints.end(), gpus.hints.begin(), gpus.hints.end());
   const BuildInfo& build = build_info();
   if (globals.json) {
     const nlohmann::json json = {{"version", build.version},
@@ -98,7 +127,9 @@ void run(Globals& globals) {
                                  {"build_type", build.build_type},
                                  {"instruction_sets", build.instruction_sets},
                                  {"cuda_build", build.cuda},
-                                 {"gpus", gpus.json},
+                                 {"gpus", gpus.gpus},
+                                 {"gpu_why_not", gpus.why_not},
+                                 {"cuda_libraries", gpus.libraries},
                                  {"cpu", backend->description()},
                                  {"cores", std::thread::hardware_concurrency()},
                                  {"memory_gib", memory},
@@ -118,7 +149,7 @@ void run(Globals& globals) {
             << fmt::format("OpenBLAS  {}\n", openblas_get_config())
             << fmt::format("sgemm     {:.0f} GFLOP/s on all threads: the ceiling of a training step here\n",
                            gflops);
-  for (const std::string& line : gpus.lines) std::cout << "GPU       " << line << "\n";
+  for (const std::string& line : gpus.lines) std::cout << line << "\n";
   for (const std::string& hint : hints) std::cout << "hint      " << hint << "\n";
 }
 

@@ -36,6 +36,15 @@ void prove(const std::string& name) {
     throw InternalError("[device_query] " + name + " computed " + std::to_string(value) + ", not 42");
 }
 
+// Twice the clock (double data rate) times the width.
+double memory_rate(int device, const std::string& name) {
+  int kilohertz = 0;
+  int bits = 0;
+  check(cudaDeviceGetAttribute(&kilohertz, cudaDevAttrMemoryClockRate, device), "describe " + name, "");
+  check(cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, device), "describe " + name, "");
+  return 2.0 * kilohertz * 1e3 * bits / 8 / 1e9;
+}
+
 }  // namespace
 
 DeviceReport query_devices() {
@@ -64,6 +73,7 @@ DeviceReport query_devices() {
                               .major = properties.major,
                               .minor = properties.minor,
                               .memory_bytes = static_cast<std::int64_t>(properties.totalGlobalMem),
+                              .memory_gb_per_s = memory_rate(i, name),
                               .multiprocessors = properties.multiProcessorCount});
   }
   return report;

@@ -13,6 +13,7 @@ struct Device {
   int major = 0;  // compute capability
   int minor = 0;
   std::int64_t memory_bytes = 0;
+  double memory_gb_per_s = 0;  // what the memory's clock and width allow
   int multiprocessors = 0;
 };
 

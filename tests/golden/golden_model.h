@@ -15,6 +15,9 @@ namespace fathom::golden {
 
 inline constexpr std::int64_t kBatch = 3;
 inline constexpr std::int64_t kSeq = 20;
+inline constexpr const char* kModels[] = {
+    "dense",        "dense_gqa",         "dense_tied",       "mod_raw_aux",     "mod_sigmoid_aux",
+    "mod_tanh_aux", "mod_raw_predictor", "mod_sigmoid_both", "mod_raw_both_gqa"};
 
 /// The largest error of a tensor, relative to its largest element.
 inline double relative_error(const std::vector<double>& ours, const std::vector<double>& theirs) {

@@ -1,34 +1,46 @@
 // Whole models against the PyTorch reference: activations, losses, every gradient, causal selection
 // (README.md of this folder).
+#include <optional>
+
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include "tests/devices.h"
 #include "tests/golden/golden_model.h"
 
 namespace fathom::golden {
 namespace {
 
+using testing_support::Device;
+
 struct Case {
   std::string name;
   DType dtype;
-  friend void PrintTo(const Case& c, std::ostream* out) { *out << c.name << ", " << name_of(c.dtype); }
+  Device device;
+  std::string str() const { return name + "_" + name_of(dtype) + (device == Device::Cuda ? "_cuda" : ""); }
+  friend void PrintTo(const Case& c, std::ostream* out) { *out << c.str(); }
 };
 
 class Golden : public ::testing::TestWithParam<Case> {
  protected:
-  Golden()
-      : file_(GetParam().name + ".h5"),
-        context_(make_cpu_backend({}), GetParam().dtype),
-        model_(context_, model_config(file_, kSeq), routing_config(file_), true) {
-    load_parameters(context_, model_);
+  void SetUp() override {
+    const testing_support::OpenedDevice opened = testing_support::open_device(GetParam().device);
+    testing_support::skip_without(opened);
+    if (!opened.backend) return;
+    context_.emplace(opened.backend, GetParam().dtype);
+    model_.emplace(*context_, model_config(file_, kSeq), routing_config(file_), true);
+    load_parameters(*context_, *model_);
     const GoldenFile shared("shared.h5");
-    batch_ = make_batch(context_, kBatch, kSeq, shared.ints("tokens"), shared.ints("targets"));
+    batch_ = make_batch(*context_, kBatch, kSeq, shared.ints("tokens"), shared.ints("targets"));
   }
 
   // The files hold fp64 results rounded to fp32, so fp64 cannot agree to better than 6e-8.
-  double tolerance() const { return GetParam().dtype == DType::F64 ? 1e-7 : 1e-5; }
+  double tolerance() const {
+    if (GetParam().dtype == DType::F64) return 1e-7;
+    return GetParam().device == Device::Cpu ? 1e-5 : 2e-5;  // the GPU's exponentials are shorter
+  }
 
-  std::vector<double> host(const Tensor& t) { return to_doubles(context_.backend(), t); }
+  std::vector<double> host(const Tensor& t) { return to_doubles(context_->backend(), t); }
 
   void agree(const std::string& what, const std::vector<double>& ours) {
     const double error = relative_error(ours, file_.doubles(what));
@@ -37,7 +49,7 @@ class Golden : public ::testing::TestWithParam<Case> {
   }
 
   void agree_on_rows(const std::string& what, const Tensor& indices) {
-    EXPECT_EQ(to_host<std::int32_t>(context_.backend(), indices), file_.ints(what)) << what;
+    EXPECT_EQ(to_host<std::int32_t>(context_->backend(), indices), file_.ints(what)) << what;
   }
 
   void TearDown() override {
@@ -46,9 +58,9 @@ class Golden : public ::testing::TestWithParam<Case> {
     fmt::print("worst relative error {:.2e}: {}\n", worst_, worst_name_);
   }
 
-  GoldenFile file_;
-  Context context_;
-  Transformer model_;
+  GoldenFile file_{GetParam().name + ".h5"};
+  std::optional<Context> context_;
+  std::optional<Transformer> model_;
   Batch batch_;
   double worst_ = 0;
   std::string worst_name_;
@@ -58,9 +70,9 @@ TEST_P(Golden, ActivationsAndSelection) {
   const auto observe = [this](std::int64_t blocks, const Tensor& stream) {
     agree(fmt::format("stream/{}", blocks), host(stream));
   };
-  const ForwardResult result = model_.forward(context_, batch_, TopK{}, observe);
+  const ForwardResult result = model_->forward(*context_, batch_, TopK{}, observe);
   agree("hidden", host(result.hidden));
-  agree("logits", host(model_.logits(context_, result.hidden)));
+  agree("logits", host(model_->logits(*context_, result.hidden)));
   EXPECT_EQ(result.routing.size(), file_.has("scores") ? file_.names("scores").size() : 0);
   for (const RoutedLayer& routed : result.routing) {
     agree(fmt::format("scores/{}", routed.layer), host(routed.scores));
@@ -72,56 +84,60 @@ TEST_P(Golden, ActivationsAndSelection) {
 }
 
 TEST_P(Golden, LossesAndEveryGradient) {
-  Tape tape(context_);
-  context_.set_tape(&tape);
-  const ForwardResult result = model_.forward(context_, batch_, TopK{});
-  const LossSums sums = model_.objective(context_, batch_, result, 1.0);
-  context_.set_tape(nullptr);
+  Tape tape(*context_);
+  context_->set_tape(&tape);
+  const ForwardResult result = model_->forward(*context_, batch_, TopK{});
+  const LossSums sums = model_->objective(*context_, batch_, result, 1.0);
+  context_->set_tape(nullptr);
   tape.backward();
 
   const auto rows = static_cast<double>(kBatch * kSeq);
-  const double scalar = GetParam().dtype == DType::F64 ? 1e-12 : 1e-6;
+  const double scalar = GetParam().dtype == DType::F64     ? 1e-12
+                        : GetParam().device == Device::Cpu ? 1e-6
+                                                           : 2e-6;
   const auto close = [&](const char* what, double ours) {
     const double theirs = file_.number(std::string("loss/") + what);
     EXPECT_NEAR(ours, theirs, scalar * std::abs(theirs)) << what;
   };
-  const RoutingConfig& routing = model_.routing();
+  const RoutingConfig& routing = model_->routing();
   close("cross_entropy", sums.cross_entropy / rows);
   if (routing.has_aux_loss()) close("aux", sums.aux / rows);
   if (routing.has_predictor()) close("predictor", sums.predictor / rows);
   close("objective", (sums.cross_entropy + routing.causal.aux_weight * sums.aux + sums.predictor) / rows);
 
-  EXPECT_EQ(file_.names("gradient").size(), model_.parameters().specs().size());
-  for (const ParameterSpec& spec : model_.parameters().specs()) {
-    agree("gradient/" + spec.name, host(model_.parameters().get(spec.name).bound_gradient()));
+  EXPECT_EQ(file_.names("gradient").size(), model_->parameters().specs().size());
+  for (const ParameterSpec& spec : model_->parameters().specs()) {
+    agree("gradient/" + spec.name, host(model_->parameters().get(spec.name).bound_gradient()));
   }
 }
 
 // The reference computes every token and masks; Fathom gathers the chosen ones, as many as each sequence has.
 TEST_P(Golden, CausalSelection) {
-  const ForwardResult result = model_.forward(context_, batch_, causal_rule(model_.routing()));
-  if (model_.routed_layers().empty()) {  // nothing chooses: the rule must change nothing
+  const ForwardResult result = model_->forward(*context_, batch_, causal_rule(model_->routing()));
+  if (model_->routed_layers().empty()) {  // nothing chooses: the rule must change nothing
     EXPECT_TRUE(result.routing.empty());
-    agree("logits", host(model_.logits(context_, result.hidden)));
+    agree("logits", host(model_->logits(*context_, result.hidden)));
     return;
   }
   for (const RoutedLayer& routed : result.routing) {
     agree_on_rows(fmt::format("causal/indices/{}", routed.layer), routed.indices);
   }
-  agree("causal/logits", host(model_.logits(context_, result.hidden)));
+  agree("causal/logits", host(model_->logits(*context_, result.hidden)));
 }
 
 std::vector<Case> cases() {
   std::vector<Case> all;
-  for (const char* name : {"dense", "dense_gqa", "dense_tied", "mod_raw_aux", "mod_sigmoid_aux",
-                           "mod_tanh_aux", "mod_raw_predictor", "mod_sigmoid_both", "mod_raw_both_gqa"}) {
-    for (DType dtype : {DType::F32, DType::F64}) all.push_back({name, dtype});
+  for (const char* name : kModels) {
+    for (DType dtype : {DType::F32, DType::F64}) all.push_back({name, dtype, Device::Cpu});
+  }
+  for (const char* name : kModels) {
+    if (testing_support::devices().back() == Device::Cuda) all.push_back({name, DType::F32, Device::Cuda});
   }
   return all;
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, Golden, ::testing::ValuesIn(cases()),
-                         [](const auto& p) { return p.param.name + "_" + name_of(p.param.dtype); });
+                         [](const auto& p) { return p.param.str(); });
 
 }  // namespace
 }  // namespace fathom::golden

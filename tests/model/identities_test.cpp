@@ -21,11 +21,18 @@ void expect_close(const Snapshot& a, const Snapshot& b, double tolerance) {
 
 // --- capacity 1 with a gate of 1 is the dense model ---
 
-class UnitGate : public ::testing::TestWithParam<Gate> {};
+struct GateCase {
+  Gate gate;
+  Device device;
+};
+
+class UnitGate : public OnDevice<GateCase> {};
 
 TEST_P(UnitGate, CapacityOneIsTheDenseModel) {
-  SmallModel dense(DType::F64, small_config(), RoutingConfig{});
-  SmallModel mod(DType::F64, small_config(), routed(CausalMethod::None, GetParam(), 1.0));
+  const DType dtype = device() == Device::Cpu ? DType::F64 : DType::F32;
+  const double tolerance = device() == Device::Cpu ? 1e-12 : 2e-5;
+  SmallModel dense(dtype, small_config(), RoutingConfig{}, {}, device());
+  SmallModel mod(dtype, small_config(), routed(CausalMethod::None, GetParam().gate, 1.0), {}, device());
   // Column 0 of the stream is made large and positive, and the router reads only that column: its scores are
   // in the thousands, where a sigmoid and a tanh are exactly 1.
   for (SmallModel* m : {&dense, &mod}) {
@@ -48,20 +55,33 @@ TEST_P(UnitGate, CapacityOneIsTheDenseModel) {
   }
   const LossSums a = dense.backward(dense_batch, TopK{});
   const LossSums b = mod.backward(mod_batch, TopK{});
-  EXPECT_NEAR(a.cross_entropy, b.cross_entropy, 1e-12 * a.cross_entropy);
+  EXPECT_NEAR(a.cross_entropy, b.cross_entropy, tolerance * a.cross_entropy);
   Snapshot routed_gradients = mod.gradients();
   for (const std::string& name : routers) routed_gradients.erase(name);
-  expect_close(routed_gradients, dense.gradients(), 1e-12);
+  expect_close(routed_gradients, dense.gradients(), tolerance);
 }
 
-INSTANTIATE_TEST_SUITE_P(Gates, UnitGate, ::testing::Values(Gate::Sigmoid, Gate::Tanh),
-                         [](const auto& p) { return p.param == Gate::Sigmoid ? "sigmoid" : "tanh"; });
+std::vector<GateCase> gate_cases() {
+  std::vector<GateCase> all;
+  for (const Device device : testing_support::devices()) {
+    for (const Gate gate : {Gate::Sigmoid, Gate::Tanh}) all.push_back({gate, device});
+  }
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Gates, UnitGate, ::testing::ValuesIn(gate_cases()), [](const auto& p) {
+  return std::string(p.param.gate == Gate::Sigmoid ? "sigmoid_" : "tanh_") +
+         testing_support::name_of(p.param.device);
+});
 
 // --- a threshold that nobody passes skips the block ---
 
-TEST(NobodyKept, TheBlockIsSkipped) {
+class NobodyKept : public OnDevice<Device> {};
+
+TEST_P(NobodyKept, TheBlockIsSkipped) {
   for (const Recompute recompute : {Recompute::None, Recompute::Block}) {
-    SmallModel m(DType::F64, small_config(), routed(CausalMethod::Both));
+    SmallModel m(device() == Device::Cpu ? DType::F64 : DType::F32, small_config(),
+                 routed(CausalMethod::Both), {}, device());
     m.model.set_recompute(recompute);
     const Batch batch = m.random_batch(2, kSeq, 3);
     const Causal nobody{Causal::Logit::Predictor, 1.0 - 1e-9};
@@ -85,6 +105,8 @@ TEST(NobodyKept, TheBlockIsSkipped) {
   }
 }
 
+INSTANTIATE_TEST_SUITE_P(Devices, NobodyKept, ::testing::ValuesIn(testing_support::devices()), device_name);
+
 // --- recomputation ---
 
 struct Variant {
@@ -92,33 +114,36 @@ struct Variant {
   DType dtype;
   RoutingConfig routing;
   std::vector<std::int32_t> documents;
-  friend void PrintTo(const Variant& v, std::ostream* out) { *out << v.name << ", " << name_of(v.dtype); }
+  Device device = Device::Cpu;
+  std::string str() const { return name + "_" + name_of(dtype) + (device == Device::Cuda ? "_cuda" : ""); }
+  friend void PrintTo(const Variant& v, std::ostream* out) { *out << v.str(); }
 };
 
 std::vector<Variant> variants() {
   std::vector<std::int32_t> documents(2 * kSeq, 0);
   for (std::size_t i = 5; i < documents.size(); ++i) documents[i] = i < 20 ? 1 : 2;
   std::vector<Variant> all;
-  for (DType dtype : {DType::F32, DType::F64}) {
-    all.push_back({"dense", dtype, {}, {}});
-    all.push_back({"dense_documents", dtype, {}, documents});
-    all.push_back({"aux", dtype, routed(CausalMethod::Aux), {}});
-    all.push_back({"both", dtype, routed(CausalMethod::Both, Gate::Tanh), {}});
-    all.push_back({"both_documents", dtype, routed(CausalMethod::Both, Gate::Sigmoid), documents});
+  const auto add = [&](DType dtype, Device device) {
+    all.push_back({"dense", dtype, {}, {}, device});
+    all.push_back({"dense_documents", dtype, {}, documents, device});
+    all.push_back({"aux", dtype, routed(CausalMethod::Aux), {}, device});
+    all.push_back({"both", dtype, routed(CausalMethod::Both, Gate::Tanh), {}, device});
+    all.push_back({"both_documents", dtype, routed(CausalMethod::Both, Gate::Sigmoid), documents, device});
+  };
+  for (DType dtype : {DType::F32, DType::F64}) add(dtype, Device::Cpu);
+  if (testing_support::devices().back() == Device::Cuda) {
+    for (DType dtype : {DType::F32, DType::BF16}) add(dtype, Device::Cuda);
   }
   return all;
 }
 
-std::string variant_name(const ::testing::TestParamInfo<Variant>& p) {
-  return p.param.name + "_" + name_of(p.param.dtype);
-}
-
-class Recomputation : public ::testing::TestWithParam<Variant> {};
+class Recomputation : public OnDevice<Variant> {};
 
 TEST_P(Recomputation, IsBitEqual) {
   const Variant& v = GetParam();
-  SmallModel plain(v.dtype, small_config(), v.routing);
-  SmallModel again(v.dtype, small_config(), v.routing);
+  const BackendOptions deterministic{.deterministic = true};
+  SmallModel plain(v.dtype, small_config(), v.routing, deterministic, v.device);
+  SmallModel again(v.dtype, small_config(), v.routing, deterministic, v.device);
   again.model.set_recompute(Recompute::Block);
   const LossSums a = plain.backward(plain.random_batch(2, kSeq, 3, v.documents), TopK{});
   const LossSums b = again.backward(again.random_batch(2, kSeq, 3, v.documents), TopK{});
@@ -128,7 +153,8 @@ TEST_P(Recomputation, IsBitEqual) {
   expect_equal(plain.gradients(), again.gradients());
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Recomputation, ::testing::ValuesIn(variants()), variant_name);
+INSTANTIATE_TEST_SUITE_P(Models, Recomputation, ::testing::ValuesIn(variants()),
+                         [](const auto& p) { return p.param.str(); });
 
 // --- gradient accumulation ---
 
@@ -209,11 +235,14 @@ INSTANTIATE_TEST_SUITE_P(Models, Documents,
 
 // --- predictors shape nothing but themselves ---
 
-TEST(Predictors, LeaveTheModelBitEqual) {
+class Predictors : public OnDevice<Device> {};
+
+TEST_P(Predictors, LeaveTheModelBitEqual) {
+  const BackendOptions deterministic{.deterministic = true};
   for (const auto& [without, with] : {std::pair{CausalMethod::None, CausalMethod::Predictor},
                                       std::pair{CausalMethod::Aux, CausalMethod::Both}}) {
-    SmallModel a(DType::F32, small_config(), routed(without));
-    SmallModel b(DType::F32, small_config(), routed(with));
+    SmallModel a(DType::F32, small_config(), routed(without), deterministic, device());
+    SmallModel b(DType::F32, small_config(), routed(with), deterministic, device());
     TrainConfig config;
     config.grad_clip = 0.1;  // always clips
     AdamW adam_a(a.context, a.model.parameters(), config);
@@ -236,6 +265,8 @@ TEST(Predictors, LeaveTheModelBitEqual) {
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Devices, Predictors, ::testing::ValuesIn(testing_support::devices()), device_name);
 
 }  // namespace
 }  // namespace fathom::model_test

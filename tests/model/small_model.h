@@ -8,12 +8,16 @@
 #include <map>
 #include <random>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "src/autograd/tape.h"
 #include "src/model/transformer.h"
+#include "tests/devices.h"
 
 namespace fathom::model_test {
+
+using testing_support::Device;
 
 inline ModelConfig small_config() {
   ModelConfig m;
@@ -44,11 +48,31 @@ inline RoutingConfig routed(CausalMethod method, Gate gate = Gate::Raw, double c
 /// A copy of every gradient, or value, by name.
 using Snapshot = std::map<std::string, std::vector<double>>;
 
+/// A fixture that skips its tests where their device is not there. `Case` has a member `device`, or is one.
+template <typename Case>
+class OnDevice : public ::testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override { testing_support::skip_without(testing_support::open_device(device())); }
+  Device device() const {
+    if constexpr (std::is_same_v<Case, Device>) {
+      return this->GetParam();
+    } else {
+      return this->GetParam().device;
+    }
+  }
+};
+
+inline std::string device_name(const ::testing::TestParamInfo<Device>& p) {
+  return testing_support::name_of(p.param);
+}
+
 class SmallModel {
  public:
+  /// The device must be there (OnDevice).
   SmallModel(DType dtype, const ModelConfig& config, const RoutingConfig& routing,
-             BackendOptions options = {})
-      : context(make_cpu_backend(options, 2), dtype), model(context, config, routing, true) {
+             const BackendOptions& options = {}, Device device = Device::Cpu)
+      : context(testing_support::open_device(device, options).backend, dtype),
+        model(context, config, routing, true) {
     fill(7);
   }
 

@@ -56,7 +56,8 @@ nlohmann::json Outcome::json() const {
 Outcome fathom_command(const TempFolder& folder, const std::string& arguments, const std::string& before) {
   const std::string out = folder / "stdout";
   const std::string err = folder / "stderr";
-  const std::string line = "cd '" + folder.path() + "' && export OMP_WAIT_POLICY=passive; " + before +
+  const std::string line = "cd '" + folder.path() +
+                           "' && export OMP_WAIT_POLICY=passive CUDA_VISIBLE_DEVICES=; " + before +
                            " '" FATHOM_BINARY "' " + arguments + " >'" + out + "' 2>'" + err + "'";
   const int status = std::system(line.c_str());
   return {exit_status(status), read_bytes(out), read_bytes(err)};
@@ -89,6 +90,7 @@ Background::Background(const TempFolder& folder, const std::string& arguments)
   const int out = ::open(out_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666);
   const int err = ::open(err_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666);
   ::setenv("OMP_WAIT_POLICY", "passive", 1);
+  ::setenv("CUDA_VISIBLE_DEVICES", "", 1);
   if (out >= 0 && err >= 0 && ::dup2(out, 1) == 1 && ::dup2(err, 2) == 2 && ::chdir(path.c_str()) == 0) {
     ::execv(argv[0], argv.data());
   }
@@ -138,8 +140,9 @@ std::string Experiment::train(const std::string& kind, const std::string& run, c
   return "train " + kind + ".yaml --run-dir " + run + " --threads 1 " + more;
 }
 
-void Experiment::trained(const std::string& kind, const std::string& run, const std::string& more) const {
-  const Outcome outcome = fathom_command(*this, train(kind, run, more));
+void Experiment::trained(const std::string& kind, const std::string& run, const std::string& more,
+                         const std::string& before) const {
+  const Outcome outcome = fathom_command(*this, train(kind, run, more), before);
   ASSERT_EQ(outcome.status, 0) << outcome.err;
 }
 

@@ -26,7 +26,9 @@ struct Outcome {
   nlohmann::json json() const;
 };
 
-/// Runs `fathom ARGUMENTS` in `folder` and waits. `before` is shell text in front of it ("ulimit -f 64;").
+/// Runs `fathom ARGUMENTS` in `folder` and waits. `before` is shell text in front of it ("ulimit -f 64;"). It sees
+/// no GPU, if this machine has one: a test does the same everywhere. kWithGpu in front shows the GPUs.
+inline constexpr const char* kWithGpu = "unset CUDA_VISIBLE_DEVICES;";
 Outcome fathom_command(const TempFolder& folder, const std::string& arguments,
                        const std::string& before = "");
 
@@ -66,7 +68,8 @@ class Experiment : public TempFolder {
   /// "train KIND.yaml --run-dir RUN --threads 1 MORE"
   static std::string train(const std::string& kind, const std::string& run, const std::string& more = "");
   /// Trains to the end; a test failure when that fails.
-  void trained(const std::string& kind, const std::string& run, const std::string& more = "") const;
+  void trained(const std::string& kind, const std::string& run, const std::string& more = "",
+               const std::string& before = "") const;
 
   Metrics metrics(const std::string& run) const;
   std::vector<nlohmann::json> lines(const std::string& run) const;  // of metrics.jsonl

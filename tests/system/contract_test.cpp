@@ -276,7 +276,32 @@ TEST_F(Contract, BenchPrintsALineOfJson) {
                                          "share_of_ceiling", "peak_memory_gb", "flops_per_step"}));
 }
 
-TEST_F(Contract, DoctorPrintsOneObject) { EXPECT_FALSE(json("doctor --json").empty()); }
+TEST_F(Contract, KernelBenchesPrintLinesOfJson) {
+  for (const auto& [bench, lines] : {std::pair<std::string, int>{"copy --bytes 100000", 1},
+                                     {"gemm --shape 64x32x48", 3},
+                                     {"attention --seq 32 --heads 2 --head-dim 16", 2},
+                                     {"ops --rows 64 --width 32 --only norm", 6}}) {
+    SCOPED_TRACE(bench);
+    const Outcome outcome = fathom_command(e, "bench " + bench + " --json --device cpu --threads 1");
+    ASSERT_EQ(outcome.status, 0) << outcome.err;
+    std::istringstream out(outcome.out);
+    int found = 0;
+    for (std::string line; std::getline(out, line); ++found) {
+      const auto parsed = nlohmann::json::parse(line);
+      EXPECT_THAT(keys(parsed),
+                  IsSupersetOf({"bench", "device", "dtype", "what", "ms", "ceiling", "share_of_ceiling"}));
+      EXPECT_GT(parsed.at("ms"), 0);
+      EXPECT_EQ(parsed.at("dtype"), "fp32");
+    }
+    EXPECT_EQ(found, lines);
+  }
+}
+
+TEST_F(Contract, DoctorPrintsOneObject) {
+  const auto doctor = json("doctor --json");
+  EXPECT_THAT(keys(doctor),
+              IsSupersetOf({"version", "cuda_build", "gpus", "gpu_why_not", "cuda_libraries", "hints"}));
+}
 
 TEST_F(Contract, WrongUsageIsStatusTwoAndFailureStatusOne) {
   const auto refused = [&](const std::string& arguments, int status,
@@ -305,6 +330,8 @@ TEST_F(Contract, WrongUsageIsStatusTwoAndFailureStatusOne) {
   refused("generate absent -p x --top-p 2", 2, {"--top-p"});
   refused("report absent -o page.html", 1, {"absent", "does not exist"});
   refused("bench train --preset d99", 2, {"d99", "d2"});
+  refused("bench gemm --shape 1x2", 2, {"--shape", "1x2", "ROWSxINxOUT"});
+  refused("bench copy --precision bf16 --device cpu", 2, {"--precision", "bf16", "--device cuda"});
   refused("plan", 2, {"CONFIG"});
   const Outcome help = fathom_command(e, "train --help");
   EXPECT_EQ(help.status, 0);

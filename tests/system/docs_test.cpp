@@ -22,13 +22,14 @@ TEST(Docs, CommandsListsTheFlagsOfEveryCommand) {
   std::istringstream page(testing::read_bytes(FATHOM_SOURCE_DIR "/docs/commands.md"));
   std::map<std::string, std::string> sections;
   std::string command;
-  static const std::regex title("## fathom ([a-z]+( (prepare|inspect|synthetic|train))?).*");
+  static const std::regex title(
+      "## fathom ([a-z]+( (prepare|inspect|synthetic|train|copy|gemm|attention|ops))?).*");
   for (std::string line; std::getline(page, line);) {
     std::smatch match;
     if (std::regex_match(line, match, title)) command = match[1];
     if (!command.empty()) sections[command] += line + "\n";
   }
-  EXPECT_EQ(sections.size(), 13u);
+  EXPECT_EQ(sections.size(), 17u);
   for (const auto& [name, text] : sections) {
     const testing::Outcome help = testing::fathom_command(folder, name + " --help");
     ASSERT_EQ(help.status, 0) << name;

@@ -1,0 +1,115 @@
+// fathom bench gemm: the products of a training step, forward and both backwards, against a large square one.
+#include <charconv>
+#include <memory>
+
+#include <fmt/format.h>
+
+#include "app/bench_kernels.h"
+#include "app/gemm_rate.h"
+#include "kernels/error.h"
+
+namespace fathom::app {
+
+namespace {
+
+struct GemmFlags {
+  KernelBenchFlags kernel;
+  std::int64_t rows = 0;
+  std::string shape;
+};
+
+struct NamedShape {
+  std::string name;
+  LinearShape shape;
+};
+
+struct Preset {
+  const char* name;
+  std::int64_t width, hidden;
+};
+constexpr Preset kPresets[] = {{"d12", 768, 2048}, {"d24", 1024, 2816}, {"d1b", 2048, 5632}};
+
+std::vector<NamedShape> shapes_of_trainings(std::int64_t rows, std::int64_t head_rows, std::int64_t side) {
+  constexpr std::int64_t kVocab = 32768;
+  std::vector<NamedShape> all;
+  for (const Preset& p : kPresets) {
+    const std::string name = p.name;
+    all.push_back({name + "_qkv", {rows, p.width, 3 * p.width}});
+    all.push_back({name + "_out", {rows, p.width, p.width}});
+    all.push_back({name + "_gate_up", {rows, p.width, 2 * p.hidden}});
+    all.push_back({name + "_down", {rows, p.hidden, p.width}});
+    all.push_back({name + "_head", {head_rows, p.width, kVocab}});
+  }
+  all.push_back({fmt::format("{}^3", side), {side, side, side}});
+  return all;
+}
+
+LinearShape parse_shape(const std::string& text) {
+  std::int64_t sizes[3] = {};
+  const char* at = text.data();
+  const char* end = at + text.size();
+  for (int i = 0; i < 3; ++i) {
+    const auto [stop, error] = std::from_chars(at, end, sizes[i]);
+    const bool last = i == 2;
+    const bool good =
+        error == std::errc() && sizes[i] > 0 && (last ? stop == end : stop != end && *stop == 'x');
+    if (!good) {
+      throw UsageError(fmt::format("--shape is '{}'.", text),
+                       "Expected ROWSxINxOUT, such as 65536x768x2304.");
+    }
+    at = stop + 1;
+  }
+  return {sizes[0], sizes[1], sizes[2]};
+}
+
+void measure(KernelBench& bench, const NamedShape& of, const Ceiling& ceiling) {
+  const LinearShape& s = of.shape;
+  const double flops =
+      2.0 * static_cast<double>(s.rows) * static_cast<double>(s.in) * static_cast<double>(s.out);
+  const auto element = static_cast<double>(size_of(bench.context().compute_dtype()));
+  const double bytes = element * static_cast<double>(s.rows * s.in + s.in * s.out + s.rows * s.out);
+  const auto x = [&] { return bench.compute({s.rows, s.in}); };
+  const auto w = [&] { return bench.compute({s.out, s.in}); };
+  const auto y = [&] { return bench.compute({s.rows, s.out}); };
+  const auto print = [&](const char* direction, double seconds) {
+    const nlohmann::json shape = {{"direction", direction}, {"rows", s.rows}, {"in", s.in}, {"out", s.out}};
+    bench.print({of.name + " " + direction, shape, flops, "tflops", seconds, ceiling});
+  };
+  print("forward", bench.seconds(bytes, [&]() -> Launch {
+    return [out = y(), in = x(), weight = w(), s](Backend& b) { b.linear_forward(out, in, weight, s); };
+  }));
+  print("dgrad", bench.seconds(bytes, [&]() -> Launch {
+    return [dx = x(), dy = y(), weight = w(), s](Backend& b) { b.linear_backward_input(dx, dy, weight, s); };
+  }));
+  print("wgrad", bench.seconds(bytes, [&]() -> Launch {
+    return [dw = bench.stat({s.out, s.in}), dy = y(), in = x(), s](Backend& b) {
+      b.linear_backward_weight_accumulate(dw, dy, in, s);
+    };
+  }));
+}
+
+void run(const GemmFlags& flags, const Globals& globals) {
+  std::vector<NamedShape> shapes;
+  if (!flags.shape.empty()) shapes.push_back({flags.shape, parse_shape(flags.shape)});
+  KernelBench bench("gemm", flags.kernel, globals);
+  const std::int64_t rows = flags.rows > 0 ? flags.rows : bench.on_cpu() ? 2048 : 65536;
+  const std::int64_t side = bench.on_cpu() ? 1024 : 8192;
+  if (shapes.empty()) shapes = shapes_of_trainings(rows, std::min<std::int64_t>(rows, 8192), side);
+  const Ceiling ceiling{fmt::format("forward {}^3, same process", side), bench.gemm_rate() / 1e12};
+  for (const NamedShape& s : shapes) measure(bench, s, ceiling);
+}
+
+}  // namespace
+
+void add_bench_gemm(CLI::App& bench, Globals& globals) {
+  auto flags = std::make_shared<GemmFlags>();
+  CLI::App* sub = bench.add_subcommand("gemm", "Matrix products of d12, d24 and d1b: TFLOP/s");
+  sub->add_option("--rows", flags->rows, "Tokens; 0: 65536 on a GPU, 2048 on the CPU")
+      ->capture_default_str()
+      ->check(number_from_to(0, 1e9));
+  sub->add_option("--shape", flags->shape, "Only y = x W^T of this shape")->type_name("ROWSxINxOUT");
+  add_kernel_bench_flags(*sub, flags->kernel, globals);
+  sub->callback([flags, &globals] { run(*flags, globals); });
+}
+
+}  // namespace fathom::app

@@ -1,0 +1,161 @@
+#include "app/bench_kernels.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <iostream>
+#include <random>
+
+#include <fmt/format.h>
+
+#include "app/device.h"
+#include "kernels/error.h"
+
+namespace fathom::app {
+
+namespace {
+
+constexpr double kLargestCache = 150e6;  // bytes: three times the L2 of the largest GPU we know
+constexpr double kBatchSeconds = 20e-3;
+constexpr int kBatches = 5;
+
+Context make_context(const KernelBenchFlags& flags, const Globals& globals) {
+  Config config;
+  config.deterministic = flags.deterministic;
+  std::shared_ptr<Backend> backend = open_backend(globals, config);
+  const bool in_bf16 = flags.precision.empty() ? !backend->is_cpu() : flags.precision == "bf16";
+  if (in_bf16 && backend->is_cpu()) {
+    throw UsageError("--precision is bf16, which the CPU does not compute in.",
+                     "Use fp32, or --device cuda.");
+  }
+  return {std::move(backend), in_bf16 ? DType::BF16 : DType::F32};
+}
+
+// Seconds of `times` launches in turn over the sets, the wait for them included.
+double time_batch(Backend& backend, const std::vector<Launch>& sets, std::int64_t times) {
+  const auto begin = std::chrono::steady_clock::now();
+  for (std::int64_t i = 0; i < times; ++i) sets[static_cast<std::size_t>(i) % sets.size()](backend);
+  backend.synchronize();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+}  // namespace
+
+void add_kernel_benches(CLI::App& bench, Globals& globals) {
+  add_bench_copy(bench, globals);
+  add_bench_gemm(bench, globals);
+  add_bench_attention(bench, globals);
+  add_bench_ops(bench, globals);
+}
+
+void add_kernel_bench_flags(CLI::App& sub, KernelBenchFlags& flags, Globals& globals) {
+  sub.add_option("--precision", flags.precision, "bf16 | fp32; default: bf16 on a GPU, fp32 on the CPU")
+      ->check(CLI::IsMember({"bf16", "fp32"}));
+  sub.add_flag("--deterministic", flags.deterministic, "Kernels that are bit-equal from run to run");
+  add_global_flags(sub, globals);
+}
+
+KernelBench::KernelBench(const std::string& name, const KernelBenchFlags& flags, const Globals& globals)
+    : context_(make_context(flags, globals)), name_(name), json_(globals.json) {}
+
+Tensor KernelBench::compute(const Shape& shape) {
+  Tensor t = context_.empty(shape);
+  context_.backend().fill_normal(t, 1.0, 1, ++stream_);
+  return t;
+}
+
+Tensor KernelBench::stat(const Shape& shape) {
+  Tensor t = context_.empty_stat(shape);
+  context_.backend().fill_normal(t, 1.0, 1, ++stream_);
+  return t;
+}
+
+Tensor KernelBench::ids(std::int64_t n, std::int64_t limit) {
+  std::mt19937_64 random(++stream_);
+  std::uniform_int_distribution<std::int32_t> any(0, static_cast<std::int32_t>(limit) - 1);
+  std::vector<std::int32_t> values(static_cast<std::size_t>(n));
+  for (std::int32_t& x : values) x = any(random);
+  Tensor t = context_.empty({n}, DType::I32);
+  from_host(context_.backend(), t, values);
+  return t;
+}
+
+Tensor KernelBench::some_rows(std::int64_t rows, std::int64_t count) {
+  std::vector<std::int32_t> values(static_cast<std::size_t>(count));
+  for (std::int64_t i = 0; i < count; ++i) {
+    values[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(i * rows / count);
+  }
+  Tensor t = context_.empty({count}, DType::I32);
+  from_host(context_.backend(), t, values);
+  return t;
+}
+
+double KernelBench::seconds(double bytes, const std::function<Launch()>& make) {
+  Backend& backend = context_.backend();
+  constexpr double kMostSets = 1024;
+  const double wanted = std::min(kMostSets, std::ceil(kLargestCache / std::max(1.0, bytes)));
+  std::vector<Launch> sets;
+  for (double i = 0; i < wanted; ++i) sets.push_back(make());
+  time_batch(backend, sets, 1);  // plans are made and memory is touched
+  std::int64_t times = 1;
+  while (time_batch(backend, sets, times) < kBatchSeconds) times *= 2;
+  std::vector<double> found;
+  for (int i = 0; i < kBatches; ++i) {
+    found.push_back(time_batch(backend, sets, times) / static_cast<double>(times));
+  }
+  std::sort(found.begin(), found.end());
+  sets.clear();
+  context_.allocator().release_cache();
+  return found[kBatches / 2];
+}
+
+void KernelBench::print(const Line& line) const {
+  const double rate = line.amount / line.seconds / (line.unit == "tflops" ? 1e12 : 1e9);
+  const bool known = line.ceiling.rate > 0;
+  const double share = known ? rate / line.ceiling.rate : 0;
+  if (json_) {
+    nlohmann::json json = {{"bench", name_},
+                           {"device", device()},
+                           {"dtype", fathom::name_of(context_.compute_dtype())},
+                           {"what", line.what},
+                           {"ms", line.seconds * 1e3},
+                           {line.unit, rate},
+                           {"ceiling", line.ceiling.what},
+                           {"ceiling_" + line.unit, known ? nlohmann::json(line.ceiling.rate) : nullptr},
+                           {"share_of_ceiling", known ? nlohmann::json(share) : nullptr}};
+    json.update(line.shape);
+    std::cout << json.dump() << "\n";
+    return;
+  }
+  std::string shape;
+  for (const auto& [key, value] : line.shape.items()) shape += fmt::format(" {} {}", key, value.dump());
+  std::cout << fmt::format("{:<30} {:>9.4f} ms {:>8.1f} {} ", line.what, line.seconds * 1e3, rate,
+                           line.unit == "tflops" ? "TFLOP/s" : "GB/s")
+            << (known ? fmt::format("{:>4.0f} % of {:.0f} ({})", 100 * share, line.ceiling.rate,
+                                    line.ceiling.what)
+                      : line.ceiling.what)
+            << " " << shape << "\n";
+}
+
+double KernelBench::copy_rate() {
+  const std::int64_t bytes = on_cpu() ? 64 << 20 : 1 << 30;
+  const std::int64_t n = bytes / static_cast<std::int64_t>(size_of(context_.compute_dtype()));
+  const double time = seconds(2.0 * static_cast<double>(bytes), [&]() -> Launch {
+    return [to = compute({n}), from = compute({n})](Backend& b) { b.copy(to, from); };
+  });
+  return 2.0 * static_cast<double>(bytes) / time;
+}
+
+double KernelBench::gemm_rate() {
+  const std::int64_t side = on_cpu() ? 1024 : 8192;
+  const auto n = static_cast<double>(side);
+  const double elements = 3 * n * n;
+  const double time =
+      seconds(elements * static_cast<double>(size_of(context_.compute_dtype())), [&]() -> Launch {
+        return [y = compute({side, side}), x = compute({side, side}), w = compute({side, side}),
+                s = LinearShape{side, side, side}](Backend& b) { b.linear_forward(y, x, w, s); };
+      });
+  return 2 * n * n * n / time;
+}
+
+}  // namespace fathom::app

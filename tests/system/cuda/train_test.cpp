@@ -1,0 +1,127 @@
+// Trainings through the binary on a GPU: they learn what the CPU learns, and go on to the bit.
+#include <cmath>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/devices.h"
+#include "tests/system/cli.h"
+#include "train/run_folder.h"
+
+namespace fathom {
+namespace {
+
+using testing::computed;
+using testing::content;
+using testing::expect_same_run;
+using testing::Experiment;
+using testing::fathom_command;
+using testing::kWithGpu;
+using testing::Outcome;
+
+struct Case {
+  std::string kind;
+  std::string precision;
+  friend void PrintTo(const Case& c, std::ostream* out) { *out << c.kind << ", " << c.precision; }
+};
+
+class CudaTraining : public testing_support::OnCuda<::testing::TestWithParam<Case>> {
+ protected:
+  /// Trains on the GPU, deterministically.
+  void trained(const std::string& run, const std::string& more = "") const {
+    e.trained(
+        GetParam().kind, run,
+        "--device cuda --set deterministic=true --set train.precision=" + GetParam().precision + " " + more,
+        kWithGpu);
+  }
+  bool in_bf16() const { return GetParam().precision == "bf16"; }
+
+  Experiment e;
+};
+
+TEST_P(CudaTraining, LearnsWhatTheCpuLearns) {
+  trained("gpu");
+  e.trained(GetParam().kind, "cpu", "--device cpu");
+  EXPECT_THAT(e.lines("gpu").front().at("device"), ::testing::Not(::testing::HasSubstr("CPU")));
+  const auto gpu = e.metrics("gpu").steps;
+  const auto cpu = e.metrics("cpu").steps;
+  ASSERT_EQ(gpu.size(), cpu.size());
+  for (std::size_t i = 0; i < gpu.size(); ++i) {
+    // Routers choose from scores that differ by rounding, so trainings part slowly.
+    const double tolerance = in_bf16() ? 3e-2 : i < 10 ? 1e-4 : 5e-3;
+    EXPECT_NEAR(gpu[i].loss, cpu[i].loss, tolerance * cpu[i].loss) << i;
+  }
+}
+
+TEST_P(CudaTraining, TheSameSeedGivesTheSameBits) {
+  trained("a");
+  trained("b");
+  expect_same_run(e, "a", "b");
+}
+
+TEST_P(CudaTraining, RecomputationChangesNoBit) {
+  trained("kept");
+  trained("recomputed", "--set train.recompute=block");
+  expect_same_run(e, "kept", "recomputed");
+}
+
+TEST_P(CudaTraining, GoesOnFromACheckpointToTheBit) {
+  trained("whole", "--set train.keep_checkpoints=100");
+  const auto checkpoints = list_checkpoints(e / "whole");
+  ASSERT_GE(checkpoints.size(), 3U);
+  trained("part", "--resume " + checkpoints[1].path.string());
+  EXPECT_GT(e.metrics("part").steps.front().step, 1);
+  EXPECT_EQ(content(e.newest_checkpoint("whole")), content(e.newest_checkpoint("part")));
+}
+
+TEST_P(CudaTraining, IsEvaluatedAndGeneratesOnBothDevices) {
+  trained("run");
+  double losses[2] = {};
+  for (const bool gpu : {false, true}) {
+    const std::string device = gpu ? " --device cuda" : " --device cpu";
+    const Outcome eval =
+        fathom_command(e, "eval run --data train.valid.h5 --tokens 2048 --json" + device, kWithGpu);
+    losses[gpu ? 1 : 0] = eval.json().at("loss");
+    const Outcome text =
+        fathom_command(e, "generate run -p Mara -n 8 --temperature 0 --json" + device, kWithGpu);
+    EXPECT_GE(text.json().at("tokens").size(), 1U);
+  }
+  EXPECT_NEAR(losses[1], losses[0], (in_bf16() ? 2e-2 : 2e-3) * losses[0]);
+}
+
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  for (const char* kind : {"dense", "mod"}) {
+    for (const char* precision : {"fp32", "bf16"}) all.push_back({kind, precision});
+  }
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, CudaTraining, ::testing::ValuesIn(cases()),
+                         [](const auto& p) { return p.param.kind + "_" + p.param.precision; });
+
+class CudaCommands : public testing_support::OnCuda<::testing::Test> {
+ protected:
+  Experiment e;
+};
+
+TEST_F(CudaCommands, DoctorListsTheGpuAndItsLibraries) {
+  const auto json = fathom_command(e, "doctor --json", kWithGpu).json();
+  ASSERT_GE(json.at("gpus").size(), 1U);
+  EXPECT_GT(json["gpus"][0].at("memory_bytes"), 0);
+  EXPECT_EQ(json.at("gpu_why_not"), "");
+}
+
+TEST_F(CudaCommands, BenchesPrintLinesOfJsonWithTheirCeilings) {
+  for (const std::string bench : {"copy", "gemm --shape 512x256x384",
+                                  "attention --seq 256 --batch 1 --heads 2", "ops --rows 1024 --width 256"}) {
+    const Outcome outcome = fathom_command(e, "bench " + bench + " --device cuda --json", kWithGpu);
+    ASSERT_EQ(outcome.status, 0) << outcome.err;
+    const nlohmann::json line = nlohmann::json::parse(outcome.out.substr(0, outcome.out.find('\n')));
+    EXPECT_GT(line.at("share_of_ceiling"), 0) << bench;
+    EXPECT_LT(line.at("share_of_ceiling"), 1.3) << bench;
+  }
+}
+
+}  // namespace
+}  // namespace fathom
