@@ -148,7 +148,7 @@ void Ops::add_activations() {
   });
   op("swiglu_backward", compute(5 * rows * hidden), [=, this]() -> Launch {
     return [dx = matrix(rows, 2 * hidden), dh = matrix(rows, hidden), x = matrix(rows, 2 * hidden), rows,
-            hidden](Backend& b) { b.swiglu_backward(dx, dh, x, rows, hidden); };
+            hidden](Backend& b) { b.swiglu_backward(dx, View{}, dh, x, rows, hidden); };
   });
   op("bias_silu_forward", compute(2 * rows * width), [=, this]() -> Launch {
     return [h = matrix(), x = matrix(), bias = vector(width), rows, width](Backend& b) {
