@@ -24,7 +24,7 @@ namespace fathom::kernel_test {
 class Buffer {
  public:
   Buffer(DType dtype, std::int64_t n, double value = 0)
-      : dtype_(dtype), size_(n), bytes_(static_cast<std::size_t>(n) * size_of(dtype) + 1) {
+      : dtype_(dtype), size_(n), bytes_(static_cast<std::size_t>(n) * size_of(dtype) + sizeof(double)) {
     for (std::int64_t i = 0; i < n; ++i) set(i, value);
   }
   Buffer(DType dtype, const std::vector<double>& values)

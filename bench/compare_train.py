@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Training speed on the CPU beside PyTorch, in one run: `fathom bench train` and a PyTorch peer in turn.
+"""Training speed beside PyTorch, in one run: `fathom bench train` and a PyTorch peer in turn.
 
-  python3 bench/compare_cpu.py --peer PATH/torch_train_bench.py [--rounds 3] [--out FILE.jsonl]
+  python3 bench/compare_train.py --peer PATH/torch_train_bench.py [--device cpu] [--rounds 3] [--out FILE.jsonl]
+  python3 bench/compare_train.py --peer PATH/torch_train_bench.py --device cuda --rounds 1
 
 The peer is a script with the flags --device --preset --variant --batch --seq --vocab --steps that prints one line of JSON with
-"ms", "tok_s", "gflops" and "peak_memory_gb". The two take turns, round after round, so that a drift of the machine's speed
-meets both; the table gives each side's median and the ratios of the medians.
+"ms", "tok_s", "gflops" and "peak_memory_gb". The two take turns, ours before and after the peer, so that a drift of the
+machine's speed meets both; the table gives each side's median and the ratios of the medians.
 """
 import argparse
 import json
@@ -14,6 +15,10 @@ import statistics
 import subprocess
 import sys
 
+# Sequences, their length and the vocabulary, by device and preset.
+SHAPES = {"cpu": {"d2": (8, 256, 4096), "d4": (8, 256, 4096)},
+          "cuda": {"d6": (64, 1024, 32768), "d12": (32, 2048, 32768), "d24": (16, 2048, 32768), "d1b": (8, 2048, 32768)}}
+CASES = {"cpu": "d2:dense,d4:dense,d4:mod", "cuda": "d12:dense,d12:mod,d24:dense,d1b:dense"}
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -28,23 +33,27 @@ def last_json(command):
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--peer", required=True)
-    ap.add_argument("--fathom", default=os.path.join(ROOT, "build", "cpu", "fathom"))
+    ap.add_argument("--device", default="cpu", choices=SHAPES)
+    ap.add_argument("--fathom", help="default: build/DEVICE/fathom")
     ap.add_argument("--python", default=sys.executable)
-    ap.add_argument("--cases", default="d2:dense,d4:dense,d4:mod")
+    ap.add_argument("--cases", help="preset:variant, with commas between; default: " + str(CASES))
     ap.add_argument("--rounds", type=int, default=3)
     ap.add_argument("--steps", type=int, default=15)
     ap.add_argument("--out")
     a = ap.parse_args()
-    shape = ["--batch", "8", "--seq", "256", "--vocab", "4096", "--steps", str(a.steps)]
+    fathom = a.fathom or os.path.join(ROOT, "build", a.device, "fathom")
     out = open(a.out, "w") if a.out else None
     medians = {}
-    for case in a.cases.split(","):
+    for case in (a.cases or CASES[a.device]).split(","):
         preset, variant = case.split(":")
+        batch, seq, vocab = map(str, SHAPES[a.device][preset])
+        flags = ["--device", a.device, "--preset", preset, "--variant", variant, "--batch", batch, "--seq", seq, "--vocab", vocab,
+                 "--steps", str(a.steps)]
         rows = {"ours": [], "peer": []}
         for _ in range(a.rounds):
-            rows["ours"].append(last_json([a.fathom, "bench", "train", "--json", "--preset", preset, "--variant", variant] + shape))
-            rows["peer"].append(last_json([a.python, a.peer, "--device", "cpu", "--preset", preset, "--variant", variant] + shape))
-            for side in rows:
+            for side in ("ours", "peer", "ours"):
+                command = [fathom, "bench", "train", "--json"] if side == "ours" else [a.python, a.peer]
+                rows[side].append(last_json(command + flags))
                 if out:
                     out.write(json.dumps({"side": side, **rows[side][-1]}) + "\n")
                     out.flush()
@@ -52,7 +61,7 @@ def main():
                          for side, rs in rows.items()}
         medians[case]["share"] = statistics.median(r["share_of_ceiling"] for r in rows["ours"])
         medians[case]["flops"] = rows["ours"][-1]["flops_per_step"]
-    print("| case | Fathom tok/s (GFLOP/s, share of sgemm) | peer tok/s (GFLOP/s) | ratio | memory GiB, ours / peer |")
+    print("| case | Fathom tok/s (GFLOP/s, share of its own product) | peer tok/s (GFLOP/s) | ratio | memory GiB, ours / peer |")
     print("| --- | --- | --- | --- | --- |")
     for case, m in medians.items():
         o, p = m["ours"], m["peer"]
