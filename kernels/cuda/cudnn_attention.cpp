@@ -3,6 +3,7 @@
 // form cannot mask causally before cuDNN 9.21.)
 #include "kernels/cuda/cudnn_attention.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <map>
@@ -42,19 +43,27 @@ std::string version_text(std::size_t v) {
   return fmt::format("{}.{}.{}", v / 10000, v % 10000 / 100, v % 100);
 }
 
-// cudnn-frontend asks for CUDA's functions in a shared libcudart, which it opens by name. Opened here first,
-// it is found by that name even where it lies beside cuDNN in a Python environment. (This program's own
-// runtime is linked statically; both work on the device's one primary context.)
-bool load_cudart(void* cudnn) {
-  const std::string name = fmt::format("libcudart.so.{}", CUDART_VERSION / 1000);
+// Where CUDA's own libraries may be: beside cuDNN where that comes in a Python environment's packages.
+std::vector<std::string> cuda_folders(void* cudnn) {
   std::vector<std::string> folders = {"/usr/local/cuda/lib64"};
   Dl_info where{};
   if (dladdr(dlsym(cudnn, "cudnnGetVersion"), &where) != 0 && where.dli_fname != nullptr) {
     const std::filesystem::path packages = std::filesystem::path(where.dli_fname).parent_path() / "../..";
-    for (const char* package : {"cu13/lib", "cuda_runtime/lib"}) folders.push_back(packages / package);
+    for (const char* package : {"cu13/lib", "cuda_runtime/lib", "cuda_nvrtc/lib"}) {
+      folders.push_back(packages / package);
+    }
   }
+  return folders;
+}
+
+// cudnn-frontend asks for CUDA's functions in a shared libcudart, which it opens by name. Opened here first,
+// it is found by that name wherever it is. (This program's own runtime is linked statically; both work on the
+// device's one primary context.)
+bool load_cudart(void* cudnn) {
+  const std::string name = fmt::format("libcudart.so.{}", CUDART_VERSION / 1000);
   constexpr const char* kVariable = "CUDNN_FRONTEND_CUDART_LIB_NAME";
-  const OpenedLibrary cudart = open_library({.name = name, .variable = kVariable, .folders = folders});
+  const OpenedLibrary cudart =
+      open_library({.name = name, .variable = kVariable, .folders = cuda_folders(cudnn)});
   if (cudart.handle == nullptr) {
     reason() = fmt::format("cuDNN needs {}, which cannot be loaded: {}", name, cudart.why_not);
     return false;
@@ -62,6 +71,14 @@ bool load_cudart(void* cudnn) {
   // Otherwise cudnn-frontend would prefer the library of an older CUDA where a machine has both.
   setenv(kVariable, name.c_str(), 0);
   return true;
+}
+
+// cuDNN compiles its attention kernels with NVRTC, which it too opens by name. A failure shows in its
+// message.
+void load_nvrtc(void* cudnn) {
+  open_library({.name = fmt::format("libnvrtc.so.{}", CUDART_VERSION / 1000),
+                .variable = "FATHOM_NVRTC",
+                .folders = cuda_folders(cudnn)});
 }
 
 bool load() {
@@ -80,6 +97,7 @@ bool load() {
     return false;
   }
   if (!load_cudart(cudnn.handle)) return false;
+  load_nvrtc(cudnn.handle);
   fe::cudnn_dlhandle = cudnn.handle;
   return true;
 }
@@ -154,6 +172,18 @@ void add_backward(Graph& graph, const AttentionShape& s, bool deterministic) {
 }
 
 enum class Pass { kForward, kBackward };
+
+// The deterministic backward holds a gradient of the scores, 2 bytes for each query and key of each head.
+// Sequences do not depend on each other, so a batch goes through in equal parts that bound this.
+AttentionShape backward_part(const AttentionShape& s, bool deterministic) {
+  constexpr std::int64_t kBytes = 512 << 20;
+  AttentionShape part = s;
+  if (deterministic) {
+    part.batch = std::clamp<std::int64_t>(kBytes / (2 * s.heads * s.seq * s.seq), 1, s.batch);
+    while (s.batch % part.batch != 0) --part.batch;
+  }
+  return part;
+}
 
 }  // namespace
 
@@ -271,7 +301,7 @@ std::size_t CudnnAttention::forward_workspace(const AttentionShape& s) {
   return impl_->plan(Pass::kForward, s).workspace;
 }
 std::size_t CudnnAttention::backward_workspace(const AttentionShape& s) {
-  return impl_->plan(Pass::kBackward, s).workspace;
+  return impl_->plan(Pass::kBackward, backward_part(s, impl_->deterministic)).workspace;
 }
 
 void CudnnAttention::forward(bf16* out, float* lse, const bf16* qkv, const AttentionShape& s,
@@ -285,18 +315,23 @@ void CudnnAttention::forward(bf16* out, float* lse, const bf16* qkv, const Atten
 
 void CudnnAttention::backward(bf16* dqkv, const bf16* dout, const bf16* out, const float* lse,
                               const bf16* qkv, const AttentionShape& s, void* workspace) {
-  bf16* const in = const_cast<bf16*>(qkv);
-  impl_->execute(Pass::kBackward, s,
-                 {{kQuery, in},
-                  {kKey, in + key_offset(s)},
-                  {kValue, in + value_offset(s)},
-                  {kOut, const_cast<bf16*>(out)},
-                  {kLse, const_cast<float*>(lse)},
-                  {kDout, const_cast<bf16*>(dout)},
-                  {kDquery, dqkv},
-                  {kDkey, dqkv + key_offset(s)},
-                  {kDvalue, dqkv + value_offset(s)}},
-                 workspace);
+  const AttentionShape part = backward_part(s, impl_->deterministic);
+  for (std::int64_t b = 0; b < s.batch; b += part.batch) {
+    const std::int64_t row = b * s.seq;
+    bf16* const in = const_cast<bf16*>(qkv) + row * qkv_row(s);
+    bf16* const din = dqkv + row * qkv_row(s);
+    impl_->execute(Pass::kBackward, part,
+                   {{kQuery, in},
+                    {kKey, in + key_offset(s)},
+                    {kValue, in + value_offset(s)},
+                    {kOut, const_cast<bf16*>(out) + row * out_row(s)},
+                    {kLse, const_cast<float*>(lse) + row * s.heads},
+                    {kDout, const_cast<bf16*>(dout) + row * out_row(s)},
+                    {kDquery, din},
+                    {kDkey, din + key_offset(s)},
+                    {kDvalue, din + value_offset(s)}},
+                   workspace);
+  }
 }
 
 std::string CudnnAttention::version() const { return version_text(impl_->version); }
