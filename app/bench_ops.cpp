@@ -2,6 +2,7 @@
 //
 // The bytes of an op are those of its contract (kernels/backend.h): each input read once, each output written
 // once, what is added to both. Vectors of the width are left out.
+#include <algorithm>
 #include <memory>
 
 #include <fmt/format.h>
