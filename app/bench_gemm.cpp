@@ -1,4 +1,5 @@
 // fathom bench gemm: the products of a training step, forward and both backwards, against a large square one.
+#include <algorithm>
 #include <charconv>
 #include <memory>
 

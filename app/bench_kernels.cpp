@@ -129,9 +129,9 @@ void KernelBench::print(const Line& line) const {
   }
   std::string shape;
   for (const auto& [key, value] : line.shape.items()) shape += fmt::format(" {} {}", key, value.dump());
-  std::cout << fmt::format("{:<30} {:>9.4f} ms {:>8.1f} {} ", line.what, line.seconds * 1e3, rate,
+  std::cout << fmt::format("{:<30} {:>9.4f} ms {:>8.4g} {} ", line.what, line.seconds * 1e3, rate,
                            line.unit == "tflops" ? "TFLOP/s" : "GB/s")
-            << (known ? fmt::format("{:>4.0f} % of {:.0f} ({})", 100 * share, line.ceiling.rate,
+            << (known ? fmt::format("{:>4.0f} % of {:.4g} ({})", 100 * share, line.ceiling.rate,
                                     line.ceiling.what)
                       : line.ceiling.what)
             << " " << shape << "\n";

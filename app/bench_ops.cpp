@@ -2,6 +2,7 @@
 //
 // The bytes of an op are those of its contract (kernels/backend.h): each input read once, each output written
 // once, what is added to both. Vectors of the width are left out.
+#include <algorithm>
 #include <memory>
 
 #include <fmt/format.h>
@@ -171,18 +172,17 @@ void Ops::add_activations() {
 }
 
 void Ops::add_rows() {
-  constexpr std::int64_t kVocab = 32768;
   const std::int64_t rows = rows_, width = width_;
-  // The rows of the table that the tokens name: all of it, for as many tokens as this.
-  op("embedding_forward", compute((std::min(rows, kVocab) + rows) * width) + stat(rows),
-     [=, this]() -> Launch {
-       return [y = matrix(), table = matrix(kVocab, width), t = bench_.ids(rows, kVocab), rows,
-               width](Backend& b) { b.embedding_forward(y, table, t, rows, width); };
-     });
-  const double table_gradient = 2 * stat(std::min(rows, kVocab) * width);
+  const std::int64_t vocab =
+      std::min<std::int64_t>(rows, 32768);  // so that the tokens name most of the table
+  op("embedding_forward", compute((vocab + rows) * width) + stat(rows), [=, this]() -> Launch {
+    return [y = matrix(), table = matrix(vocab, width), t = bench_.ids(rows, vocab), rows,
+            width](Backend& b) { b.embedding_forward(y, table, t, rows, width); };
+  });
+  const double table_gradient = 2 * stat(vocab * width);
   op("embedding_backward_accumulate", compute(rows * width) + table_gradient + stat(rows),
      [=, this]() -> Launch {
-       return [dtable = vector(kVocab * width), dy = matrix(), t = bench_.ids(rows, kVocab), rows,
+       return [dtable = vector(vocab * width), dy = matrix(), t = bench_.ids(rows, vocab), rows,
                width](Backend& b) { b.embedding_backward_accumulate(dtable, dy, t, rows, width); };
      });
   const GatherShape s{rows, kept_, width};
