@@ -1,5 +1,8 @@
 // Softmax, cross-entropy and its gradient in one pass over the logits: a block holds a row in registers.
+#include <algorithm>
 #include <cmath>
+
+#include <cuda_pipeline_primitives.h>
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_backend.h"
@@ -31,57 +34,70 @@ __device__ __forceinline__ void zero_row(T* to, std::int64_t vocab) {
   for (std::int64_t j = threadIdx.x; j < vocab; j += kThreads) to[j] = from_float<T>(0.0F);
 }
 
-/// For rows of up to kPacks * kThreads packs, whole packs. Reads the logits once, writes the gradient once.
+/// For rows of up to kPacks * kThreads packs, whole packs. A block walks over rows; while it computes one, the next is on
+/// its way to shared memory, where each thread finds the packs that it asked for itself. Reads the logits once, writes
+/// the gradient once.
 template <typename T, int kPacks>
-__global__ void __launch_bounds__(kThreads) cross_entropy_row(Rows<T> r) {
-  __shared__ float shared[32];
-  const std::int64_t row = blockIdx.x;
-  const std::int32_t target = r.targets[row];
-  T* to = r.gradient == nullptr ? nullptr : r.gradient + row * r.vocab;
-  if (target < 0 || target >= r.vocab) {  // a target outside of the vocabulary cannot be told from here
-    if (threadIdx.x == 0) r.losses[row] = target < 0 ? 0.0F : NAN;
-    if (to != nullptr) zero_row(to, r.vocab);
-    return;
-  }
+__global__ void __launch_bounds__(kThreads, kPacks <= 2 ? 2 : 1) cross_entropy_rows(Rows<T> r, std::int64_t rows) {
   constexpr int kN = kPack<T>;
   struct alignas(16) Raw {
     T e[kN];
   };
-  const T* from = r.logits + row * r.vocab;
-  const float hit = to_float(from[target]);
-  Raw held[kPacks];
-  float most = -INFINITY;
+  extern __shared__ __align__(16) unsigned char memory[];
+  Raw* stage = reinterpret_cast<Raw*>(memory);
+  __shared__ float shared[32];
+  const auto ask_for = [&](std::int64_t row) {
+    if (row >= rows) return;
 #pragma unroll
-  for (int k = 0; k < kPacks; ++k) {
-    const std::int64_t at = (static_cast<std::int64_t>(k) * kThreads + threadIdx.x) * kN;
-    if (at >= r.vocab) continue;
-    held[k] = *reinterpret_cast<const Raw*>(from + at);
-#pragma unroll
-    for (int e = 0; e < kN; ++e) most = fmaxf(most, to_float(held[k].e[e]));
-  }
-  most = block_reduce(most, Max{}, shared);
-  float total = 0.0F;
-#pragma unroll
-  for (int k = 0; k < kPacks; ++k) {
-    const std::int64_t at = (static_cast<std::int64_t>(k) * kThreads + threadIdx.x) * kN;
-    if (at >= r.vocab) continue;
-#pragma unroll
-    for (int e = 0; e < kN; ++e) total += exponential(to_float(held[k].e[e]) - most, T{});
-  }
-  total = block_reduce(total, Sum{}, shared);
-  if (threadIdx.x == 0) r.losses[row] = logf(total) + (most - hit);
-  if (to == nullptr) return;
-  const float share = r.scale / total;
-#pragma unroll
-  for (int k = 0; k < kPacks; ++k) {
-    const std::int64_t at = (static_cast<std::int64_t>(k) * kThreads + threadIdx.x) * kN;
-    if (at >= r.vocab) continue;
-    Pack<T> g;
-#pragma unroll
-    for (int e = 0; e < kN; ++e) {
-      g.v[e] = exponential(to_float(held[k].e[e]) - most, T{}) * share - (at + e == target ? r.scale : 0.0F);
+    for (int k = 0; k < kPacks; ++k) {
+      const int slot = k * kThreads + static_cast<int>(threadIdx.x);
+      if (slot * kN < r.vocab) __pipeline_memcpy_async(stage + slot, r.logits + row * r.vocab + slot * kN, sizeof(Raw));
     }
-    g.store(to + at);
+    __pipeline_commit();
+  };
+  ask_for(blockIdx.x);
+  for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    const std::int32_t target = r.targets[row];
+    // A target outside of the vocabulary cannot be reported from here: its loss is not a number.
+    const bool counts = target >= 0, inside = target < r.vocab;
+    const float hit = counts && inside ? to_float(r.logits[row * r.vocab + target]) : NAN;
+    T* to = r.gradient == nullptr ? nullptr : r.gradient + row * r.vocab;
+    __pipeline_wait_prior(0);
+    Raw held[kPacks];
+    float most = -INFINITY;
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k) {
+      const int slot = k * kThreads + static_cast<int>(threadIdx.x);
+      if (slot * kN >= r.vocab) continue;
+      held[k] = stage[slot];
+#pragma unroll
+      for (int e = 0; e < kN; ++e) most = fmaxf(most, to_float(held[k].e[e]));
+    }
+    ask_for(row + gridDim.x);
+    most = block_reduce(most, Max{}, shared);
+    float total = 0.0F;
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k) {
+      if ((k * kThreads + static_cast<int>(threadIdx.x)) * kN >= r.vocab) continue;
+#pragma unroll
+      for (int e = 0; e < kN; ++e) total += exponential(to_float(held[k].e[e]) - most, T{});
+    }
+    total = block_reduce(total, Sum{}, shared);
+    if (threadIdx.x == 0) r.losses[row] = counts ? logf(total) + (most - hit) : 0.0F;
+    if (to == nullptr) continue;
+    const float scale = counts ? r.scale : 0.0F;
+    const float share = scale / total;
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k) {
+      const int at = (k * kThreads + static_cast<int>(threadIdx.x)) * kN;
+      if (at >= r.vocab) continue;
+      Pack<T> g;
+#pragma unroll
+      for (int e = 0; e < kN; ++e) {
+        g.v[e] = exponential(to_float(held[k].e[e]) - most, T{}) * share - (at + e == target ? scale : 0.0F);
+      }
+      g.store(to + at);
+    }
   }
 }
 
@@ -112,21 +128,30 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_any(Rows<T> r) {
   }
 }
 
+template <typename T, int kPacks>
+void launch_rows(const Rows<T>& r, std::int64_t rows, int multiprocessors, cudaStream_t stream) {
+  constexpr int kBytes = kPacks * kThreads * 16;
+  constexpr int kBlocks = kPacks <= 2 ? 2 : 1;  // of a multiprocessor
+  check(cudaFuncSetAttribute(cross_entropy_rows<T, kPacks>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
+        "cross_entropy");
+  const auto grid = static_cast<unsigned>(std::min<std::int64_t>(rows, std::int64_t{kBlocks} * multiprocessors));
+  cross_entropy_rows<T, kPacks><<<grid, kThreads, kBytes, stream>>>(r, rows);
+}
+
 template <typename T>
-void launch(const Rows<T>& r, std::int64_t rows, cudaStream_t stream) {
-  const auto grid = static_cast<unsigned>(rows);
+void launch(const Rows<T>& r, std::int64_t rows, int multiprocessors, cudaStream_t stream) {
   constexpr std::int64_t kRow = static_cast<std::int64_t>(kThreads) * kPack<T>;
   const bool packed = packs<T>(r.logits, r.vocab) && packs<T>(r.gradient, r.vocab);
   if (!packed || r.vocab > 8 * kRow) {
-    cross_entropy_any<T><<<grid, kThreads, 0, stream>>>(r);
+    cross_entropy_any<T><<<static_cast<unsigned>(rows), kThreads, 0, stream>>>(r);
   } else if (r.vocab > 4 * kRow) {
-    cross_entropy_row<T, 8><<<grid, kThreads, 0, stream>>>(r);
+    launch_rows<T, 8>(r, rows, multiprocessors, stream);
   } else if (r.vocab > 2 * kRow) {
-    cross_entropy_row<T, 4><<<grid, kThreads, 0, stream>>>(r);
+    launch_rows<T, 4>(r, rows, multiprocessors, stream);
   } else if (r.vocab > kRow) {
-    cross_entropy_row<T, 2><<<grid, kThreads, 0, stream>>>(r);
+    launch_rows<T, 2>(r, rows, multiprocessors, stream);
   } else {
-    cross_entropy_row<T, 1><<<grid, kThreads, 0, stream>>>(r);
+    launch_rows<T, 1>(r, rows, multiprocessors, stream);
   }
 }
 
@@ -145,7 +170,7 @@ void CudaBackend::cross_entropy(View losses, View gradient, ConstView logits, Co
                     vocab,
                     static_cast<float>(gradient_scale)};
     if (rows == 0) return;
-    launch(r, rows, stream_);
+    launch(r, rows, multiprocessors_, stream_);
     check_launch(op);
   });
 }

@@ -191,6 +191,7 @@ struct CudnnAttention::Impl {
   struct Plan {
     Graph graph;
     std::size_t workspace = 0;
+    bool to_be_tuned = false;  // its engines are built, and the first run times them
   };
   using Key = std::tuple<Pass, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, double>;
 
@@ -235,22 +236,48 @@ struct CudnnAttention::Impl {
       } else {
         add_backward(graph, s, deterministic);
       }
-      fe::error_object built = graph.build(handle, {fe::HeurMode_t::A});
-      if (built.is_bad()) return built;
-      std::int64_t bytes = 0;
-      const fe::error_object asked = graph.get_workspace_size(bytes);
-      made->workspace = static_cast<std::size_t>(bytes);
-      return asked;
+      made->to_be_tuned = !deterministic && worth_tuning(s);
+      return build(*made);
     });
     return *plans.emplace(key, std::move(made)).first->second;
   }
 
+  // cuDNN's own choice is not always its fastest engine. Where a step spends milliseconds, all are built and timed.
+  static bool worth_tuning(const AttentionShape& s) {
+    return s.batch * s.heads * s.seq * s.seq * s.head_dim >= std::int64_t{1} << 31;
+  }
+
+  fe::error_object build(Plan& p) const {
+    Graph& graph = p.graph;
+    if (fe::error_object e = graph.validate(); e.is_bad()) return e;
+    if (fe::error_object e = graph.build_operation_graph(handle); e.is_bad()) return e;
+    if (fe::error_object e = graph.create_execution_plans({fe::HeurMode_t::A}); e.is_bad()) return e;
+    if (fe::error_object e = graph.check_support(); e.is_bad()) return e;
+    const auto policy = p.to_be_tuned ? fe::BuildPlanPolicy_t::ALL : fe::BuildPlanPolicy_t::HEURISTICS_CHOICE;
+    if (fe::error_object e = graph.build_plans(policy); e.is_bad()) return e;
+    std::int64_t bytes = 0;
+    if (fe::error_object e = graph.get_workspace_size(bytes); e.is_bad()) return e;
+    p.workspace = static_cast<std::size_t>(p.to_be_tuned ? graph.get_autotune_workspace_size() : bytes);
+    return {};
+  }
+
   void execute(Pass pass, const AttentionShape& s, Pointers pointers, void* workspace) {
-    const Plan& p = plan(pass, s);
+    Plan& p = plan(pass, s);
+    if (p.to_be_tuned && !capturing()) {
+      run(pass, s, "tune", [&] { return p.graph.autotune(handle, pointers, workspace); });
+      p.to_be_tuned = false;
+    }
     run(pass, s, "run", [&] { return p.graph.execute(handle, pointers, workspace); });
   }
 
+  bool capturing() const {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    check(cudaStreamIsCapturing(stream, &status), "attention");
+    return status != cudaStreamCaptureStatusNone;
+  }
+
   cudnnHandle_t handle = nullptr;
+  cudaStream_t stream = nullptr;
   std::size_t version = 0;
   int compute_capability = 0;  // 90
   bool deterministic = false;
@@ -266,6 +293,7 @@ std::unique_ptr<CudnnAttention> CudnnAttention::open(cudaStream_t stream, bool d
   if (!load()) return nullptr;
   auto impl = std::make_unique<Impl>();
   impl->deterministic = deterministic;
+  impl->stream = stream;
   impl->version = fe::detail::get_backend_version();
   if (impl->version < kOldestVersion) {
     reason() = fmt::format("cuDNN {} is too old: {} or later is needed", version_text(impl->version),
