@@ -3,8 +3,8 @@
 //
 // FATHOM_FUZZ_INPUTS sets how many inputs are tried (2000), FATHOM_FUZZ_SEED which (1).
 #include <algorithm>
-#include <chrono>
 #include <cstdlib>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <random>
@@ -27,6 +27,9 @@ std::uint64_t setting(const char* name, std::uint64_t fallback) {
   const char* text = std::getenv(name);
   return text ? std::strtoull(text, nullptr, 10) : fallback;
 }
+
+// Of this process: what a reader takes, however busy the machine is.
+double cpu_seconds() { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; }
 
 class Mutator {
  public:
@@ -163,12 +166,12 @@ TEST(Fuzz, AnyBytesAreAValidConfigOrAUserError) {
   const std::uint64_t inputs = setting("FATHOM_FUZZ_INPUTS", 2000);
   Mutator mutator(setting("FATHOM_FUZZ_SEED", 1));
   std::uint64_t accepted = 0, refused = 0;
-  std::chrono::duration<double> slowest{0};
+  double slowest = 0;
   for (std::uint64_t i = 0; i < inputs; ++i) {
     const std::string text = mutator.next();
     std::vector<std::string> overrides;
     if (i % 4 == 0) overrides.push_back(mutator.next_override());
-    const auto start = std::chrono::steady_clock::now();
+    const double start = cpu_seconds();
     try {
       const Config c = parse_config(text, "fuzz.yaml", overrides);
       const Config r = resolve(c, 256);
@@ -186,16 +189,15 @@ TEST(Fuzz, AnyBytesAreAValidConfigOrAUserError) {
     } catch (const std::exception& e) {
       FAIL() << "input " << i << " threw " << e.what() << "\n" << text;
     }
-    slowest = std::max<std::chrono::duration<double>>(slowest, std::chrono::steady_clock::now() - start);
+    slowest = std::max(slowest, cpu_seconds() - start);
   }
   RecordProperty("accepted", static_cast<int>(accepted));
   RecordProperty("refused", static_cast<int>(refused));
-  fmt::print("{} accepted, {} refused, the slowest took {:.1f} ms\n", accepted, refused,
-             1e3 * slowest.count());
+  fmt::print("{} accepted, {} refused, the slowest took {:.1f} ms\n", accepted, refused, 1e3 * slowest);
   // A fuzzer whose every input is refused at the door tests nothing.
   EXPECT_GT(accepted, inputs / 20);
   EXPECT_GT(refused, inputs / 10);
-  EXPECT_LT(slowest.count(), 5);
+  EXPECT_LT(slowest, 5);
 }
 
 // The largest file of nothing but one piece again and again: no parser may take quadratic time or recurse for
@@ -209,10 +211,9 @@ TEST(Fuzz, AMebibyteOfTheSamePieceEndsSoon) {
     for (const std::string before : {"", "train:\n  betas: [", "data:\n  train: "}) {
       std::string text = before;
       while (text.size() + piece.size() <= (std::size_t{1} << 20)) text += piece;
-      const auto start = std::chrono::steady_clock::now();
+      const double start = cpu_seconds();
       EXPECT_THROW(parse_config(text, "fuzz.yaml"), UserError) << piece;
-      const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-      EXPECT_LT(took.count(), 10) << "of " << before << " and " << piece;
+      EXPECT_LT(cpu_seconds() - start, 10) << "of " << before << " and " << piece;
     }
   }
 }
