@@ -7,6 +7,7 @@
 #include "kernels/error.h"
 #include "src/config/parse.h"
 #include "src/config/print.h"
+#include "src/io/damaged_file.h"
 
 namespace fathom {
 
@@ -53,7 +54,7 @@ std::optional<Resumed> resume_from_folder(const RunFolder& folder, Context& c, P
       resumed.checkpoint = file.path;
       for (const std::filesystem::path& path : unusable) folder.set_aside(path);
       return resumed;
-    } catch (const UserError& e) {
+    } catch (const DamagedFile& e) {
       resumed.damaged.emplace_back(e.what());
       unusable.push_back(file.path);
     }

@@ -20,11 +20,12 @@ void require_same_config(const RunFolder& folder, const Config& config);
 struct Resumed {
   std::filesystem::path checkpoint;
   CheckpointMeta meta;
-  std::vector<std::string> damaged;  // newer checkpoints that could not be used, each with its reason
+  std::vector<std::string> damaged;  // newer checkpoints that were passed over, each with its reason
 };
 
-/// Loads the newest usable checkpoint of the folder; empty when it has none. A damaged one is passed over for
-/// the one before it, and set aside. UserError: none of them can be used.
+/// Loads the newest good checkpoint of the folder; empty when it has none. A damaged one is passed over for
+/// the one before it, and set aside. UserError: all of them are damaged, or the newest good one cannot be
+/// used for another reason (no permission, a newer Fathom's, another model's), which going back would hide.
 std::optional<Resumed> resume_from_folder(const RunFolder& folder, Context& c, ParameterSet& parameters,
                                           OptimizerState& optimizer);
 

@@ -13,6 +13,7 @@
 
 #include "kernels/error.h"
 #include "src/io/checksum.h"
+#include "src/io/damaged_file.h"
 #include "src/io/hdf5_file.h"
 
 namespace fathom {
@@ -79,7 +80,7 @@ std::uint64_t checksum_file(int fd, std::uint64_t offset, std::uint64_t size, co
   while (size > 0) {
     const auto want = static_cast<std::size_t>(std::min<std::uint64_t>(size, buffer.size()));
     const std::size_t got = read_at(fd, offset, std::span(buffer).first(want), path);
-    if (got == 0) throw UserError(fmt::format("{} became shorter while it was being read.", path));
+    if (got == 0) throw DamagedFile(fmt::format("{} became shorter while it was being read.", path));
     hash.update(std::span(buffer).first(got));
     offset += got;
     size -= got;
@@ -94,7 +95,7 @@ UserBlock verify_file(int fd, const std::string& path, std::string_view kind) {
   if (!S_ISREG(status.st_mode))
     throw UserError(fmt::format("{} is not a regular file; expected a {}.", path, kind));
   const auto actual = static_cast<std::uint64_t>(status.st_size);
-  if (actual == 0) throw UserError(fmt::format("{} is empty; expected {} {}.", path, article(kind), kind));
+  if (actual == 0) throw DamagedFile(fmt::format("{} is empty; expected {} {}.", path, article(kind), kind));
 
   RawBlock raw{};
   const std::size_t got = read_at(fd, 0, std::as_writable_bytes(std::span(&raw, 1)), path);
@@ -105,18 +106,18 @@ UserBlock verify_file(int fd, const std::string& path, std::string_view kind) {
         "Token stores are made by fathom data prepare, checkpoints by fathom train.");
   }
   if (start.substr(0, kMagic.size()) != kMagic.substr(0, start.size())) {
-    throw UserError(fmt::format("{} is not a Fathom file; expected {} {}.", path, article(kind), kind),
-                    "Text becomes a token store by fathom data prepare.");
+    throw DamagedFile(fmt::format("{} is not a Fathom file; expected {} {}.", path, article(kind), kind),
+                      "Text becomes a token store by fathom data prepare.");
   }
   if (got < sizeof(raw)) {
-    throw UserError(fmt::format("{} is truncated: its header takes {} bytes, and the file has {}.", path,
-                                kH5UserBlockSize, actual),
-                    "Copy it again or make it anew.");
+    throw DamagedFile(fmt::format("{} is truncated: its header takes {} bytes, and the file has {}.", path,
+                                  kH5UserBlockSize, actual),
+                      "Copy it again or make it anew.");
   }
   if (raw.block_checksum != checksum_of(raw)) {
-    throw UserError(fmt::format("the header of {} is damaged (checksum {}, expected {}).", path,
-                                to_hex(checksum_of(raw)), to_hex(raw.block_checksum)),
-                    "Copy it again or make it anew.");
+    throw DamagedFile(fmt::format("the header of {} is damaged (checksum {}, expected {}).", path,
+                                  to_hex(checksum_of(raw)), to_hex(raw.block_checksum)),
+                      "Copy it again or make it anew.");
   }
   if (raw.version > kH5FormatVersion) {
     throw UserError(fmt::format("{} has format version {}; this program reads versions up to {}.", path,
@@ -133,19 +134,19 @@ UserBlock verify_file(int fd, const std::string& path, std::string_view kind) {
   }
   const std::uint64_t expected = kH5UserBlockSize + raw.payload_bytes;
   if (actual < expected) {
-    throw UserError(fmt::format("{} is truncated: expected {} bytes, it has {}.", path, expected, actual),
-                    "Copy it again or make it anew.");
+    throw DamagedFile(fmt::format("{} is truncated: expected {} bytes, it has {}.", path, expected, actual),
+                      "Copy it again or make it anew.");
   }
   if (actual > expected) {
-    throw UserError(
+    throw DamagedFile(
         fmt::format("{} has trailing bytes: expected {} bytes, it has {}.", path, expected, actual),
         "Copy it again or make it anew.");
   }
   const std::uint64_t checksum = checksum_file(fd, kH5UserBlockSize, raw.payload_bytes, path);
   if (checksum != raw.payload_checksum) {
-    throw UserError(fmt::format("{} is damaged: its checksum is {}, expected {}.", path, to_hex(checksum),
-                                to_hex(raw.payload_checksum)),
-                    "Bytes were changed on the disk or in a transfer: copy it again or make it anew.");
+    throw DamagedFile(fmt::format("{} is damaged: its checksum is {}, expected {}.", path, to_hex(checksum),
+                                  to_hex(raw.payload_checksum)),
+                      "Bytes were changed on the disk or in a transfer: copy it again or make it anew.");
   }
   return UserBlock{found, raw.payload_bytes, raw.payload_checksum};
 }

@@ -22,7 +22,8 @@ std::array<std::byte, 512> encode_user_block(const UserBlock& block);
 std::uint64_t checksum_file(int fd, std::uint64_t offset, std::uint64_t size, const std::string& path);
 
 /// Reads the block of the file `fd` and proves that the file is whole: magic, version, kind, length,
-/// checksum. Throws the UserError that says which of them is wrong.
+/// checksum. Throws the UserError that says which of them is wrong; a DamagedFile when bytes are missing or
+/// changed.
 UserBlock verify_file(int fd, const std::string& path, std::string_view kind);
 
 }  // namespace fathom

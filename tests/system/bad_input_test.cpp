@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include "src/io/checksum.h"
 #include "tests/system/cli.h"
 #include "train/run_folder.h"
 
@@ -117,6 +118,26 @@ TEST_F(BadInput, ADamagedCheckpointIsPassedOverForTheOneBefore) {
     EXPECT_TRUE(fs::exists(newest + ".damaged"));
     testing::expect_same_run(e, "whole", "run");
     fs::remove_all(e / "run");
+  }
+}
+
+// It is whole: going on from the one before it would throw steps away, and setting it aside a good file.
+TEST_F(BadInput, ACheckpointThatIsNotDamagedIsNotPassedOver) {
+  e.trained("dense", "dense");
+  const std::string other = read_bytes(e.newest_checkpoint("dense"));
+  e.trained("mod", "run");
+  const std::string newest = e.newest_checkpoint("run");
+  std::string newer = read_bytes(newest);
+  newer[16] = 2;  // the format's version; the header's checksum stands at its end
+  const std::uint64_t sum = checksum64(std::string_view(newer).substr(0, 504));
+  newer.replace(504, sizeof sum, reinterpret_cast<const char*>(&sum), sizeof sum);
+  const std::string metrics = read_bytes(e / "run/metrics.jsonl");
+  for (const auto& [bytes, why] : {std::pair(newer, "update this one"), std::pair(other, "another model")}) {
+    write_bytes(newest, bytes);
+    refused("", 1, {"step_00000040.h5", why});
+    EXPECT_EQ(e.newest_checkpoint("run"), newest);
+    EXPECT_FALSE(fs::exists(newest + ".damaged"));
+    EXPECT_EQ(read_bytes(e / "run/metrics.jsonl"), metrics);
   }
 }
 
