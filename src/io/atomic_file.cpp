@@ -116,9 +116,13 @@ void AtomicFile::write_at(std::uint64_t offset, std::span<const std::byte> bytes
   write_all(fd_, bytes, static_cast<std::int64_t>(offset), path_);
 }
 
-void AtomicFile::commit() {
-  if (fd_ < 0) throw InternalError("[AtomicFile] committed twice: " + path_);
+void AtomicFile::flush() {
+  if (fd_ < 0) throw InternalError("[AtomicFile] committed already: " + path_);
   if (::fsync(fd_) != 0) fail(path_, "cannot flush", errno);
+}
+
+void AtomicFile::commit() {
+  flush();
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) fail(path_, "cannot replace", errno);
   const int fd = fd_;
   fd_ = -1;  // the name is the final one now: the destructor must not remove anything
@@ -130,6 +134,14 @@ void write_file(const std::string& path, std::string_view text) {
   AtomicFile file(path);
   file.write(text);
   file.commit();
+}
+
+void remove_file(const std::string& path) {
+  if (::unlink(path.c_str()) == 0) {
+    sync_folder(path);
+  } else if (errno != ENOENT) {
+    AtomicFile::fail(path, "cannot remove", errno);
+  }
 }
 
 std::string read_file(const std::string& path, const std::string& kind) {

@@ -32,7 +32,10 @@ class AtomicFile {
   /// Writes at `offset`, without moving the position.
   void write_at(std::uint64_t offset, std::span<const std::byte> bytes);
 
-  /// fsync, rename over `path`, fsync of the folder. Nothing may be written afterwards.
+  /// fsync: what the disk may refuse is behind us, and only the name is left to commit. Nothing may be
+  /// written afterwards.
+  void flush();
+  /// flush, rename over `path`, fsync of the folder.
   void commit();
 
   /// Throws the UserError for a failed write of `path`; `error` is an errno.
@@ -46,6 +49,9 @@ class AtomicFile {
 
 /// Replaces the file at `path` by `text`, atomically.
 void write_file(const std::string& path, std::string_view text);
+
+/// Removes the file at `path`, if there is one, and flushes its folder.
+void remove_file(const std::string& path);
 
 /// Appends all of `bytes` to an open file; interrupted and short writes are continued. `path` is for the
 /// UserError.

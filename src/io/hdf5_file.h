@@ -51,8 +51,10 @@ class H5Writer {
   void set_int(const std::string& name, std::int64_t value, const std::string& object = "/");
   void set_double(const std::string& name, double value, const std::string& object = "/");
 
-  /// Closes the HDF5 file, writes the user block, flushes to the disk and puts the file in place.
+  /// Closes the HDF5 file, writes the user block and flushes to the disk; only commit may follow.
   /// UserError naming the path and the reason when any write failed; the previous file then remains.
+  void finish();
+  /// finish, unless that is done, and puts the file in place.
   void commit();
 
  private:

@@ -214,7 +214,7 @@ void H5Writer::set_double(const std::string& name, double value, const std::stri
   impl_->set_attribute(name, object, H5T_IEEE_F64LE, H5T_NATIVE_DOUBLE, &value);
 }
 
-void H5Writer::commit() {
+void H5Writer::finish() {
   const Library library;
   for (auto& [name, stream] : impl_->streams) impl_->flush(name, stream);
   impl_->streams.clear();
@@ -227,6 +227,11 @@ void H5Writer::commit() {
   block.payload_checksum =
       checksum_file(impl_->out.fd(), kH5UserBlockSize, block.payload_bytes, impl_->out.path());
   impl_->out.write_at(0, encode_user_block(block));
+  impl_->out.flush();
+}
+
+void H5Writer::commit() {
+  if (impl_->file) finish();
   impl_->out.commit();
 }
 

@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include "kernels/error.h"
+#include "src/io/atomic_file.h"
 #include "src/io/bin_reader.h"
 #include "src/io/checksum.h"
 #include "src/io/ordered_encoder.h"
@@ -58,9 +59,13 @@ class Stores {
     }
     PrepareResult result;
     result.train = summary(options_.output, train_);
+    train_.finish();
     if (valid_) {
       result.valid = summary(valid_path(options_.output), *valid_);
-      valid_->commit();
+      valid_->finish();
+      // Two files cannot be replaced at once. A process that is killed from here on leaves a training store
+      // without a validation store, which is noticed, and never one beside an earlier run's, which is not.
+      remove_file(valid_path(options_.output));
     } else if (std::filesystem::exists(valid_path(options_.output))) {
       result.warning = fmt::format(
           "{} is from an earlier run and may share documents with the new {}; remove it or use "
@@ -68,6 +73,7 @@ class Stores {
           valid_path(options_.output), options_.output);
     }
     train_.commit();
+    if (valid_) valid_->commit();
     return result;
   }
 

@@ -41,6 +41,7 @@ struct TokenStoreWriter::Impl {
   TokenStoreInfo info;
   H5Writer file;
   bool narrow;
+  bool finished = false;
   std::int64_t num_tokens = 0;
   std::int64_t num_documents = 0;
   std::int64_t text_bytes = 0;
@@ -127,7 +128,7 @@ std::int64_t TokenStoreWriter::num_tokens() const { return impl_->num_tokens; }
 std::int64_t TokenStoreWriter::num_documents() const { return impl_->num_documents; }
 std::int64_t TokenStoreWriter::text_bytes() const { return impl_->text_bytes; }
 
-void TokenStoreWriter::commit() {
+void TokenStoreWriter::finish() {
   Impl& i = *impl_;
   if (i.num_tokens == 0) {
     throw UserError(fmt::format("cannot write {}: there are no tokens, the text is empty.", i.path),
@@ -144,7 +145,13 @@ void TokenStoreWriter::commit() {
   i.file.set_int("max_id", i.max_id);
   i.file.set_int("text_bytes", i.text_bytes);
   i.file.set_string("source_hash", i.source.digest_hex());
-  i.file.commit();
+  i.file.finish();
+  i.finished = true;
+}
+
+void TokenStoreWriter::commit() {
+  if (!impl_->finished) finish();
+  impl_->file.commit();
 }
 
 // ----------------------------------------------------------------------------------------------------

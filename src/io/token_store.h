@@ -45,7 +45,9 @@ class TokenStoreWriter {
   std::int64_t num_documents() const;
   std::int64_t text_bytes() const;
 
-  /// UserError when there is no token.
+  /// Writes everything but the store's name: only commit may follow. UserError when there is no token.
+  void finish();
+  /// finish, unless that is done, and puts the store in place.
   void commit();
 
  private:

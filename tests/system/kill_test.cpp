@@ -7,7 +7,9 @@
 #include <thread>
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
+#include "src/io/token_store.h"
 #include "src/model/checkpoint.h"
 #include "tests/system/cli.h"
 #include "train/run_folder.h"
@@ -92,6 +94,37 @@ TEST_F(Kill, AtRandomMomentsLosesOnlyTheStepsSinceTheLastCheckpoint) {
             << " within a checkpoint's writing; at most " << tally.most_lost
             << " steps lost, checkpoints every " << kEvery << "\n";
   EXPECT_EQ(tally.kills, kills);
+}
+
+// The moment that matters lies between the names of the two stores, so the kill comes as soon as one changes.
+TEST(KillPrepare, NeverLeavesTheStoresOfTwoRunsBesideEachOther) {
+  const Experiment e;
+  const std::string train = e / "train.h5", valid = e / "train.valid.h5";
+  const auto inode = [](const std::string& path) {
+    struct stat status {};
+    return ::stat(path.c_str(), &status) == 0 ? status.st_ino : 0;
+  };
+  const auto fraction = [](const std::string& path) {
+    const std::string recipe = TokenStore::open(path).info().recipe;
+    return recipe.substr(recipe.find("valid_fraction="));
+  };
+  for (const char* next : {"0.3", "0.2", "0.4", "0.15", "0.35", "0.25", "0.45", "0.5"}) {
+    const auto before = std::pair(inode(train), inode(valid));
+    Background prepare(
+        e, std::string("data prepare text.jsonl -o train.h5 --threads 1 --valid-fraction ") + next);
+    while (prepare.running() && std::pair(inode(train), inode(valid)) == before) {
+    }
+    if (prepare.running()) prepare.signal(SIGKILL);
+    prepare.wait();
+    if (std::filesystem::exists(valid)) {
+      EXPECT_EQ(fraction(train), fraction(valid));
+    } else {
+      testing::expect_refusal(testing::fathom_command(e, Experiment::train("dense", "run")), 1,
+                              {"train.valid.h5", "No such file"});
+      ASSERT_EQ(testing::fathom_command(e, "data prepare text.jsonl -o train.h5 --valid-fraction 0.1").status,
+                0);
+    }
+  }
 }
 
 }  // namespace
