@@ -485,6 +485,8 @@ class Run {
     facts.routed_layers = model_.routed_layers();
     if (!facts.routed_layers.empty()) facts.capacity = config_.routing.capacity;
     facts.train_store_tokens = data_.train->num_tokens();
+    facts.tokenizer_hash = data_.train->tokenizer_hash();
+    if (data_.valid) facts.valid_source_hash = data_.valid->source_hash();
     facts.seed = config_.seed;
     facts.device = context_.backend().description();
     facts.git_sha = options_.git_sha;

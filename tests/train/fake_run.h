@@ -23,6 +23,8 @@ struct FakeRun {
   bool resumed = false;
   bool ended = true;
   unsigned seed = 1;
+  std::string tokenizer_hash = "bytes";
+  std::string valid_source_hash = "5eed";
 };
 
 inline RunFacts fake_facts(const FakeRun& f) {
@@ -40,6 +42,8 @@ inline RunFacts fake_facts(const FakeRun& f) {
     facts.capacity = 0.125;
   }
   facts.train_store_tokens = 9'000'000;
+  facts.tokenizer_hash = f.tokenizer_hash;
+  facts.valid_source_hash = f.valid_source_hash;
   facts.seed = f.seed;
   facts.device = "cpu, 2 threads";
   facts.git_sha = "0123abc";

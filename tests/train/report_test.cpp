@@ -115,6 +115,28 @@ TEST(Report, SaysWhenFlopsDifferOrTextRepeats) {
   EXPECT_THAT(read_file(folder / "r.html"), HasSubstr("Training FLOPs differ by 50 %"));
 }
 
+TEST(Report, DoesNotRankLossesOfDifferentTokenizersOrTexts) {
+  const fs::path folder = fresh_folder();
+  write_fake_run(folder / "a", {.steps = 100});
+  write_fake_run(folder / "b", {.steps = 100, .final_loss = 3.3});
+  write_fake_run(folder / "bpe", {.steps = 100, .tokenizer_hash = "b9e"});
+  write_fake_run(folder / "other text", {.steps = 100, .valid_source_hash = "7e47"});
+  write_fake_run(folder / "older", {.steps = 100, .tokenizer_hash = "", .valid_source_hash = ""});
+  const auto all_of = [&](std::vector<fs::path> runs) {
+    write_report(runs, folder / "r.html");
+    return read_file(folder / "r.html") + report_text(runs) + report_json(runs);
+  };
+  const std::string alike = all_of({folder / "a", folder / "b"});
+  EXPECT_THAT(alike, AllOf(HasSubstr("Lowest validation loss"), HasSubstr("class=\"best\""),
+                           Not(HasSubstr("do not compare")), Not(HasSubstr("\"warning\""))));
+  EXPECT_THAT(all_of({folder / "a", folder / "older"}), Not(HasSubstr("do not compare")));
+  const std::string tokenizers = all_of({folder / "a", folder / "bpe"});
+  EXPECT_EQ(count_of(tokenizers, "different tokenizers"), 3u) << "page, table and JSON";
+  EXPECT_THAT(tokenizers, AllOf(Not(HasSubstr("Lowest validation loss")), Not(HasSubstr("class=\"best\"")),
+                                HasSubstr("\"warning\":")));
+  EXPECT_EQ(count_of(all_of({folder / "a", folder / "other text"}), "different texts"), 3u);
+}
+
 TEST(Report, EscapesEverythingThatComesFromOutside) {
   const fs::path folder = fresh_folder();
   const std::string evil = "<script>alert('x')<&\"";

@@ -138,6 +138,8 @@ RunFacts parse_facts(const Json& json) {
   get(json, "routed_layers", f.routed_layers);
   get(json, "capacity", f.capacity);
   get(json, "train_store_tokens", f.train_store_tokens);
+  get(json, "tokenizer_hash", f.tokenizer_hash);
+  get(json, "valid_source_hash", f.valid_source_hash);
   get(json, "seed", f.seed);
   get(json, "device", f.device);
   get(json, "git_sha", f.git_sha);

@@ -47,6 +47,8 @@ void put_facts(Json& json, const RunFacts& f) {
   put(json, "routed_layers", f.routed_layers);
   put(json, "capacity", f.capacity);
   json["train_store_tokens"] = f.train_store_tokens;
+  put(json, "tokenizer_hash", f.tokenizer_hash);
+  put(json, "valid_source_hash", f.valid_source_hash);
   json["seed"] = f.seed;
   put(json, "device", f.device);
   put(json, "git_sha", f.git_sha);

@@ -92,6 +92,9 @@ struct RunFacts {
   std::vector<std::int64_t> routed_layers;
   std::optional<double> capacity;       // C of a routed model
   std::int64_t train_store_tokens = 0;  // tokens in the training store: passes over the data = tokens / this
+  std::string tokenizer_hash;           // of the stores: losses a token compare between equal tokenizers only
+  std::string
+      valid_source_hash;  // of the validation store's text, whatever its tokenizer; empty: no such store
   std::uint64_t seed = 0;
   std::string device;  // as the user would name it, and how many threads
   std::string git_sha;

@@ -57,6 +57,8 @@ void add_facts(RunSummary& s, const RunFacts& f) {
   s.flops_per_token_forward = known(f.flops_per_token_forward);
   s.capacity = f.capacity;
   s.routed_layers = f.routed_layers;
+  s.tokenizer_hash = f.tokenizer_hash;
+  s.valid_source_hash = f.valid_source_hash;
   s.device = f.device;
   s.git_sha = f.git_sha;
   s.seed = f.seed;
@@ -125,6 +127,7 @@ void add_evaluations(RunSummary& s, const std::vector<EvalRecord>& evals) {
   if (evals.empty()) return;
   const EvalRecord& last = evals.back();
   s.val_served = last.val_loss ? last.val_loss : last.val_causal;  // top-k alone cannot be served
+  s.bits_per_byte = last.bits_per_byte;
   s.val_topk = last.val_topk;
   s.val_causal = last.val_causal;
   if (last.val_topk && last.val_causal) s.gap = *last.val_causal - *last.val_topk;
@@ -179,6 +182,15 @@ std::vector<Sample> load_samples(const fs::path& run) {
   }
   if (std::string text = read_text(run / "samples.txt"); !text.empty()) out.push_back({"", std::move(text)});
   return out;
+}
+
+// Whether two runs recorded different values.
+bool differ(std::span<const RunData> runs, std::string RunSummary::*field) {
+  std::set<std::string> values;
+  for (const RunData& run : runs) {
+    if (!(run.summary.*field).empty()) values.insert(run.summary.*field);
+  }
+  return values.size() > 1;
 }
 
 fs::path clean(const fs::path& path) {
@@ -236,6 +248,21 @@ std::vector<RunData> load_runs(std::span<const fs::path> paths) {
   std::vector<RunData> out;
   for (std::size_t i = 0; i < paths.size(); ++i) out.push_back(load_run(paths[i], names[i]));
   return out;
+}
+
+std::string why_incomparable(std::span<const RunData> runs) {
+  std::string why;
+  if (differ(runs, &RunSummary::tokenizer_hash)) {
+    why =
+        "The runs have different tokenizers, so their losses, which are in nats a token, do not compare. "
+        "Bits per "
+        "byte do, on equal text.";
+  }
+  if (differ(runs, &RunSummary::valid_source_hash)) {
+    why += why.empty() ? "" : " ";
+    why += "The runs were validated on different texts, so their validation losses do not compare.";
+  }
+  return why;
 }
 
 std::vector<double> smooth(const std::vector<double>& y, std::size_t window) {

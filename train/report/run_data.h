@@ -19,6 +19,7 @@ struct RunSummary {
   std::optional<std::int64_t> steps, total_steps, tokens;
   std::optional<double> val_served;                 // the last evaluation's loss: dense, or causal
   std::optional<double> val_topk, val_causal, gap;  // gap: causal minus top-k
+  std::optional<double> bits_per_byte;              // of val_served
   std::optional<double> best_val;
   std::optional<std::int64_t> best_step;
   std::optional<double> train_loss;  // mean over the last twentieth of the records
@@ -32,6 +33,7 @@ struct RunSummary {
   std::optional<double> tokens_per_s, flops_per_s, mfu;  // medians over the records
   std::optional<double> seconds, memory_bytes;
   std::int64_t resumes = 0, spikes = 0, nans = 0;
+  std::string tokenizer_hash, valid_source_hash;  // empty: not recorded
   std::string device, git_sha;
   std::optional<std::uint64_t> seed;
 };
@@ -54,6 +56,10 @@ struct RunData {
 /// Loads run folders; names are the folders' names, made longer until they differ.
 /// UserError: a folder that is no run, or unreadable metrics.
 std::vector<RunData> load_runs(std::span<const std::filesystem::path> paths);
+
+/// Why the runs' losses do not compare as they stand, in a sentence or two: another tokenizer (nats a token
+/// are then of another unit), or another validation text. Empty when no two runs are known to differ.
+std::string why_incomparable(std::span<const RunData> runs);
 
 /// The mean of y over a centred window of `window` points; NaN stays NaN and is left out of its neighbours'
 /// means.

@@ -20,7 +20,7 @@ std::string config_section(std::span<const RunData> runs);
 
 /// One line a run, with a head; lists by layer are joined by spaces. RFC 4180.
 std::string summary_csv(std::span<const RunData> runs);
-/// {"runs": [{...}]}, one line.
+/// {"runs": [{...}]}, one line; "warning" when their losses do not compare.
 std::string summary_json(std::span<const RunData> runs);
 
 }  // namespace fathom::report

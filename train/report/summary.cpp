@@ -42,6 +42,7 @@ std::string loss_text(double v) { return std::isfinite(v) ? fmt::format("{:.4f}"
 
 // A loss in bold where it is the lowest of all runs.
 std::vector<std::string> loss_row(Runs runs, const char* title, Field<double> field) {
+  const bool comparable = why_incomparable(runs).empty();
   double best = INFINITY;
   int count = 0;
   for (const RunData& run : runs) {
@@ -50,7 +51,8 @@ std::vector<std::string> loss_row(Runs runs, const char* title, Field<double> fi
     if (v < best) best = v;
   }
   return row(runs, title, field, [&](double v) {
-    return count > 1 && v == best ? "<span class=\"best\">" + loss_text(v) + "</span>" : loss_text(v);
+    return comparable && count > 1 && v == best ? "<span class=\"best\">" + loss_text(v) + "</span>"
+                                                : loss_text(v);
   });
 }
 
@@ -78,6 +80,7 @@ bool nonzero(Runs runs, Field<double> field) {
 
 // Facts only: one seed a run is no proof that one architecture is better.
 std::string verdict(Runs runs) {
+  const std::string incomparable = why_incomparable(runs);
   std::vector<const RunSummary*> judged;
   for (const RunData& r : runs) {
     if (r.summary.val_served && std::isfinite(*r.summary.val_served)) judged.push_back(&r.summary);
@@ -85,11 +88,16 @@ std::string verdict(Runs runs) {
   if (judged.size() < 2) return "";
   std::sort(judged.begin(), judged.end(),
             [](const auto* a, const auto* b) { return *a->val_served < *b->val_served; });
-  const RunSummary &first = *judged[0], &second = *judged[1];
-  const double gap = *second.val_served - *first.val_served;
-  std::string out = fmt::format(
-      "Lowest validation loss as served: <b>{}</b>, {:.4f} nats a token; {:.4f} ({:.2f} %) below {}. ",
-      escape(first.name), *first.val_served, gap, 100.0 * gap / *second.val_served, escape(second.name));
+  std::string out;
+  if (incomparable.empty()) {
+    const RunSummary &first = *judged[0], &second = *judged[1];
+    const double gap = *second.val_served - *first.val_served;
+    out = fmt::format(
+        "Lowest validation loss as served: <b>{}</b>, {:.4f} nats a token; {:.4f} ({:.2f} %) below {}. ",
+        escape(first.name), *first.val_served, gap, 100.0 * gap / *second.val_served, escape(second.name));
+  } else {
+    out = "<span class=\"warn\">" + escape(incomparable) + "</span> ";
+  }
   double low = INFINITY, high = 0.0, passes = 0.0;
   for (const RunSummary* s : judged) {
     low = std::min(low, s->flops_total.value_or(NAN));
@@ -149,6 +157,9 @@ std::string summary_table(Runs runs) {
     t.rows.push_back(row(runs, "Gap, causal minus top-k", &RunSummary::gap,
                          [](double v) { return fmt::format("{:+.4f}", v); }));
   }
+  if (any(runs, [](const RunSummary& s) { return s.bits_per_byte.has_value(); })) {
+    t.rows.push_back(row(runs, "Validation, bits per byte", &RunSummary::bits_per_byte, loss_text));
+  }
   t.rows.push_back(std::move(best));
   t.rows.push_back(row(runs, "Training, mean of the last 5 %", &RunSummary::train_loss, loss_text));
   t.rows.push_back({"Cost"});
@@ -206,6 +217,7 @@ Json to_json(const RunSummary& s) {
           {"val_topk", value_of(s.val_topk)},
           {"val_causal", value_of(s.val_causal)},
           {"gap", value_of(s.gap)},
+          {"bits_per_byte", value_of(s.bits_per_byte)},
           {"best_val", value_of(s.best_val)},
           {"best_step", value_of(s.best_step)},
           {"train_loss", value_of(s.train_loss)},
@@ -230,6 +242,8 @@ Json to_json(const RunSummary& s) {
           {"resumes", s.resumes},
           {"spikes", s.spikes},
           {"nans", s.nans},
+          {"tokenizer_hash", s.tokenizer_hash},
+          {"valid_source_hash", s.valid_source_hash},
           {"seed", value_of(s.seed)},
           {"device", s.device},
           {"git_sha", s.git_sha}};
@@ -254,7 +268,9 @@ std::string csv_cell(const Json& value) {
 std::string summary_json(Runs runs) {
   Json list = Json::array();
   for (const RunData& run : runs) list.push_back(to_json(run.summary));
-  return Json{{"runs", list}}.dump(-1, ' ', false, Json::error_handler_t::replace);
+  Json out{{"runs", list}};
+  if (const std::string why = why_incomparable(runs); !why.empty()) out["warning"] = why;
+  return out.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
 std::string summary_csv(Runs runs) {

@@ -36,6 +36,7 @@ constexpr std::array kRows{
     Row{"validation loss, as served", [](const RunSummary& s) { return cell(s.val_served, loss); }},
     Row{"  top-k routing", [](const RunSummary& s) { return cell(s.val_topk, loss); }},
     Row{"  causal routing", [](const RunSummary& s) { return cell(s.val_causal, loss); }},
+    Row{"  bits per byte", [](const RunSummary& s) { return cell(s.bits_per_byte, loss); }},
     Row{"training FLOPs", [](const RunSummary& s) { return cell(s.flops_total, format_flops); }},
     Row{"FLOPs a token, training",
         [](const RunSummary& s) { return cell(s.flops_per_token_train, format_flops); }},
@@ -88,6 +89,7 @@ std::string report_text(std::span<const std::filesystem::path> paths) {
     }
     out += "\n";
   }
+  if (const std::string why = report::why_incomparable(runs); !why.empty()) out += "Warning: " + why + "\n";
   return out;
 }
 
