@@ -1,6 +1,7 @@
 // Charts as inline SVG. Colours are CSS classes s0..s7 of the page, so light and dark need one picture.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <utility>
