@@ -78,7 +78,7 @@ if [[ $do_tidy == yes ]]; then
     checked=yes
     # Without the options that only gcc knows.
     mkdir -p build/lint
-    sed -E 's/ -Wno-(restrict|maybe-uninitialized)//g' "$database" >build/lint/compile_commands.json
+    sed -E 's/ (-Wno-(restrict|maybe-uninitialized)|--param=[^ "]*)//g' "$database" >build/lint/compile_commands.json
     printf '%s\0' "${sources[@]}" | xargs -0 -n 1 -P "$jobs" clang-tidy -p build/lint --quiet || status=1
   fi
 fi
