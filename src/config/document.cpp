@@ -247,7 +247,9 @@ std::vector<Entry> read_document(std::string_view text, const std::string& name)
     while (parser.HandleNextDocument(reader)) {
     }
   } catch (const YAML::Exception& e) {
-    throw UsageError(fmt::format("{}:{}: not valid YAML: {} (column {}).", name, e.mark.line + 1, e.msg,
+    // Newer versions of yaml-cpp repeat the name of an anchor, however long.
+    const std::string reason = e.msg.size() <= 100 ? e.msg : show_text(e.msg);
+    throw UsageError(fmt::format("{}:{}: not valid YAML: {} (column {}).", name, e.mark.line + 1, reason,
                                  e.mark.column + 1),
                      "Sections are indented by two spaces, and a key is followed by ': '.");
   }
