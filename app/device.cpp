@@ -35,7 +35,8 @@ int gpu_number(const std::string& device) {
   const char* end = device.data() + device.size();
   const auto [stop, error] = std::from_chars(device.data() + std::string_view("cuda:").size(), end, number);
   if (!device.starts_with("cuda:") || error != std::errc() || stop != end || number < 0) {
-    throw UsageError(fmt::format("--device {} is not a device.", device), "Expected cpu, cuda, cuda:N or auto.");
+    throw UsageError(fmt::format("--device {} is not a device.", device),
+                     "Expected cpu, cuda, cuda:N or auto.");
   }
   return number;
 }
@@ -46,8 +47,9 @@ std::shared_ptr<Backend> open_gpu(const std::string& device, const BackendOption
   return make_cuda_backend(options, number);
 #else
   (void)options;
-  throw UserError(fmt::format("--device {} asks for GPU {}, and this build computes on the CPU only.", device, number),
-                  "Build with the preset cuda (docs/cuda.md), or use --device cpu or auto.");
+  throw UserError(
+      fmt::format("--device {} asks for GPU {}, and this build computes on the CPU only.", device, number),
+      "Build with the preset cuda (docs/cuda.md), or use --device cpu or auto.");
 #endif
 }
 

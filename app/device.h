@@ -14,7 +14,8 @@ namespace fathom::app {
 std::shared_ptr<Backend> open_backend(const Globals& globals, const Config& config);
 /// UsageError when the backend does not train in the config's precision.
 void require_precision(const Backend& backend, const Config& config);
-/// What a model of this config is computed in on this backend: bf16 on a GPU where it was asked for, else fp32.
+/// What a model of this config is computed in on this backend: bf16 on a GPU where it was asked for, else
+/// fp32.
 DType compute_dtype(const Backend& backend, const Config& config);
 
 /// Bytes of memory that this machine has; 0 if unknown.

@@ -37,8 +37,8 @@ double gemm_rate(Backend& backend, DType compute, std::int64_t rows, std::int64_
   if (backend.is_cpu()) return gemm_rate(rows, in, out);
   Allocator allocator{std::shared_ptr<Backend>(std::shared_ptr<void>(), &backend)};  // it outlives this call
   const auto filled = [&](std::int64_t n, std::uint64_t stream) {
-    Tensor t(allocator.allocate(static_cast<std::size_t>(n) * size_of(compute), MemoryTag::Workspace), 0, Shape{n},
-             compute);
+    Tensor t(allocator.allocate(static_cast<std::size_t>(n) * size_of(compute), MemoryTag::Workspace), 0,
+             Shape{n}, compute);
     backend.fill_normal(t, 1.0, 1, stream);
     return t;
   };

@@ -11,7 +11,8 @@ namespace fathom::app {
 /// the backend was made with.
 double gemm_rate(std::int64_t rows, std::int64_t in, std::int64_t out);
 
-/// The same of a backend's own linear_forward in `compute`: for a GPU, cuBLASLt's rate. On the CPU, gemm_rate.
+/// The same of a backend's own linear_forward in `compute`: for a GPU, cuBLASLt's rate. On the CPU,
+/// gemm_rate.
 double gemm_rate(Backend& backend, DType compute, std::int64_t rows, std::int64_t in, std::int64_t out);
 
 }  // namespace fathom::app

@@ -1,8 +1,8 @@
-// Records every kernel, copy and fill of a program with its begin and end, through CUPTI, without changing the
-// program: a library that the CUDA driver loads.
+// Records every kernel, copy and fill of a program with its begin and end, through CUPTI, without changing
+// the program: a library that the CUDA driver loads.
 //
-//   CUDA_INJECTION64_PATH=build/cuda/bench/libfathom_kernel_times.so FATHOM_KERNEL_TIMES=times.tsv fathom bench train ...
-//   python3 bench/kernel_table.py times.tsv
+//   CUDA_INJECTION64_PATH=build/cuda/bench/libfathom_kernel_times.so FATHOM_KERNEL_TIMES=times.tsv fathom
+//   bench train ... python3 bench/kernel_table.py times.tsv
 //
 // Each line of the file: begin and end in nanoseconds, and the name, separated by tabs.
 #include <cstdint>

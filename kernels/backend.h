@@ -5,10 +5,10 @@
 // heads, G key/value heads, d head size, F hidden width, V vocabulary. Everything is row-major and
 // contiguous. Dtypes: activations and the weights of products and lookups (linear, embedding) are of one
 // compute dtype (fp32, fp64, bf16); "stat" views (router scores, norms' reciprocals, losses, gradients of
-// parameters, and the weights that are vectors: of norms, biases and scores) are fp32, or fp64 when the compute
-// dtype is fp64; indices are int32. A backward overwrites its outputs, unless its name ends in _accumulate.
-// Outputs never alias inputs unless said. Errors: InternalError for views whose sizes contradict the shape;
-// CUDA and library codes are checked.
+// parameters, and the weights that are vectors: of norms, biases and scores) are fp32, or fp64 when the
+// compute dtype is fp64; indices are int32. A backward overwrites its outputs, unless its name ends in
+// _accumulate. Outputs never alias inputs unless said. Errors: InternalError for views whose sizes contradict
+// the shape; CUDA and library codes are checked.
 #pragma once
 
 #include <cstddef>

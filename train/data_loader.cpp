@@ -90,8 +90,8 @@ HostBatch DataLoader::batch(const std::vector<std::int64_t>& windows) const {
       documents.push_back(static_cast<std::int32_t>(next - starts.begin()));
     }
   }
-  return make_host_batch(static_cast<std::int64_t>(windows.size()), seq_len_, std::move(tokens), std::move(targets),
-                         documents);
+  return make_host_batch(static_cast<std::int64_t>(windows.size()), seq_len_, std::move(tokens),
+                         std::move(targets), documents);
 }
 
 }  // namespace fathom

@@ -56,8 +56,8 @@ void AdamW::update(Context& c, ParameterSet& parameters, const Norms& norms, dou
                         step,
                         clip(group == ParameterGroup::Predictor ? norms.predictor : norms.model)};
     const View working = parameters.working().defined() ? part(parameters.working(), range).view() : View{};
-    c.backend().adamw(part(parameters.masters(), range), working, part(state_.m, range), part(state_.v, range),
-                      part(parameters.gradients(), range), p);
+    c.backend().adamw(part(parameters.masters(), range), working, part(state_.m, range),
+                      part(state_.v, range), part(parameters.gradients(), range), p);
   }
 }
 

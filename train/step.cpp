@@ -100,7 +100,8 @@ bool StepRunner::record_step(std::int64_t step) {
     {
       const Recording recording(context_, tape);
       const ForwardResult result = model_.forward(context_, batch, rule);
-      model_.record_objective(context_, batch, result, weight, report_.rows(part * slots, (part + 1) * slots));
+      model_.record_objective(context_, batch, result, weight,
+                              report_.rows(part * slots, (part + 1) * slots));
       std::int64_t at = parts * slots;
       for (const RoutedLayer& routed : result.routing) {
         if (part + 1 < parts) break;  // the last micro-batch speaks for the step
@@ -110,8 +111,9 @@ bool StepRunner::record_step(std::int64_t step) {
     }
     tape.backward();
   }
-  AdamW::record_norms(context_, model_.parameters(),
-                      report_.rows(report_.size() - static_cast<std::int64_t>(kParameterGroups), report_.size()));
+  AdamW::record_norms(
+      context_, model_.parameters(),
+      report_.rows(report_.size() - static_cast<std::int64_t>(kParameterGroups), report_.size()));
   return true;
 }
 

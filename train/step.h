@@ -1,8 +1,9 @@
 // One optimizer step: forward and backward over its micro-batches, the norms, the update; and finding the
 // culprit of a number that is not finite.
 //
-// On a device that can, the forward, the backward and the norms of all micro-batches are captured once, at the second
-// step, and launched as one piece of work from then on; the host meanwhile makes the next step's batches.
+// On a device that can, the forward, the backward and the norms of all micro-batches are captured once, at
+// the second step, and launched as one piece of work from then on; the host meanwhile makes the next step's
+// batches.
 #pragma once
 
 #include <cstdint>
@@ -37,8 +38,8 @@ class StepRunner {
   /// All arguments must outlive it.
   StepRunner(Context& c, Transformer& model, const Config& config, Source source);
 
-  /// Gradients of 0-based `step`, whose sequences are number `first_sequence` and on of the source. Empty when a
-  /// stop was asked for between its micro-batches.
+  /// Gradients of 0-based `step`, whose sequences are number `first_sequence` and on of the source. Empty
+  /// when a stop was asked for between its micro-batches.
   std::optional<StepOutcome> gradients(std::int64_t step, std::int64_t first_sequence);
 
   /// Runs the step's forward and backward again with every op checked, and says where the first number that
@@ -67,8 +68,8 @@ class StepRunner {
   Source source_;
   std::vector<Batch> batches_;  // by micro-batch; the captured work reads them
   Prefetched next_;
-  // What the step leaves on the device: the losses of each micro-batch, the summaries of the routed layers, the
-  // gradients' sums of squares.
+  // What the step leaves on the device: the losses of each micro-batch, the summaries of the routed layers,
+  // the gradients' sums of squares.
   Tensor report_;
   Allocator memory_;  // of all that lives within a step
   std::unique_ptr<CapturedWork> captured_;

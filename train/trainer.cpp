@@ -506,8 +506,9 @@ class Run {
                          format_bytes(estimate.logits_chunk));
     const auto there = static_cast<double>(options_.total_memory);
     if (there <= 0 || estimate.total() <= there) return table;
-    const std::string more = fmt::format("That is more than this {}'s {}",
-                                         context_.backend().is_cpu() ? "machine" : "GPU", format_bytes(there));
+    const std::string more =
+        fmt::format("That is more than this {}'s {}", context_.backend().is_cpu() ? "machine" : "GPU",
+                    format_bytes(there));
     const std::string hint = "lower train.micro_batch or set train.recompute: block";
     // A machine may swap; a GPU does not, and the estimate is within a tenth.
     constexpr double kMargin = 1.1;

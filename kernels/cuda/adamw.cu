@@ -23,10 +23,12 @@ __device__ __forceinline__ void update(float& master, float& m, float& v, float 
   master = master * u.keep - u.step_size * m / (sqrtf(v) / u.root_bias2 + u.eps);
 }
 
-/// Reads master, m, v and gradient, writes master, m, v and working: 28 bytes an element, and the working copy's.
+/// Reads master, m, v and gradient, writes master, m, v and working: 28 bytes an element, and the working
+/// copy's.
 template <typename W, int kN>
 __global__ void __launch_bounds__(kThreads)
-    adamw_kernel(float* master, W* working, float* m, float* v, const float* gradient, std::int64_t packs, Update u) {
+    adamw_kernel(float* master, W* working, float* m, float* v, const float* gradient, std::int64_t packs,
+                 Update u) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= packs) return;
   using P = Pack<float, kN>;
@@ -68,10 +70,11 @@ void CudaBackend::adamw(View master, View working, View m, View v, ConstView gra
     W* copy = optional_output<W>(op, "working", working, n);
     if (n == 0) return;
     constexpr int kN = kPack<float>;
-    const bool packed = packs<float>(w, n) && packs<float>(first, n) && packs<float>(second, n) && packs<float>(g, n) &&
-                        reinterpret_cast<std::uintptr_t>(copy) % (kN * sizeof(W)) == 0;
+    const bool packed = packs<float>(w, n) && packs<float>(first, n) && packs<float>(second, n) &&
+                        packs<float>(g, n) && reinterpret_cast<std::uintptr_t>(copy) % (kN * sizeof(W)) == 0;
     if (packed) {
-      adamw_kernel<W, kN><<<blocks_for(n / kN, kThreads), kThreads, 0, stream_>>>(w, copy, first, second, g, n / kN, u);
+      adamw_kernel<W, kN>
+          <<<blocks_for(n / kN, kThreads), kThreads, 0, stream_>>>(w, copy, first, second, g, n / kN, u);
     } else {
       adamw_kernel<W, 1><<<blocks_for(n, kThreads), kThreads, 0, stream_>>>(w, copy, first, second, g, n, u);
     }

@@ -6,9 +6,10 @@ namespace fathom::cuda {
 
 void check(cudaError_t code, const char* op) {
   if (code == cudaSuccess) return;
-  throw InternalError(fmt::format("[{}] CUDA: {} ({}). If a kernel faulted, it is this op's or one before it; "
-                                  "CUDA_LAUNCH_BLOCKING=1 tells which.",
-                                  op, cudaGetErrorString(code), cudaGetErrorName(code)));
+  throw InternalError(
+      fmt::format("[{}] CUDA: {} ({}). If a kernel faulted, it is this op's or one before it; "
+                  "CUDA_LAUNCH_BLOCKING=1 tells which.",
+                  op, cudaGetErrorString(code), cudaGetErrorName(code)));
 }
 
 void fail(const char* op, const char* what, std::int64_t given, std::int64_t expected) {
@@ -16,7 +17,8 @@ void fail(const char* op, const char* what, std::int64_t given, std::int64_t exp
 }
 
 void fail_type(const char* op, const char* what, DType given, DType expected) {
-  throw InternalError(fmt::format("[{}] {} is of {}, expected {}", op, what, name_of(given), name_of(expected)));
+  throw InternalError(
+      fmt::format("[{}] {} is of {}, expected {}", op, what, name_of(given), name_of(expected)));
 }
 
 void fail_dtype(const char* op, DType given) {

@@ -34,11 +34,12 @@ __device__ __forceinline__ void zero_row(T* to, std::int64_t vocab) {
   for (std::int64_t j = threadIdx.x; j < vocab; j += kThreads) to[j] = from_float<T>(0.0F);
 }
 
-/// For rows of up to kPacks * kThreads packs, whole packs. A block walks over rows; while it computes one, the next is on
-/// its way to shared memory, where each thread finds the packs that it asked for itself. Reads the logits once, writes
-/// the gradient once.
+/// For rows of up to kPacks * kThreads packs, whole packs. A block walks over rows; while it computes one,
+/// the next is on its way to shared memory, where each thread finds the packs that it asked for itself. Reads
+/// the logits once, writes the gradient once.
 template <typename T, int kPacks>
-__global__ void __launch_bounds__(kThreads, kPacks <= 2 ? 2 : 1) cross_entropy_rows(Rows<T> r, std::int64_t rows) {
+__global__ void __launch_bounds__(kThreads, kPacks <= 2 ? 2 : 1)
+    cross_entropy_rows(Rows<T> r, std::int64_t rows) {
   constexpr int kN = kPack<T>;
   struct alignas(16) Raw {
     T e[kN];
@@ -51,7 +52,8 @@ __global__ void __launch_bounds__(kThreads, kPacks <= 2 ? 2 : 1) cross_entropy_r
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
       const int slot = k * kThreads + static_cast<int>(threadIdx.x);
-      if (slot * kN < r.vocab) __pipeline_memcpy_async(stage + slot, r.logits + row * r.vocab + slot * kN, sizeof(Raw));
+      if (slot * kN < r.vocab)
+        __pipeline_memcpy_async(stage + slot, r.logits + row * r.vocab + slot * kN, sizeof(Raw));
     }
     __pipeline_commit();
   };
@@ -118,13 +120,15 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_any(Rows<T> r) {
   float most = -INFINITY, total = 0.0F;
   for (std::int64_t j = threadIdx.x; j < r.vocab; j += kThreads) most = fmaxf(most, to_float(from[j]));
   most = block_reduce(most, Max{}, shared);
-  for (std::int64_t j = threadIdx.x; j < r.vocab; j += kThreads) total += exponential(to_float(from[j]) - most, T{});
+  for (std::int64_t j = threadIdx.x; j < r.vocab; j += kThreads)
+    total += exponential(to_float(from[j]) - most, T{});
   total = block_reduce(total, Sum{}, shared);
   if (threadIdx.x == 0) r.losses[row] = logf(total) + (most - hit);
   if (to == nullptr) return;
   const float share = r.scale / total;
   for (std::int64_t j = threadIdx.x; j < r.vocab; j += kThreads) {
-    to[j] = from_float<T>(exponential(to_float(from[j]) - most, T{}) * share - (j == target ? r.scale : 0.0F));
+    to[j] =
+        from_float<T>(exponential(to_float(from[j]) - most, T{}) * share - (j == target ? r.scale : 0.0F));
   }
 }
 
@@ -132,9 +136,11 @@ template <typename T, int kPacks>
 void launch_rows(const Rows<T>& r, std::int64_t rows, int multiprocessors, cudaStream_t stream) {
   constexpr int kBytes = kPacks * kThreads * 16;
   constexpr int kBlocks = kPacks <= 2 ? 2 : 1;  // of a multiprocessor
-  check(cudaFuncSetAttribute(cross_entropy_rows<T, kPacks>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
+  check(cudaFuncSetAttribute(cross_entropy_rows<T, kPacks>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             kBytes),
         "cross_entropy");
-  const auto grid = static_cast<unsigned>(std::min<std::int64_t>(rows, std::int64_t{kBlocks} * multiprocessors));
+  const auto grid =
+      static_cast<unsigned>(std::min<std::int64_t>(rows, std::int64_t{kBlocks} * multiprocessors));
   cross_entropy_rows<T, kPacks><<<grid, kThreads, kBytes, stream>>>(r, rows);
 }
 
@@ -157,8 +163,8 @@ void launch(const Rows<T>& r, std::int64_t rows, int multiprocessors, cudaStream
 
 }  // namespace
 
-void CudaBackend::cross_entropy(View losses, View gradient, ConstView logits, ConstView targets, std::int64_t rows,
-                                std::int64_t vocab, double gradient_scale) {
+void CudaBackend::cross_entropy(View losses, View gradient, ConstView logits, ConstView targets,
+                                std::int64_t rows, std::int64_t vocab, double gradient_scale) {
   const char* op = "cross_entropy";
   if (vocab < 1) fail(op, "vocab", vocab, 1);
   for_compute_type(op, logits.dtype, [&](auto zero) {

@@ -242,7 +242,8 @@ struct CudnnAttention::Impl {
     return *plans.emplace(key, std::move(made)).first->second;
   }
 
-  // cuDNN's own choice is not always its fastest engine. Where a step spends milliseconds, all are built and timed.
+  // cuDNN's own choice is not always its fastest engine. Where a step spends milliseconds, all are built and
+  // timed.
   static bool worth_tuning(const AttentionShape& s) {
     return s.batch * s.heads * s.seq * s.seq * s.head_dim >= std::int64_t{1} << 31;
   }

@@ -1,5 +1,5 @@
-// Rows of the embedding table, and their gradient without atomics: rows are sorted by token, so that each token's rows
-// stand together in ascending order, and are added up chunk by chunk.
+// Rows of the embedding table, and their gradient without atomics: rows are sorted by token, so that each
+// token's rows stand together in ascending order, and are added up chunk by chunk.
 #include <bit>
 
 #include <cub/device/device_radix_sort.cuh>
@@ -13,15 +13,15 @@ namespace fathom::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kChunk = 16;  // sorted rows that a block adds up
-constexpr int kColumns = 4; // of a thread
+constexpr int kChunk = 16;   // sorted rows that a block adds up
+constexpr int kColumns = 4;  // of a thread
 
-/// Reads the rows of the tokens and writes them: 2 * rows * width elements. A token outside of the table, which cannot
-/// be reported from here, gives zeros.
+/// Reads the rows of the tokens and writes them: 2 * rows * width elements. A token outside of the table,
+/// which cannot be reported from here, gives zeros.
 template <typename T, int kN>
 __global__ void __launch_bounds__(kThreads)
-    lookup_kernel(T* out, const T* table, const std::int32_t* tokens, std::int64_t packs, std::int64_t packs_per_row,
-                  std::int64_t vocab) {
+    lookup_kernel(T* out, const T* table, const std::int32_t* tokens, std::int64_t packs,
+                  std::int64_t packs_per_row, std::int64_t vocab) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= packs) return;
   const std::int64_t row = i / packs_per_row, column = i - row * packs_per_row;
@@ -35,7 +35,8 @@ __global__ void __launch_bounds__(kThreads)
 
 /// Tokens outside of the table get the key behind all others.
 __global__ void __launch_bounds__(kThreads)
-    key_kernel(std::uint32_t* keys, std::int32_t* rows, const std::int32_t* tokens, std::int64_t n, std::int64_t vocab) {
+    key_kernel(std::uint32_t* keys, std::int32_t* rows, const std::int32_t* tokens, std::int64_t n,
+               std::int64_t vocab) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= n) return;
   const std::int64_t token = tokens[i];
@@ -46,7 +47,8 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T>
 struct Sorted {
   float* dtable;
-  float* partials;  // [chunks, 2, width]: a run that came in from the chunk before, one that goes on into the next
+  float* partials;  // [chunks, 2, width]: a run that came in from the chunk before, one that goes on into the
+                    // next
   const T* dout;
   const std::uint32_t* keys;
   const std::int32_t* rows;
@@ -57,7 +59,9 @@ struct Sorted {
   __device__ __forceinline__ bool comes_in(std::int64_t begin) const {
     return begin > 0 && keys[begin - 1] == keys[begin];
   }
-  __device__ __forceinline__ bool goes_on(std::int64_t end) const { return end < n && keys[end - 1] == keys[end]; }
+  __device__ __forceinline__ bool goes_on(std::int64_t end) const {
+    return end < n && keys[end - 1] == keys[end];
+  }
 };
 
 template <int kN>
@@ -68,8 +72,8 @@ __device__ __forceinline__ void add_to(float* to, const float (&sum)[kN]) {
   p.store(to);
 }
 
-/// Runs of one token that lie within the chunk are added to the table; the others are left to the second kernel. Reads
-/// dout once; the table's rows are read and written once for each token that occurs.
+/// Runs of one token that lie within the chunk are added to the table; the others are left to the second
+/// kernel. Reads dout once; the table's rows are read and written once for each token that occurs.
 template <typename T, int kN>
 __global__ void __launch_bounds__(kThreads) chunk_kernel(Sorted<T> s) {
   const std::int64_t column = (static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x) * kN;
@@ -90,7 +94,8 @@ __global__ void __launch_bounds__(kThreads) chunk_kernel(Sorted<T> s) {
         Pack<float, kN> p;
 #pragma unroll
         for (int e = 0; e < kN; ++e) p.v[e] = sum[e];
-        p.store(s.partials + (static_cast<std::int64_t>(blockIdx.x) * 2 + (came_in ? 0 : 1)) * s.width + column);
+        p.store(s.partials + (static_cast<std::int64_t>(blockIdx.x) * 2 + (came_in ? 0 : 1)) * s.width +
+                column);
       } else {
         add_to(s.dtable + static_cast<std::int64_t>(key) * s.width + column, sum);
       }
@@ -154,7 +159,8 @@ void CudaBackend::embedding_forward(View out, ConstView table, ConstView tokens,
     if (packs<T>(to, width) && packs<T>(from, width)) {
       constexpr int kN = kPack<T>;
       const std::int64_t n = rows * width / kN;
-      lookup_kernel<T, kN><<<blocks_for(n, kThreads), kThreads, 0, stream_>>>(to, from, ids, n, width / kN, vocab);
+      lookup_kernel<T, kN>
+          <<<blocks_for(n, kThreads), kThreads, 0, stream_>>>(to, from, ids, n, width / kN, vocab);
     } else {
       const std::int64_t n = rows * width;
       lookup_kernel<T, 1><<<blocks_for(n, kThreads), kThreads, 0, stream_>>>(to, from, ids, n, width, vocab);
@@ -163,17 +169,18 @@ void CudaBackend::embedding_forward(View out, ConstView table, ConstView tokens,
   });
 }
 
-void CudaBackend::embedding_backward_accumulate(View dtable, ConstView dout, ConstView tokens, std::int64_t rows,
-                                                std::int64_t width) {
+void CudaBackend::embedding_backward_accumulate(View dtable, ConstView dout, ConstView tokens,
+                                                std::int64_t rows, std::int64_t width) {
   const char* op = "embedding_backward";
   const std::int64_t vocab = rows_of_table(op, dtable, width);
   float* to = output<float>(op, "dtable", dtable, vocab * width);
   const auto* ids = input<std::int32_t>(op, "tokens", tokens, rows);
   const int bits = std::bit_width(static_cast<std::uint64_t>(vocab));
   std::size_t sort_bytes = 0;
-  check(cub::DeviceRadixSort::SortPairs(nullptr, sort_bytes, static_cast<std::uint32_t*>(nullptr),
-                                        static_cast<std::uint32_t*>(nullptr), static_cast<std::int32_t*>(nullptr),
-                                        static_cast<std::int32_t*>(nullptr), static_cast<int>(rows), 0, bits, stream_),
+  check(cub::DeviceRadixSort::SortPairs(
+            nullptr, sort_bytes, static_cast<std::uint32_t*>(nullptr), static_cast<std::uint32_t*>(nullptr),
+            static_cast<std::int32_t*>(nullptr), static_cast<std::int32_t*>(nullptr), static_cast<int>(rows),
+            0, bits, stream_),
         op);
   for_compute_type(op, dout.dtype, [&](auto zero) {
     using T = decltype(zero);
@@ -192,8 +199,10 @@ void CudaBackend::embedding_backward_accumulate(View dtable, ConstView dout, Con
     check(cub::DeviceRadixSort::SortPairs(base + 4 * list + partials, sort_bytes, keys, sorted_keys, numbers,
                                           sorted_numbers, static_cast<int>(rows), 0, bits, stream_),
           op);
-    const Sorted<T> s{to,   reinterpret_cast<float*>(base + 4 * list), d, sorted_keys, sorted_numbers, rows, width, vocab};
-    const bool packed = width % kColumns == 0 && reinterpret_cast<std::uintptr_t>(d) % (kColumns * sizeof(T)) == 0 &&
+    const Sorted<T> s{
+        to, reinterpret_cast<float*>(base + 4 * list), d, sorted_keys, sorted_numbers, rows, width, vocab};
+    const bool packed = width % kColumns == 0 &&
+                        reinterpret_cast<std::uintptr_t>(d) % (kColumns * sizeof(T)) == 0 &&
                         packs<float>(to, width);
     packed ? add_up<T, kColumns>(s, stream_) : add_up<T, 1>(s, stream_);
     check_launch(op);

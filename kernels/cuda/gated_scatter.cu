@@ -57,8 +57,8 @@ struct ScatterBackward {
 };
 
 /// A warp a row. In place: a warp a kept row; traffic: a read of f, a read and a write of the kept rows.
-/// Otherwise: a warp a source row, which looks itself up among the (ascending) indices; traffic: a read of x and
-/// f, a write of y.
+/// Otherwise: a warp a source row, which looks itself up among the (ascending) indices; traffic: a read of x
+/// and f, a write of y.
 template <typename T, int N, bool kInPlace>
 __global__ void __launch_bounds__(kThreads) scatter_kernel(Scatter<T> a) {
   const int lane = static_cast<int>(threadIdx.x) % 32;

@@ -48,8 +48,8 @@ struct Descriptors {
   Descriptors(const GemmShape& s) {
     const CublasLt& lt = cublaslt();
     check_lt(lt.matmul_desc_create(&product, CUBLAS_COMPUTE_32F, CUDA_R_32F), s);
-    // Row-major C = A B is column-major C^T = B^T A^T: the operands change places, and what is stored transposed
-    // for us is stored straight for cuBLASLt.
+    // Row-major C = A B is column-major C^T = B^T A^T: the operands change places, and what is stored
+    // transposed for us is stored straight for cuBLASLt.
     const cublasOperation_t first = s.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
     const cublasOperation_t second = s.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
     check_lt(lt.matmul_desc_set_attribute(product, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first), s);
@@ -82,20 +82,22 @@ std::uint32_t alignment_of(const void* data) {
   return address == 0 ? 256U : static_cast<std::uint32_t>(std::min<std::uintptr_t>(256, address & -address));
 }
 
-// A file of lines "<shape> <algorithm in hexadecimal>", for one device and one version of cuBLASLt. It saves time and
-// nothing else: what cannot be read or written is passed over.
+// A file of lines "<shape> <algorithm in hexadecimal>", for one device and one version of cuBLASLt. It saves
+// time and nothing else: what cannot be read or written is passed over.
 class ChoicesOnDisk {
  public:
   explicit ChoicesOnDisk(const std::string& device_name) {
     const char* xdg = std::getenv("XDG_CACHE_HOME");
     const char* home = std::getenv("HOME");
     if (xdg == nullptr && home == nullptr) return;
-    const auto folder = (xdg != nullptr ? std::filesystem::path(xdg) : std::filesystem::path(home) / ".cache") / "fathom";
+    const auto folder =
+        (xdg != nullptr ? std::filesystem::path(xdg) : std::filesystem::path(home) / ".cache") / "fathom";
     std::error_code error;
     std::filesystem::create_directories(folder, error);
     std::string device = device_name;
-    std::replace_if(device.begin(), device.end(), [](char ch) { return std::isalnum(static_cast<unsigned char>(ch)) == 0; },
-                    '-');
+    std::replace_if(
+        device.begin(), device.end(),
+        [](char ch) { return std::isalnum(static_cast<unsigned char>(ch)) == 0; }, '-');
     path_ = folder / fmt::format("gemm-{}-cublaslt-{}.txt", device, cublaslt().get_version());
     std::ifstream in(path_);
     for (std::string line; std::getline(in, line);) {
@@ -139,22 +141,24 @@ struct Gemm::Plan {
 };
 
 struct Gemm::State {
-  State(cudaStream_t s, const std::string& device_name, bool d) : stream(s), deterministic(d), disk(device_name) {}
+  State(cudaStream_t s, const std::string& device_name, bool d)
+      : stream(s), deterministic(d), disk(device_name) {}
   cudaStream_t stream;
   bool deterministic;
   cublasLtHandle_t handle = nullptr;
   void* workspace = nullptr;
   ChoicesOnDisk disk;
 
-  void launch(const Descriptors& d, const cublasLtMatmulAlgo_t& algorithm, void* c, const void* a, const void* b,
-              const GemmShape& s) const {
+  void launch(const Descriptors& d, const cublasLtMatmulAlgo_t& algorithm, void* c, const void* a,
+              const void* b, const GemmShape& s) const {
     const float one = 1.0F, kept = s.accumulate ? 1.0F : 0.0F;
-    check_lt(cublaslt().matmul(handle, d.product, &one, b, d.layouts[0], a, d.layouts[1], &kept, c, d.layouts[2], c,
-                               d.layouts[2], &algorithm, workspace, kWorkspaceBytes, stream),
+    check_lt(cublaslt().matmul(handle, d.product, &one, b, d.layouts[0], a, d.layouts[1], &kept, c,
+                               d.layouts[2], c, d.layouts[2], &algorithm, workspace, kWorkspaceBytes, stream),
              s);
   }
 
-  std::vector<cublasLtMatmulHeuristicResult_t> candidates(const Descriptors& d, const std::array<std::uint32_t, 3>& aligned,
+  std::vector<cublasLtMatmulHeuristicResult_t> candidates(const Descriptors& d,
+                                                          const std::array<std::uint32_t, 3>& aligned,
                                                           const GemmShape& s) const {
     const CublasLt& lt = cublaslt();
     cublasLtMatmulPreference_t preference = nullptr;
@@ -168,12 +172,14 @@ struct Gemm::State {
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, aligned[2]);
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, aligned[2]);
     // Partial products that meet in memory in the order they come are not reproducible.
-    const std::uint32_t ordered = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE;
+    const std::uint32_t ordered =
+        CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE;
     if (deterministic) set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, ordered);
     std::vector<cublasLtMatmulHeuristicResult_t> found(kCandidates);
     int count = 0;
-    const cublasStatus_t status = lt.matmul_algo_get_heuristic(handle, d.product, d.layouts[0], d.layouts[1], d.layouts[2],
-                                                               d.layouts[2], preference, kCandidates, found.data(), &count);
+    const cublasStatus_t status =
+        lt.matmul_algo_get_heuristic(handle, d.product, d.layouts[0], d.layouts[1], d.layouts[2],
+                                     d.layouts[2], preference, kCandidates, found.data(), &count);
     lt.matmul_preference_destroy(preference);
     check_lt(status == CUBLAS_STATUS_SUCCESS && count == 0 ? CUBLAS_STATUS_NOT_SUPPORTED : status, s);
     found.resize(static_cast<std::size_t>(count));
@@ -187,8 +193,8 @@ struct Gemm::State {
   }
 
   // Milliseconds of one product; infinite where the algorithm refuses.
-  float time(const Descriptors& d, const cublasLtMatmulAlgo_t& algorithm, void* c, const void* a, const void* b,
-             const GemmShape& s) const {
+  float time(const Descriptors& d, const cublasLtMatmulAlgo_t& algorithm, void* c, const void* a,
+             const void* b, const GemmShape& s) const {
     constexpr int kRepeats = 4;
     cudaEvent_t begin = nullptr, end = nullptr;
     check(cudaEventCreate(&begin), "linear");
@@ -210,8 +216,8 @@ struct Gemm::State {
   }
 
   // The fastest of the candidates, on the operands at hand and an output of its own.
-  cublasLtMatmulAlgo_t fastest(const Descriptors& d, const std::vector<cublasLtMatmulHeuristicResult_t>& all, const void* a,
-                               const void* b, const GemmShape& s) const {
+  cublasLtMatmulAlgo_t fastest(const Descriptors& d, const std::vector<cublasLtMatmulHeuristicResult_t>& all,
+                               const void* a, const void* b, const GemmShape& s) const {
     void* c = nullptr;
     const auto bytes = static_cast<std::size_t>(s.m * s.n) * size_of(s.out);
     if (cudaMalloc(&c, bytes) != cudaSuccess) {
@@ -233,22 +239,24 @@ struct Gemm::State {
   // Shapes of training are round; those of ragged batches come once and are not worth the timing.
   static bool worth_timing(const GemmShape& s) {
     constexpr std::int64_t kRound = 64;
-    return s.m % kRound == 0 && s.n % kRound == 0 && s.k % kRound == 0 && s.m * s.n * s.k >= (std::int64_t{1} << 27);
+    return s.m % kRound == 0 && s.n % kRound == 0 && s.k % kRound == 0 &&
+           s.m * s.n * s.k >= (std::int64_t{1} << 27);
   }
 
-  cublasLtMatmulAlgo_t choose(const Descriptors& d, const void* c, const void* a, const void* b, const GemmShape& s) {
+  cublasLtMatmulAlgo_t choose(const Descriptors& d, const void* c, const void* a, const void* b,
+                              const GemmShape& s) {
     const std::array<std::uint32_t, 3> aligned{alignment_of(b), alignment_of(a), alignment_of(c)};
     const auto all = candidates(d, aligned, s);
     // Timing has noise, and another choice other rounding.
     if (deterministic || !worth_timing(s) || capturing()) return all.front().algo;
-    const std::string shape =
-        fmt::format("{} {} {} {} {} {} {} {}", s.m, s.n, s.k, s.transpose_a ? "t" : "n", s.transpose_b ? "t" : "n",
-                    name_of(s.in), name_of(s.out), s.accumulate ? "accumulate" : "overwrite");
+    const std::string shape = fmt::format("{} {} {} {} {} {} {} {}", s.m, s.n, s.k, s.transpose_a ? "t" : "n",
+                                          s.transpose_b ? "t" : "n", name_of(s.in), name_of(s.out),
+                                          s.accumulate ? "accumulate" : "overwrite");
     cublasLtMatmulAlgo_t algorithm{};
     cublasLtMatmulHeuristicResult_t result{};
     if (disk.find(shape, algorithm) &&
-        cublaslt().matmul_algo_check(handle, d.product, d.layouts[0], d.layouts[1], d.layouts[2], d.layouts[2], &algorithm,
-                                     &result) == CUBLAS_STATUS_SUCCESS &&
+        cublaslt().matmul_algo_check(handle, d.product, d.layouts[0], d.layouts[1], d.layouts[2],
+                                     d.layouts[2], &algorithm, &result) == CUBLAS_STATUS_SUCCESS &&
         result.workspaceSize <= kWorkspaceBytes) {
       return algorithm;
     }
@@ -274,7 +282,8 @@ void Gemm::run(void* c, const void* a, const void* b, const GemmShape& s) {
   if (s.m == 0 || s.n == 0) return;
   if (s.k == 0) {
     if (s.accumulate) return;
-    check(cudaMemsetAsync(c, 0, static_cast<std::size_t>(s.m * s.n) * size_of(s.out), state_->stream), "linear");
+    check(cudaMemsetAsync(c, 0, static_cast<std::size_t>(s.m * s.n) * size_of(s.out), state_->stream),
+          "linear");
     return;
   }
   // What an algorithm may assume of the addresses belongs to the choice.

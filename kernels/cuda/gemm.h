@@ -1,5 +1,5 @@
-// Matrix products by cuBLASLt. For each shape its candidate algorithms are timed once, on the device at hand, and the
-// choice is kept in memory and on disk.
+// Matrix products by cuBLASLt. For each shape its candidate algorithms are timed once, on the device at hand,
+// and the choice is kept in memory and on disk.
 #pragma once
 
 #include <cstdint>

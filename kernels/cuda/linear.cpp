@@ -1,4 +1,5 @@
-// y = x W^T and its gradients: cuBLASLt, or in the row-invariant mode a product of our own (linear_invariant.cu).
+// y = x W^T and its gradients: cuBLASLt, or in the row-invariant mode a product of our own
+// (linear_invariant.cu).
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/gemm.h"
@@ -8,8 +9,8 @@ namespace fathom::cuda {
 
 namespace {
 
-void check_shape(const char* op, ConstView rows_in, ConstView weight, ConstView rows_out, const LinearShape& s,
-                 DType weight_dtype) {
+void check_shape(const char* op, ConstView rows_in, ConstView weight, ConstView rows_out,
+                 const LinearShape& s, DType weight_dtype) {
   const DType t = rows_in.dtype;
   if (t != DType::F32 && t != DType::BF16) fail_dtype(op, t);
   if (rows_out.dtype != t) fail_type(op, "y", rows_out.dtype, t);
@@ -27,8 +28,8 @@ void CudaBackend::linear_forward(View y, ConstView x, ConstView w, const LinearS
   if (options_.invariant) {
     for_compute_type("linear", x.dtype, [&](auto zero) {
       using T = decltype(zero);
-      linear_invariant(static_cast<T*>(y.data), static_cast<const T*>(x.data), static_cast<const T*>(w.data), s,
-                       stream_);
+      linear_invariant(static_cast<T*>(y.data), static_cast<const T*>(x.data), static_cast<const T*>(w.data),
+                       s, stream_);
     });
     return;
   }
@@ -39,15 +40,20 @@ void CudaBackend::linear_forward(View y, ConstView x, ConstView w, const LinearS
 void CudaBackend::linear_backward_input(View dx, ConstView dy, ConstView w, const LinearShape& s) {
   check_shape("linear backward", dx, w, dy, s, dx.dtype);
   flop_log.gemm(s.rows, s.in, s.out);
-  gemm_->run(dx.data, dy.data, w.data,
-             {.m = s.rows, .n = s.in, .k = s.out, .in = dy.dtype, .out = dx.dtype});
+  gemm_->run(dx.data, dy.data, w.data, {.m = s.rows, .n = s.in, .k = s.out, .in = dy.dtype, .out = dx.dtype});
 }
 
-void CudaBackend::linear_backward_weight_accumulate(View dw, ConstView dy, ConstView x, const LinearShape& s) {
+void CudaBackend::linear_backward_weight_accumulate(View dw, ConstView dy, ConstView x,
+                                                    const LinearShape& s) {
   check_shape("linear backward", x, dw, dy, s, DType::F32);
   flop_log.gemm(s.out, s.in, s.rows);
   gemm_->run(dw.data, dy.data, x.data,
-             {.m = s.out, .n = s.in, .k = s.rows, .transpose_a = true, .in = dy.dtype, .out = DType::F32,
+             {.m = s.out,
+              .n = s.in,
+              .k = s.rows,
+              .transpose_a = true,
+              .in = dy.dtype,
+              .out = DType::F32,
               .accumulate = true});
 }
 

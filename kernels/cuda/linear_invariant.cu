@@ -1,6 +1,7 @@
-// A tiled product on the fp32 units. Each element is one chain of fused multiply-adds over k in ascending order, so it
-// depends on nothing but its own row and column: not on the number of rows, their order, or the tile it falls in.
-// Library products choose their kernel, and with it the order of the sum, by the number of rows.
+// A tiled product on the fp32 units. Each element is one chain of fused multiply-adds over k in ascending
+// order, so it depends on nothing but its own row and column: not on the number of rows, their order, or the
+// tile it falls in. Library products choose their kernel, and with it the order of the sum, by the number of
+// rows.
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/device/vector.cuh"
 #include "kernels/cuda/linear_invariant.h"
@@ -9,9 +10,9 @@ namespace fathom::cuda {
 
 namespace {
 
-constexpr int kTile = 64;     // rows and columns of y that a block computes
-constexpr int kDepth = 16;    // of k at a time
-constexpr int kThreads = 256; // 16 x 16, each 4 x 4 elements
+constexpr int kTile = 64;      // rows and columns of y that a block computes
+constexpr int kDepth = 16;     // of k at a time
+constexpr int kThreads = 256;  // 16 x 16, each 4 x 4 elements
 constexpr int kEach = 4;
 
 // Floor: 2 rows*in*out operations of the fp32 units; x and w are read once a tile of the other.

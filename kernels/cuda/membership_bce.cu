@@ -1,4 +1,5 @@
-// Binary cross-entropy of a router's logits against membership in the kept rows, and what the metrics say of a router.
+// Binary cross-entropy of a router's logits against membership in the kept rows, and what the metrics say of
+// a router.
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/device/reduce.cuh"
@@ -47,8 +48,8 @@ constexpr int kStatisticsThreads = 1024;
 
 /// One block: reads r and p once. Counts stay exact in fp32 up to 2^24 rows.
 __global__ void __launch_bounds__(kStatisticsThreads)
-    statistics_kernel(float* out, const float* r, const float* p, const std::int32_t* indices, std::int64_t kept,
-                      float threshold, std::int64_t rows) {
+    statistics_kernel(float* out, const float* r, const float* p, const std::int32_t* indices,
+                      std::int64_t kept, float threshold, std::int64_t rows) {
   __shared__ float shared[32];
   float sum = 0, above = 0, decided = 0, hits = 0, least = INFINITY, most = -INFINITY;
   for (std::int64_t i = threadIdx.x; i < rows; i += kStatisticsThreads) {
@@ -59,7 +60,8 @@ __global__ void __launch_bounds__(kStatisticsThreads)
     above += score > threshold ? 1.0F : 0.0F;
     decided += p[i] > threshold ? 1.0F : 0.0F;
   }
-  for (std::int64_t k = threadIdx.x; k < kept; k += kStatisticsThreads) hits += p[indices[k]] > threshold ? 1.0F : 0.0F;
+  for (std::int64_t k = threadIdx.x; k < kept; k += kStatisticsThreads)
+    hits += p[indices[k]] > threshold ? 1.0F : 0.0F;
   sum = block_reduce(sum, Sum{}, shared);
   above = block_reduce(above, Sum{}, shared);
   decided = block_reduce(decided, Sum{}, shared);
@@ -93,13 +95,14 @@ void CudaBackend::membership_bce(View losses, View dr, ConstView r, ConstView in
   check_launch(op);
 }
 
-void CudaBackend::routing_statistics(View out, ConstView r, ConstView p, ConstView indices, double threshold_logit,
-                                     std::int64_t rows) {
+void CudaBackend::routing_statistics(View out, ConstView r, ConstView p, ConstView indices,
+                                     double threshold_logit, std::int64_t rows) {
   const char* op = "routing_statistics";
   if (rows < 1) fail(op, "rows", rows, 1);
   statistics_kernel<<<1, kStatisticsThreads, 0, stream_>>>(
       output<float>(op, "out", out, 8), input<float>(op, "r", r, rows), input<float>(op, "p", p, rows),
-      input<std::int32_t>(op, "indices", indices, indices.size), indices.size, static_cast<float>(threshold_logit), rows);
+      input<std::int32_t>(op, "indices", indices, indices.size), indices.size,
+      static_cast<float>(threshold_logit), rows);
   check_launch(op);
 }
 

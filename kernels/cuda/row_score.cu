@@ -11,13 +11,14 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kRows = 4;                  // rows of a warp at a time, which share the loads of w
+constexpr int kRows = 4;                   // rows of a warp at a time, which share the loads of w
 constexpr std::int64_t kMostBlocks = 256;  // of rows in the backward: as many partial sums of dw
 
 /// Reads x once: rows * width elements.
 template <typename T, int kN>
 __global__ void __launch_bounds__(kThreads)
-    forward_kernel(float* r, const T* x, const float* w, const float* bias, std::int64_t rows, std::int64_t width) {
+    forward_kernel(float* r, const T* x, const float* w, const float* bias, std::int64_t rows,
+                   std::int64_t width) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const std::int64_t first = (static_cast<std::int64_t>(blockIdx.x) * kWarps + warp) * kRows;
   if (first >= rows) return;
@@ -55,8 +56,8 @@ struct Backward {
   std::int64_t width;
 };
 
-/// A warp owns 32 packs of columns and looks at 32 rows at a time; a row whose dr is exactly 0, as that of a row that no
-/// block kept, costs nothing. Of the others: reads x and dx, writes dx: 3 * width elements each.
+/// A warp owns 32 packs of columns and looks at 32 rows at a time; a row whose dr is exactly 0, as that of a
+/// row that no block kept, costs nothing. Of the others: reads x and dx, writes dx: 3 * width elements each.
 template <typename T, int kN>
 __global__ void __launch_bounds__(kThreads) backward_kernel(Backward<T> b) {
   __shared__ float shared[kWarps][32][kN];
@@ -67,7 +68,8 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Backward<T> b) {
 #pragma unroll
   for (int e = 0; e < kN; ++e) weight[e] = inside ? b.w[column + e] : 0.0F;
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kWarps * 32;
-  for (std::int64_t begin = (static_cast<std::int64_t>(blockIdx.x) * kWarps + warp) * 32; begin < b.rows; begin += step) {
+  for (std::int64_t begin = (static_cast<std::int64_t>(blockIdx.x) * kWarps + warp) * 32; begin < b.rows;
+       begin += step) {
     const float mine = begin + lane < b.rows ? b.dr[begin + lane] : 0.0F;
     unsigned left = __ballot_sync(kFullWarp, mine != 0.0F);
     while (left != 0) {
@@ -101,7 +103,8 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Backward<T> b) {
 constexpr int kBiasThreads = 1024;
 
 /// dbias += sum of dr, by one block.
-__global__ void __launch_bounds__(kBiasThreads) bias_kernel(float* dbias, const float* dr, std::int64_t rows) {
+__global__ void __launch_bounds__(kBiasThreads)
+    bias_kernel(float* dbias, const float* dr, std::int64_t rows) {
   __shared__ float shared[32];
   float sum = 0.0F;
   for (std::int64_t i = threadIdx.x; i < rows; i += kBiasThreads) sum += dr[i];
@@ -131,8 +134,8 @@ void CudaBackend::row_score_forward(View r, ConstView x, ConstView w, ConstView 
   });
 }
 
-void CudaBackend::row_score_backward_accumulate(View dx, View dw, View dbias, ConstView dr, ConstView x, ConstView w,
-                                                std::int64_t rows, std::int64_t width) {
+void CudaBackend::row_score_backward_accumulate(View dx, View dw, View dbias, ConstView dr, ConstView x,
+                                                ConstView w, std::int64_t rows, std::int64_t width) {
   const char* op = "row_score_backward";
   for_compute_type(op, x.dtype, [&](auto zero) {
     using T = decltype(zero);
@@ -157,7 +160,12 @@ void CudaBackend::row_score_backward_accumulate(View dx, View dw, View dbias, Co
       launch(std::integral_constant<int, 1>{});
     }
     check_launch(op);
-    add_column_sums(op, {.out = weight_gradient, .partials = b.partials, .count = row_blocks, .width = width, .stride = width},
+    add_column_sums(op,
+                    {.out = weight_gradient,
+                     .partials = b.partials,
+                     .count = row_blocks,
+                     .width = width,
+                     .stride = width},
                     stream_);
     if (bias_gradient != nullptr) {
       bias_kernel<<<1, kBiasThreads, 0, stream_>>>(bias_gradient, d, rows);

@@ -54,7 +54,8 @@ __global__ void __launch_bounds__(kThreads)
 /// Reads dh and gate_up, writes dgate_up, and h when it is wanted: 5 or 6 * rows * hidden elements.
 template <typename T, int kN, typename Index>
 __global__ void __launch_bounds__(kThreads)
-    swiglu_backward_kernel(T* dgate_up, T* h, const T* dh, const T* gate_up, Index packs, Index packs_per_row) {
+    swiglu_backward_kernel(T* dgate_up, T* h, const T* dh, const T* gate_up, Index packs,
+                           Index packs_per_row) {
   using P = Pack<T, kN>;
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * (kThreads * kUnroll) + threadIdx.x;
   const std::int64_t hidden = static_cast<std::int64_t>(packs_per_row) * kN;
@@ -219,7 +220,8 @@ void CudaBackend::swiglu_backward(View dgate_up, View h, ConstView dh, ConstView
     const T* d = input<T>(op, "dh", dh, n);
     const T* from = input<T>(op, "gate_up", gate_up, 2 * n);
     if (n == 0) return;
-    const bool packed = packs<T>(to, hidden) && packs<T>(d, hidden) && packs<T>(from, hidden) && packs<T>(again, hidden);
+    const bool packed =
+        packs<T>(to, hidden) && packs<T>(d, hidden) && packs<T>(from, hidden) && packs<T>(again, hidden);
     for_packs<T>(packed, n, [&](auto pack, auto index) {
       using Index = decltype(index);
       constexpr int kN = decltype(pack)::value;

@@ -52,16 +52,21 @@ struct Accounts {
 };
 
 [[noreturn]] void out_of_memory(const MemoryUse& use, std::size_t bytes, MemoryTag tag) {
-  const auto mib = [](std::size_t n) { return fmt::format("{:.0f} MiB", static_cast<double>(n) / (1 << 20)); };
+  const auto mib = [](std::size_t n) {
+    return fmt::format("{:.0f} MiB", static_cast<double>(n) / (1 << 20));
+  };
   std::string held;
   for (std::size_t t = 0; t < kMemoryTags; ++t) {
     if (use.now[t] == 0) continue;
-    held += fmt::format("{}{} {}", held.empty() ? "" : ", ", name_of(static_cast<MemoryTag>(t)), mib(use.now[t]));
+    held +=
+        fmt::format("{}{} {}", held.empty() ? "" : ", ", name_of(static_cast<MemoryTag>(t)), mib(use.now[t]));
   }
   throw UserError(
-      fmt::format("Out of memory: {} more for {} could not be had. In use: {} ({} in all; {} cached).", mib(bytes),
-                  name_of(tag), held.empty() ? "nothing" : held, mib(use.total_now), mib(use.cached)),
-      "Lower train.micro_batch (the batch stays the same), set train.recompute=block, or free the device of other "
+      fmt::format("Out of memory: {} more for {} could not be had. In use: {} ({} in all; {} cached).",
+                  mib(bytes), name_of(tag), held.empty() ? "nothing" : held, mib(use.total_now),
+                  mib(use.cached)),
+      "Lower train.micro_batch (the batch stays the same), set train.recompute=block, or free the device of "
+      "other "
       "programs; fathom plan says what a config needs.");
 }
 

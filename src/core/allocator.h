@@ -32,12 +32,12 @@ class Allocator {
  public:
   explicit Allocator(std::shared_ptr<Backend> backend);
 
-  /// Another cache of blocks over the same accounts: its blocks are never lent to anybody else and never given back
-  /// while it lives. For work that was captured with their addresses.
+  /// Another cache of blocks over the same accounts: its blocks are never lent to anybody else and never
+  /// given back while it lives. For work that was captured with their addresses.
   Allocator pool() const;
 
-  /// Uninitialised memory, 64-byte aligned. Sizes are rounded up so that similar requests share blocks. UserError
-  /// when the device has no more: what is held, by tag, and what to do.
+  /// Uninitialised memory, 64-byte aligned. Sizes are rounded up so that similar requests share blocks.
+  /// UserError when the device has no more: what is held, by tag, and what to do.
   Storage allocate(std::size_t bytes, MemoryTag tag);
   MemoryUse use() const;
   void reset_peak();

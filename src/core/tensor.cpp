@@ -139,7 +139,8 @@ void from_doubles(Backend& backend, const Tensor& t, const std::vector<double>& 
   if (t.dtype() == DType::F64) return from_host(backend, t, values);
   if (t.dtype() == DType::BF16) {
     if (t.size() != static_cast<std::int64_t>(values.size())) {
-      throw InternalError(fmt::format("[from_doubles] {} values into a tensor {}", values.size(), t.shape().str()));
+      throw InternalError(
+          fmt::format("[from_doubles] {} values into a tensor {}", values.size(), t.shape().str()));
     }
     std::vector<std::uint16_t> bits(values.size());
     std::transform(values.begin(), values.end(), bits.begin(),

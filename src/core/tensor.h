@@ -44,8 +44,8 @@ class Tensor {
   Tensor rows(std::int64_t begin, std::int64_t end) const;
   /// The same elements under another shape; no history.
   Tensor reshape(Shape shape) const;
-  /// This tensor's identity, shape and bound gradient without its data: what a backward needs of an input whose
-  /// values it does not read, so that the tape does not keep them.
+  /// This tensor's identity, shape and bound gradient without its data: what a backward needs of an input
+  /// whose values it does not read, so that the tape does not keep them.
   Tensor without_data() const;
   /// How many tensors hold the storage, copies of this one included: 1 when it may be written over.
   long owners() const;

@@ -14,21 +14,23 @@ double d(std::int64_t x) { return static_cast<double>(x); }
 // Bytes of an element of the compute dtype. Training in bf16 is the GPU's.
 double compute_bytes(const Config& c) { return c.train.precision == "bf16" ? 2 : 4; }
 
-// Bytes that a block keeps for its backward pass, for each token that it computes: norms and SwiGLU are made again.
+// Bytes that a block keeps for its backward pass, for each token that it computes: norms and SwiGLU are made
+// again.
 double block_bytes_per_token(const Config& c) {
   const ModelConfig& m = c.model;
   const double heads = d(m.heads), kv_heads = d(m.kv_heads), head_dim = d(m.head_dim());
   const double qkv = (heads + 2 * kv_heads) * head_dim;
-  const double elements = 2 * d(m.width)                // the inputs of both norms
-                          + qkv * (m.qk_norm ? 2 : 1)   // rotated in place, unless QK-norm reads them again
-                          + heads * head_dim            // attention's output
-                          + 2 * d(m.ffn_hidden);        // gate and up
-  const double statistics = heads + 2 + (m.qk_norm ? heads + kv_heads : 0);  // log-sum-exps, norms' reciprocals
+  const double elements = 2 * d(m.width)               // the inputs of both norms
+                          + qkv * (m.qk_norm ? 2 : 1)  // rotated in place, unless QK-norm reads them again
+                          + heads * head_dim           // attention's output
+                          + 2 * d(m.ffn_hidden);       // gate and up
+  const double statistics =
+      heads + 2 + (m.qk_norm ? heads + kv_heads : 0);  // log-sum-exps, norms' reciprocals
   return compute_bytes(c) * elements + kStatBytes * statistics;
 }
 
-// Bytes a token at the widest point of a block's backward pass: the gradients of gate, up and their product, that
-// product again, and the residual's gradient.
+// Bytes a token at the widest point of a block's backward pass: the gradients of gate, up and their product,
+// that product again, and the residual's gradient.
 double backward_bytes_per_token(const Config& c) {
   return compute_bytes(c) * (4 * d(c.model.ffn_hidden) + 2 * d(c.model.width));
 }
@@ -48,11 +50,12 @@ MemoryEstimate estimate_memory(const Config& c) {
   for (std::int64_t l = 0; l < m.depth; ++l) {
     const bool routed = c.routing.routes(l);
     const double share = routed ? kept_share : 1.0;
-    // A routed block also keeps its input and the residual stream that it scatters into, what it adds there, the
-    // router's scalars and the predictor.
+    // A routed block also keeps its input and the residual stream that it scatters into, what it adds there,
+    // the router's scalars and the predictor.
     double around = 0;
     if (routed) around += tokens * (bytes * d(m.width) * (2 + kept_share) + 2 * kStatBytes);
-    if (routed && c.routing.has_predictor()) around += tokens * bytes * 2 * d(c.routing.causal.predictor_hidden);
+    if (routed && c.routing.has_predictor())
+      around += tokens * bytes * 2 * d(c.routing.causal.predictor_hidden);
     const double block = per_token * tokens * share;
     kept += around + (recomputes ? bytes * tokens * share * d(m.width) * 2 : block);
     largest = std::max(largest, share * tokens * backward_bytes_per_token(c) + (recomputes ? block : 0.0));

@@ -174,7 +174,8 @@ ForwardResult Transformer::forward(Context& c, const Batch& batch, const Selecti
 // a = W_o attention(rope(qkv))
 Tensor Transformer::attend(Context& c, std::int64_t layer, Tensor qkv, const Rows& rows) const {
   const bool qk_norm = model_.qk_norm;
-  qkv = ops::rope(c, std::move(qkv), rows.positions, qk_norm ? weight(layer, "self_attn.q_norm.weight") : Tensor(),
+  qkv = ops::rope(c, std::move(qkv), rows.positions,
+                  qk_norm ? weight(layer, "self_attn.q_norm.weight") : Tensor(),
                   qk_norm ? weight(layer, "self_attn.k_norm.weight") : Tensor(),
                   {model_.heads, model_.kv_heads, model_.rope_theta, model_.norm_eps});
   const Tensor mixed =

@@ -73,8 +73,9 @@ struct LossSums {
   std::int64_t rows = 0;
 };
 
-/// The same sums on the device, where a training step leaves them until its end: stat [1 + 2 L], cross-entropy, then
-/// BCE(router) and BCE(predictor) of each of the L routed layers (zeros where a layer has no such loss).
+/// The same sums on the device, where a training step leaves them until its end: stat [1 + 2 L],
+/// cross-entropy, then BCE(router) and BCE(predictor) of each of the L routed layers (zeros where a layer has
+/// no such loss).
 struct DeviceLosses {
   Tensor sums;
   std::int64_t rows = 0;

@@ -1,6 +1,6 @@
-// The parameters of a model, in flat arenas of one layout: the masters and the gradients in the stat dtype, and,
-// where that is not the compute dtype, a working copy in the compute dtype. Ordered by optimizer group, so that the
-// optimizer, the gradient norm and an all-reduce are a few launches over flat memory.
+// The parameters of a model, in flat arenas of one layout: the masters and the gradients in the stat dtype,
+// and, where that is not the compute dtype, a working copy in the compute dtype. Ordered by optimizer group,
+// so that the optimizer, the gradient norm and an all-reduce are a few launches over flat memory.
 #pragma once
 
 #include <cstdint>
@@ -33,8 +33,8 @@ struct ParameterSpec {
   ParameterGroup group = ParameterGroup::Decayed;
   Init init;
 
-  /// Vectors (norms, biases, the weights of scores) are computed with in the stat dtype, matrices in the compute
-  /// dtype (kernels/backend.h).
+  /// Vectors (norms, biases, the weights of scores) are computed with in the stat dtype, matrices in the
+  /// compute dtype (kernels/backend.h).
   bool is_vector() const { return shape.rank() == 1 || shape[0] == 1; }
 };
 

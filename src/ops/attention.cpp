@@ -6,8 +6,8 @@
 
 namespace fathom::ops {
 
-Tensor rope(Context& c, Tensor qkv, const Tensor& positions, const Tensor& q_norm,
-            const Tensor& k_norm, const RopeOptions& options) {
+Tensor rope(Context& c, Tensor qkv, const Tensor& positions, const Tensor& q_norm, const Tensor& k_norm,
+            const RopeOptions& options) {
   const std::int64_t groups = options.heads + 2 * options.kv_heads;
   if (qkv.shape().rank() != 2 || qkv.dim(1) % groups != 0) fail(c, "rope", "qkv", qkv, Shape{-1, groups});
   const QkvShape s{qkv.dim(0),          options.heads, options.kv_heads,
@@ -25,17 +25,17 @@ Tensor rope(Context& c, Tensor qkv, const Tensor& positions, const Tensor& q_nor
   if (wants_record(c, {qkv, q_norm, k_norm})) {
     // A rotation's backward needs no input; the norm's does.
     const Tensor saved = q_norm.defined() ? qkv : Tensor();
-    c.tape()->record("rope", {out}, [&c, input = qkv.without_data(), saved, rstd, positions, q_norm, k_norm,
-                                     s](Tape& t) {
-      const Tensor dout = t.gradient();
-      const bool normed = q_norm.defined();
-      // In place, unless the norm reads it again or another tensor has the same gradient.
-      Tensor dqkv = normed || dout.owners() > 1 ? c.empty(dout.shape()) : dout;
-      c.backend().rope_backward(dqkv, normed ? t.sum_into(q_norm) : Tensor(),
-                                normed ? t.sum_into(k_norm) : Tensor(), dout, saved, rstd, positions, q_norm,
-                                k_norm, s);
-      t.give(input, std::move(dqkv));
-    });
+    c.tape()->record("rope", {out},
+                     [&c, input = qkv.without_data(), saved, rstd, positions, q_norm, k_norm, s](Tape& t) {
+                       const Tensor dout = t.gradient();
+                       const bool normed = q_norm.defined();
+                       // In place, unless the norm reads it again or another tensor has the same gradient.
+                       Tensor dqkv = normed || dout.owners() > 1 ? c.empty(dout.shape()) : dout;
+                       c.backend().rope_backward(dqkv, normed ? t.sum_into(q_norm) : Tensor(),
+                                                 normed ? t.sum_into(k_norm) : Tensor(), dout, saved, rstd,
+                                                 positions, q_norm, k_norm, s);
+                       t.give(input, std::move(dqkv));
+                     });
   }
   return out;
 }

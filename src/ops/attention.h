@@ -12,10 +12,10 @@ struct RopeOptions {
 };
 
 /// Rotates the query and key heads of packed rows by their positions, after QK-norm when weights are given.
-/// qkv [N, (H+2G)d], positions int32 [N], q_norm and k_norm stat [d] or undefined. A qkv that is moved in and held by
-/// nobody else is rotated in place, unless there is QK-norm.
-Tensor rope(Context& c, Tensor qkv, const Tensor& positions, const Tensor& q_norm,
-            const Tensor& k_norm, const RopeOptions& options);
+/// qkv [N, (H+2G)d], positions int32 [N], q_norm and k_norm stat [d] or undefined. A qkv that is moved in and
+/// held by nobody else is rotated in place, unless there is QK-norm.
+Tensor rope(Context& c, Tensor qkv, const Tensor& positions, const Tensor& q_norm, const Tensor& k_norm,
+            const RopeOptions& options);
 
 struct AttentionOptions {
   std::int64_t batch = 0;

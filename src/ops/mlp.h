@@ -7,8 +7,8 @@ namespace fathom::ops {
 /// SwiGLU (Shazeer 2020): silu(gate) * up. gate_up [N, 2F], gate first -> [N, F].
 Tensor swiglu(Context& c, const Tensor& gate_up);
 
-/// swiglu(gate_up) W^T, without keeping the SwiGLU's output: its backward makes it again on the way. gate_up [N, 2F],
-/// w [out, F] -> [N, out].
+/// swiglu(gate_up) W^T, without keeping the SwiGLU's output: its backward makes it again on the way. gate_up
+/// [N, 2F], w [out, F] -> [N, out].
 Tensor swiglu_linear(Context& c, const Tensor& gate_up, const Tensor& w);
 
 /// Rows of a table. table [V, D], tokens int32 [N] -> [N, D].

@@ -32,15 +32,15 @@ std::pair<Tensor, Tensor> add_rms_norm(Context& c, const Tensor& x, const Tensor
   c.check("add_rms_norm", "", y);
   if (wants_record(c, {x, a, w})) {
     // The closure reads h, which is its own output: detached, so that the tape does not keep itself alive.
-    c.tape()->record("add_rms_norm", {h, y}, [&c, x = x.without_data(), a = a.without_data(), h = h.detach(), w,
-                                             rstd, s](Tape& t) {
-      const Tensor dh = t.gradient(0);
-      const Tensor dy = t.gradient_or_zeros(1, x.shape(), x.dtype());
-      Tensor dx = c.empty(x.shape());
-      c.backend().add_rms_norm_backward(dx, t.sum_into(w), dh, dy, h, w, rstd, s);
-      t.give(x, dx);
-      t.give(a, dx);
-    });
+    c.tape()->record("add_rms_norm", {h, y},
+                     [&c, x = x.without_data(), a = a.without_data(), h = h.detach(), w, rstd, s](Tape& t) {
+                       const Tensor dh = t.gradient(0);
+                       const Tensor dy = t.gradient_or_zeros(1, x.shape(), x.dtype());
+                       Tensor dx = c.empty(x.shape());
+                       c.backend().add_rms_norm_backward(dx, t.sum_into(w), dh, dy, h, w, rstd, s);
+                       t.give(x, dx);
+                       t.give(a, dx);
+                     });
   }
   return {h, y};
 }

@@ -35,10 +35,12 @@ Tensor product(Context& c, const char* op, const Tensor& normed, const Saved& s)
 Tensor backward_to_norm(Context& c, Tape& t, const Tensor& dy, const Saved& s) {
   Tensor normed = c.empty(s.h.shape());
   if (s.w.requires_grad()) {
-    c.backend().rms_norm_forward(normed, s.rstd, s.h, s.norm, s.norm_shape);  // the same numbers as the first time
+    c.backend().rms_norm_forward(normed, s.rstd, s.h, s.norm,
+                                 s.norm_shape);  // the same numbers as the first time
     c.backend().linear_backward_weight_accumulate(t.sum_into(s.w), dy, normed, s.linear_shape);
   }
-  c.backend().linear_backward_input(normed, dy, s.w, s.linear_shape);  // its old values were read for the last time
+  c.backend().linear_backward_input(normed, dy, s.w,
+                                    s.linear_shape);  // its old values were read for the last time
   return normed;
 }
 
@@ -64,8 +66,8 @@ Tensor rms_norm_linear(Context& c, const Tensor& x, const Tensor& norm, const Te
   return y;
 }
 
-std::pair<Tensor, Tensor> add_rms_norm_linear(Context& c, const Tensor& x, const Tensor& a, const Tensor& norm,
-                                              const Tensor& w, double eps) {
+std::pair<Tensor, Tensor> add_rms_norm_linear(Context& c, const Tensor& x, const Tensor& a,
+                                              const Tensor& norm, const Tensor& w, double eps) {
   Saved s = check(c, "add_rms_norm_linear", x, norm, w, eps);
   expect_shape(c, "add_rms_norm_linear", "a", a, x.shape());
   Tensor h = c.empty(x.shape());
@@ -77,20 +79,22 @@ std::pair<Tensor, Tensor> add_rms_norm_linear(Context& c, const Tensor& x, const
   }
   if (wants_record(c, {x, a, norm, w})) {
     s.h = h.detach();  // an output: detached, so that the tape does not keep itself alive
-    c.tape()->record("add_rms_norm_linear", {h, y}, [&c, s, x = x.without_data(), a = a.without_data()](Tape& t) {
-      const Tensor dh = t.gradient(0);
-      const Tensor dy = t.gradient(1);
-      if (!dy.defined()) {  // nothing read the product: h is a plain sum
-        t.give(x, dh);
-        t.give(a, dh);
-        return;
-      }
-      const Tensor dnormed = backward_to_norm(c, t, dy, s);
-      Tensor dx = c.empty(s.h.shape());
-      c.backend().add_rms_norm_backward(dx, t.sum_into(s.norm), dh, dnormed, s.h, s.norm, s.rstd, s.norm_shape);
-      t.give(x, dx);
-      t.give(a, dx);
-    });
+    c.tape()->record("add_rms_norm_linear", {h, y},
+                     [&c, s, x = x.without_data(), a = a.without_data()](Tape& t) {
+                       const Tensor dh = t.gradient(0);
+                       const Tensor dy = t.gradient(1);
+                       if (!dy.defined()) {  // nothing read the product: h is a plain sum
+                         t.give(x, dh);
+                         t.give(a, dh);
+                         return;
+                       }
+                       const Tensor dnormed = backward_to_norm(c, t, dy, s);
+                       Tensor dx = c.empty(s.h.shape());
+                       c.backend().add_rms_norm_backward(dx, t.sum_into(s.norm), dh, dnormed, s.h, s.norm,
+                                                         s.rstd, s.norm_shape);
+                       t.give(x, dx);
+                       t.give(a, dx);
+                     });
   }
   return {h, y};
 }

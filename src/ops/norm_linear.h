@@ -1,5 +1,6 @@
-// A norm and the product that reads it, as one op: the norm's output is not kept for the backward, which makes it
-// again from the norm's input (one read and one write of [N, D], against keeping [N, D] of every layer).
+// A norm and the product that reads it, as one op: the norm's output is not kept for the backward, which
+// makes it again from the norm's input (one read and one write of [N, D], against keeping [N, D] of every
+// layer).
 #pragma once
 
 #include <utility>
@@ -12,7 +13,7 @@ namespace fathom::ops {
 Tensor rms_norm_linear(Context& c, const Tensor& x, const Tensor& norm, const Tensor& w, double eps);
 
 /// h = x + a, and rms_norm(h) W^T. Returns {h, product}.
-std::pair<Tensor, Tensor> add_rms_norm_linear(Context& c, const Tensor& x, const Tensor& a, const Tensor& norm,
-                                              const Tensor& w, double eps);
+std::pair<Tensor, Tensor> add_rms_norm_linear(Context& c, const Tensor& x, const Tensor& a,
+                                              const Tensor& norm, const Tensor& w, double eps);
 
 }  // namespace fathom::ops

@@ -33,7 +33,8 @@ void add_fused(std::vector<OpCase>& table) {
   for (const LinearShape& s : shapes) {
     const std::string variant = fmt::format("{}x{}x{}", s.rows, s.in, s.out);
     const Shape stream{s.rows, s.in};
-    const Operand x = real("x", stream, 1), a = real("a", stream, 2), w = real("w", {s.out, s.in}, 3, Element::Weight);
+    const Operand x = real("x", stream, 1), a = real("a", stream, 2),
+                  w = real("w", {s.out, s.in}, 3, Element::Weight);
     const Operand norm = real("norm", {s.in}, 4, Element::Stat, 1);
     table.push_back({.op = "rms_norm_linear",
                      .variant = variant,
@@ -55,13 +56,12 @@ void add_fused(std::vector<OpCase>& table) {
                        .tolerance = 4e-6,
                        .used = used});
     }
-    table.push_back({.op = "swiglu_linear",
-                     .variant = variant,
-                     .operands = {real("gate_up", {s.rows, 2 * s.in}, 5), w},
-                     .run = [](Context& c, const Inputs& in) -> Outputs {
-                       return {ops::swiglu_linear(c, in[0], in[1])};
-                     },
-                     .tolerance = 4e-6});
+    table.push_back(
+        {.op = "swiglu_linear",
+         .variant = variant,
+         .operands = {real("gate_up", {s.rows, 2 * s.in}, 5), w},
+         .run = [](Context& c, const Inputs& in) -> Outputs { return {ops::swiglu_linear(c, in[0], in[1])}; },
+         .tolerance = 4e-6});
   }
 }
 

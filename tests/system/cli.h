@@ -26,8 +26,8 @@ struct Outcome {
   nlohmann::json json() const;
 };
 
-/// Runs `fathom ARGUMENTS` in `folder` and waits. `before` is shell text in front of it ("ulimit -f 64;"). It sees
-/// no GPU, if this machine has one: a test does the same everywhere. kWithGpu in front shows the GPUs.
+/// Runs `fathom ARGUMENTS` in `folder` and waits. `before` is shell text in front of it ("ulimit -f 64;"). It
+/// sees no GPU, if this machine has one: a test does the same everywhere. kWithGpu in front shows the GPUs.
 inline constexpr const char* kWithGpu = "unset CUDA_VISIBLE_DEVICES;";
 Outcome fathom_command(const TempFolder& folder, const std::string& arguments,
                        const std::string& before = "");
