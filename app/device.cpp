@@ -44,7 +44,12 @@ int gpu_number(const std::string& device) {
 std::shared_ptr<Backend> open_gpu(const std::string& device, const BackendOptions& options) {
   const int number = gpu_number(device);
 #ifdef FATHOM_CUDA
-  return make_cuda_backend(options, number);
+  try {
+    return make_cuda_backend(options, number);
+  } catch (const UserError& e) {
+    throw UserError(fmt::format("--device {} cannot be used: {}", device, e.what()),
+                    "Use --device cpu or auto to compute on the CPU.");
+  }
 #else
   (void)options;
   throw UserError(

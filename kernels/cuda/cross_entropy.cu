@@ -60,11 +60,15 @@ __global__ void __launch_bounds__(kThreads, kPacks <= 2 ? 2 : 1)
   ask_for(blockIdx.x);
   for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
     const std::int32_t target = r.targets[row];
-    // A target outside of the vocabulary cannot be reported from here: its loss is not a number.
-    const bool counts = target >= 0, inside = target < r.vocab;
-    const float hit = counts && inside ? to_float(r.logits[row * r.vocab + target]) : NAN;
     T* to = r.gradient == nullptr ? nullptr : r.gradient + row * r.vocab;
     __pipeline_wait_prior(0);
+    if (target < 0 || target >= r.vocab) {  // outside of the vocabulary: it cannot be reported from here
+      ask_for(row + gridDim.x);
+      if (threadIdx.x == 0) r.losses[row] = target < 0 ? 0.0F : NAN;
+      if (to != nullptr) zero_row(to, r.vocab);
+      continue;
+    }
+    const float hit = to_float(r.logits[row * r.vocab + target]);
     Raw held[kPacks];
     float most = -INFINITY;
 #pragma unroll
@@ -85,10 +89,9 @@ __global__ void __launch_bounds__(kThreads, kPacks <= 2 ? 2 : 1)
       for (int e = 0; e < kN; ++e) total += exponential(to_float(held[k].e[e]) - most, T{});
     }
     total = block_reduce(total, Sum{}, shared);
-    if (threadIdx.x == 0) r.losses[row] = counts ? logf(total) + (most - hit) : 0.0F;
+    if (threadIdx.x == 0) r.losses[row] = logf(total) + (most - hit);
     if (to == nullptr) continue;
-    const float scale = counts ? r.scale : 0.0F;
-    const float share = scale / total;
+    const float share = r.scale / total;
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
       const int at = (k * kThreads + static_cast<int>(threadIdx.x)) * kN;
@@ -96,7 +99,8 @@ __global__ void __launch_bounds__(kThreads, kPacks <= 2 ? 2 : 1)
       Pack<T> g;
 #pragma unroll
       for (int e = 0; e < kN; ++e) {
-        g.v[e] = exponential(to_float(held[k].e[e]) - most, T{}) * share - (at + e == target ? scale : 0.0F);
+        g.v[e] =
+            exponential(to_float(held[k].e[e]) - most, T{}) * share - (at + e == target ? r.scale : 0.0F);
       }
       g.store(to + at);
     }
