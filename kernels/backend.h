@@ -132,6 +132,7 @@ class Backend {
   // --- y = x W^T: x [rows, in], W [out, in], y [rows, out]
   virtual void linear_forward(View y, ConstView x, ConstView w, const LinearShape& s) = 0;
   virtual void linear_backward_input(View dx, ConstView dy, ConstView w, const LinearShape& s) = 0;
+  virtual void linear_backward_weight(View dw, ConstView dy, ConstView x, const LinearShape& s) = 0;
   virtual void linear_backward_weight_accumulate(View dw, ConstView dy, ConstView x,
                                                  const LinearShape& s) = 0;
 

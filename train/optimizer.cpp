@@ -65,4 +65,23 @@ void zero_gradients(Context& c, const ParameterSet& parameters) {
   c.backend().fill(parameters.gradients(), 0.0);
 }
 
+void begin_gradients(Context& c, const ParameterSet& parameters) {
+  for (const ParameterGroup group : {ParameterGroup::Undecayed, ParameterGroup::Predictor}) {
+    c.backend().fill(part(parameters.gradients(), parameters.range(group)), 0.0);
+  }
+  for (const ParameterSpec& spec : parameters.specs()) {
+    if (spec.group == ParameterGroup::Decayed)
+      parameters.get(spec.name).bound_gradient().set_begins_anew(true);
+  }
+}
+
+void settle_gradients(Context& c, const ParameterSet& parameters) {
+  for (const ParameterSpec& spec : parameters.specs()) {
+    const Tensor& gradient = parameters.get(spec.name).bound_gradient();
+    if (!gradient.begins_anew()) continue;
+    c.backend().fill(gradient, 0.0);
+    gradient.set_begins_anew(false);
+  }
+}
+
 }  // namespace fathom

@@ -30,7 +30,13 @@ class AdamW {
   TrainConfig config_;
 };
 
-/// Zeroes every gradient: before the first micro-batch of a step.
+/// Before the first micro-batch of a step: every gradient begins anew. The matrices' are overwritten by the
+/// first product that gives them something, so their memory is not touched here.
+void begin_gradients(Context& c, const ParameterSet& parameters);
+/// After the last one: gradients that nothing reached are zero.
+void settle_gradients(Context& c, const ParameterSet& parameters);
+
+/// Zeroes every gradient.
 void zero_gradients(Context& c, const ParameterSet& parameters);
 
 }  // namespace fathom

@@ -92,7 +92,7 @@ bool StepRunner::record_step(std::int64_t step) {
   const double weight = 1.0 / static_cast<double>(parts);
   const std::int64_t slots = model_.loss_slots();
   const SelectionRule rule = training_rule(config_.routing, config_.seed, static_cast<std::uint64_t>(step));
-  zero_gradients(context_, model_.parameters());
+  begin_gradients(context_, model_.parameters());
   for (std::int64_t part = 0; part < parts; ++part) {
     if (stop_requested()) return false;
     const Batch& batch = batches_[static_cast<std::size_t>(part)];
@@ -111,6 +111,7 @@ bool StepRunner::record_step(std::int64_t step) {
     }
     tape.backward();
   }
+  settle_gradients(context_, model_.parameters());
   AdamW::record_norms(
       context_, model_.parameters(),
       report_.rows(report_.size() - static_cast<std::int64_t>(kParameterGroups), report_.size()));

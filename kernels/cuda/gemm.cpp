@@ -20,7 +20,7 @@ namespace fathom::cuda {
 namespace {
 
 constexpr std::size_t kWorkspaceBytes = 32U << 20;  // what NVIDIA recommends for Hopper
-constexpr int kCandidates = 12;
+constexpr int kCandidates = 32;
 
 void check_lt(cublasStatus_t status, const GemmShape& s) {
   if (status == CUBLAS_STATUS_SUCCESS) return;

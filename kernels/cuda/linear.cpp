@@ -20,6 +20,16 @@ void check_shape(const char* op, ConstView rows_in, ConstView weight, ConstView 
   if (weight.size != s.out * s.in) fail(op, "w", weight.size, s.out * s.in);
 }
 
+GemmShape weight_gradient(const LinearShape& s, DType in, bool accumulate) {
+  return {.m = s.out,
+          .n = s.in,
+          .k = s.rows,
+          .transpose_a = true,
+          .in = in,
+          .out = DType::F32,
+          .accumulate = accumulate};
+}
+
 }  // namespace
 
 void CudaBackend::linear_forward(View y, ConstView x, ConstView w, const LinearShape& s) {
@@ -43,18 +53,17 @@ void CudaBackend::linear_backward_input(View dx, ConstView dy, ConstView w, cons
   gemm_->run(dx.data, dy.data, w.data, {.m = s.rows, .n = s.in, .k = s.out, .in = dy.dtype, .out = dx.dtype});
 }
 
+void CudaBackend::linear_backward_weight(View dw, ConstView dy, ConstView x, const LinearShape& s) {
+  check_shape("linear backward", x, dw, dy, s, DType::F32);
+  flop_log.gemm(s.out, s.in, s.rows);
+  gemm_->run(dw.data, dy.data, x.data, weight_gradient(s, dy.dtype, false));
+}
+
 void CudaBackend::linear_backward_weight_accumulate(View dw, ConstView dy, ConstView x,
                                                     const LinearShape& s) {
   check_shape("linear backward", x, dw, dy, s, DType::F32);
   flop_log.gemm(s.out, s.in, s.rows);
-  gemm_->run(dw.data, dy.data, x.data,
-             {.m = s.out,
-              .n = s.in,
-              .k = s.rows,
-              .transpose_a = true,
-              .in = dy.dtype,
-              .out = DType::F32,
-              .accumulate = true});
+  gemm_->run(dw.data, dy.data, x.data, weight_gradient(s, dy.dtype, true));
 }
 
 }  // namespace fathom::cuda

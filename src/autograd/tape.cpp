@@ -75,7 +75,7 @@ void Tape::give(const Tensor& x, Tensor gradient) {
   }
   if (running_) context_.check(running_->op, " backward", gradient);
   if (x.bound_gradient().defined()) {
-    context_.backend().accumulate(x.bound_gradient(), gradient);
+    context_.backend().accumulate(sum_into(x), gradient);
     return;
   }
   Tensor& sum = gradients_[x.id()];
@@ -91,9 +91,17 @@ void Tape::give(const Tensor& x, Tensor gradient) {
 }
 
 Tensor Tape::sum_into(const Tensor& x) {
+  const Sum sum = begin_or_sum(x);
+  if (sum.empty) context_.backend().fill(sum.tensor, 0.0);
+  return sum.tensor;
+}
+
+Tape::Sum Tape::begin_or_sum(const Tensor& x) {
   const Tensor sum = x.bound_gradient().defined() ? x.bound_gradient() : own_sum(x);
+  const bool empty = sum.begins_anew();
+  if (empty) sum.set_begins_anew(false);
   if (running_ && context_.traces_nonfinite()) added_into_.push_back(sum);
-  return sum;
+  return {sum, empty};
 }
 
 Tensor Tape::own_sum(const Tensor& x) {

@@ -47,6 +47,12 @@ class Tape {
   void give(const Tensor& x, Tensor gradient);
   /// A tensor of x's shape to add into: a parameter's arena, or x's sum so far (zeros at first).
   Tensor sum_into(const Tensor& x);
+  /// For an op that can overwrite as well as add: a tensor of x's shape, and whether nothing is in it yet.
+  struct Sum {
+    Tensor tensor;
+    bool empty = false;
+  };
+  Sum begin_or_sum(const Tensor& x);
 
   // --- for recomputation (recompute.h) ---
   /// Seeds the gradient of a recorded output before backward().

@@ -25,6 +25,7 @@ struct Tensor::Impl {
   DType dtype = DType::F32;
   std::uint64_t id = next_id();
   bool requires_grad = false;
+  bool begins_anew = false;
   Tensor bound_gradient;
 };
 
@@ -50,6 +51,9 @@ bool Tensor::requires_grad() const { return impl_ && impl_->requires_grad; }
 void Tensor::set_requires_grad(bool value) { impl_->requires_grad = value; }
 const Tensor& Tensor::bound_gradient() const { return impl_->bound_gradient; }
 void Tensor::bind_gradient(const Tensor& gradient) { impl_->bound_gradient = gradient; }
+
+bool Tensor::begins_anew() const { return impl_ && impl_->begins_anew; }
+void Tensor::set_begins_anew(bool value) const { impl_->begins_anew = value; }
 
 Tensor Tensor::detach() const { return {impl_->storage, impl_->offset, impl_->shape, impl_->dtype}; }
 

@@ -38,6 +38,11 @@ class Tensor {
   const Tensor& bound_gradient() const;
   void bind_gradient(const Tensor& gradient);
 
+  /// A gradient's sum that begins anew: its values count for nothing, and what comes next overwrites them
+  /// (Tape::begin_or_sum, Tape::sum_into). Copies share the mark.
+  bool begins_anew() const;
+  void set_begins_anew(bool value) const;
+
   /// The same storage without a history: no gradient flows through it.
   Tensor detach() const;
   /// Rows [begin, end) of the first dimension, sharing the storage; no history.

@@ -1,6 +1,7 @@
 #include "src/ops/linear.h"
 
 #include "src/ops/check.h"
+#include "src/ops/weight_gradient.h"
 
 namespace fathom::ops {
 
@@ -13,7 +14,7 @@ Tensor linear(Context& c, const Tensor& x, const Tensor& w) {
   if (wants_record(c, {x, w})) {
     c.tape()->record("linear", {y}, [&c, x, w, s](Tape& t) {
       const Tensor dy = t.gradient();
-      if (w.requires_grad()) c.backend().linear_backward_weight_accumulate(t.sum_into(w), dy, x, s);
+      add_weight_gradient(c, t, w, dy, x, s);
       if (!x.requires_grad()) return;
       Tensor dx = c.empty(x.shape());
       c.backend().linear_backward_input(dx, dy, w, s);

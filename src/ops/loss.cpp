@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "src/ops/check.h"
+#include "src/ops/weight_gradient.h"
 
 namespace fathom::ops {
 
@@ -32,9 +33,7 @@ Tensor linear_cross_entropy(Context& c, const Tensor& x, const Tensor& w, const 
                           targets.rows(begin, end), s.rows, vocab, options.gradient_scale);
     if (!recording) continue;
     backend.linear_backward_input(dx.rows(begin, end), part, w, s);
-    if (w.requires_grad()) {
-      backend.linear_backward_weight_accumulate(c.tape()->sum_into(w), part, x_part, s);
-    }
+    add_weight_gradient(c, *c.tape(), w, part, x_part, s);
   }
   c.check("cross_entropy", "", losses);
   if (recording) {

@@ -1,6 +1,7 @@
 #include "src/ops/mlp.h"
 
 #include "src/ops/check.h"
+#include "src/ops/weight_gradient.h"
 
 namespace fathom::ops {
 
@@ -42,7 +43,7 @@ Tensor swiglu_linear(Context& c, const Tensor& gate_up, const Tensor& w) {
       Tensor dgate_up = c.empty(gate_up.shape());
       c.backend().linear_backward_input(dh, dy, w, s);
       c.backend().swiglu_backward(dgate_up, h, dh, gate_up, s.rows, s.in);
-      if (w.requires_grad()) c.backend().linear_backward_weight_accumulate(t.sum_into(w), dy, h, s);
+      add_weight_gradient(c, t, w, dy, h, s);
       t.give(gate_up, std::move(dgate_up));
     });
   }

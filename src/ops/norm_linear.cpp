@@ -1,6 +1,7 @@
 #include "src/ops/norm_linear.h"
 
 #include "src/ops/check.h"
+#include "src/ops/weight_gradient.h"
 
 namespace fathom::ops {
 
@@ -37,7 +38,7 @@ Tensor backward_to_norm(Context& c, Tape& t, const Tensor& dy, const Saved& s) {
   if (s.w.requires_grad()) {
     c.backend().rms_norm_forward(normed, s.rstd, s.h, s.norm,
                                  s.norm_shape);  // the same numbers as the first time
-    c.backend().linear_backward_weight_accumulate(t.sum_into(s.w), dy, normed, s.linear_shape);
+    add_weight_gradient(c, t, s.w, dy, normed, s.linear_shape);
   }
   c.backend().linear_backward_input(normed, dy, s.w,
                                     s.linear_shape);  // its old values were read for the last time

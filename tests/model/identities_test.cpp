@@ -156,6 +156,48 @@ TEST_P(Recomputation, IsBitEqual) {
 INSTANTIATE_TEST_SUITE_P(Models, Recomputation, ::testing::ValuesIn(variants()),
                          [](const auto& p) { return p.param.str(); });
 
+// --- gradients that begin anew forget what was ---
+
+class BeginAnew : public OnDevice<Variant> {};
+
+TEST_P(BeginAnew, IsZeroingFirst) {
+  const Variant& v = GetParam();
+  const BackendOptions deterministic{.deterministic = true};
+  SmallModel zeroed(v.dtype, small_config(), v.routing, deterministic, v.device);
+  SmallModel begun(v.dtype, small_config(), v.routing, deterministic, v.device);
+  const auto two_parts = [&](SmallModel& m) {
+    for (const unsigned seed : {3U, 5U}) {
+      m.backward(m.random_batch(2, kSeq, seed, v.documents), TopK{}, 0.5);
+    }
+  };
+  zeroed.backward(zeroed.random_batch(2, kSeq, 9, v.documents),
+                  TopK{});  // the same choices of a library's kernel
+  zeroed.zero_gradients();
+  two_parts(zeroed);
+  begun.backward(begun.random_batch(2, kSeq, 9, v.documents), TopK{});
+  begin_gradients(begun.context, begun.model.parameters());
+  two_parts(begun);
+  settle_gradients(begun.context, begun.model.parameters());
+  // An overwriting product and an adding one may differ in a library's rounding.
+  const bool exact = v.device == Device::Cpu;
+  const auto a = zeroed.gradients(), b = begun.gradients();
+  exact ? expect_equal(a, b) : expect_close(a, b, v.dtype == DType::BF16 ? 1e-5 : 1e-6);
+}
+
+// What nothing reached is zero, not what it was.
+TEST(BeginAnewAlone, SettlesWhatNothingReached) {
+  SmallModel m(DType::F64, small_config(), {});
+  m.context.backend().fill(m.model.parameters().gradients(), 7.0);
+  begin_gradients(m.context, m.model.parameters());
+  settle_gradients(m.context, m.model.parameters());
+  for (const auto& [name, values] : m.gradients()) {
+    for (const double g : values) ASSERT_EQ(g, 0.0) << name;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, BeginAnew, ::testing::ValuesIn(variants()),
+                         [](const auto& p) { return p.param.str(); });
+
 // --- gradient accumulation ---
 
 class Accumulation : public ::testing::TestWithParam<RoutingConfig> {};

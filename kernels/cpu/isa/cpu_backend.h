@@ -43,6 +43,7 @@ class CpuBackend final : public Backend {
   std::int64_t count_nonfinite(ConstView in) override;
   void linear_forward(View y, ConstView x, ConstView w, const LinearShape& s) override;
   void linear_backward_input(View dx, ConstView dy, ConstView w, const LinearShape& s) override;
+  void linear_backward_weight(View dw, ConstView dy, ConstView x, const LinearShape& s) override;
   void linear_backward_weight_accumulate(View dw, ConstView dy, ConstView x, const LinearShape& s) override;
   void embedding_forward(View out, ConstView table, ConstView tokens, std::int64_t rows,
                          std::int64_t width) override;

@@ -78,6 +78,19 @@ void check_shape(const char* op, const LinearShape& s) {
   if (s.in < 1) fail(op, "in", s.in, 1);
 }
 
+/// dw = dy^T x + kept * dw. Without rows the library would leave dw as it is.
+template <typename T>
+void weight_gradient(const char* op, View dw, ConstView dy, ConstView x, const LinearShape& s, T kept) {
+  T* out = output<T>(op, "dw", dw, s.in * s.out);
+  const T* gradient = input<T>(op, "dy", dy, s.rows * s.out);
+  const T* in = input<T>(op, "x", x, s.rows * s.in);
+  if (s.rows > 0 && dw.size > 0) {
+    library_gemm(Transpose::Yes, Transpose::No, s.out, s.in, s.rows, gradient, in, kept, out);
+  } else if (kept == T(0)) {
+    for (std::int64_t i = 0; i < dw.size; ++i) out[i] = T(0);
+  }
+}
+
 }  // namespace
 
 void CpuBackend::linear_forward(View y, ConstView x, ConstView w, const LinearShape& s) {
@@ -114,18 +127,20 @@ void CpuBackend::linear_backward_input(View dx, ConstView dy, ConstView w, const
   });
 }
 
+void CpuBackend::linear_backward_weight(View dw, ConstView dy, ConstView x, const LinearShape& s) {
+  const char* op = "linear_backward_weight";
+  check_shape(op, s);
+  flop_log.gemm(s.out, s.in, s.rows);
+  for_compute_type(op, dw.dtype,
+                   [&](auto zero) { weight_gradient<decltype(zero)>(op, dw, dy, x, s, decltype(zero)(0)); });
+}
+
 void CpuBackend::linear_backward_weight_accumulate(View dw, ConstView dy, ConstView x, const LinearShape& s) {
   const char* op = "linear_backward_weight_accumulate";
   check_shape(op, s);
-  for_compute_type(op, dw.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    T* out = output<T>(op, "dw", dw, s.in * s.out);
-    const T* gradient = input<T>(op, "dy", dy, s.rows * s.out);
-    const T* in = input<T>(op, "x", x, s.rows * s.in);
-    flop_log.gemm(s.out, s.in, s.rows);
-    if (dw.size == 0 || s.rows == 0) return;
-    library_gemm(Transpose::Yes, Transpose::No, s.out, s.in, s.rows, gradient, in, T(1), out);
-  });
+  flop_log.gemm(s.out, s.in, s.rows);
+  for_compute_type(op, dw.dtype,
+                   [&](auto zero) { weight_gradient<decltype(zero)>(op, dw, dy, x, s, decltype(zero)(1)); });
 }
 
 }  // namespace fathom::cpu::FATHOM_ISA
