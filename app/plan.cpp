@@ -168,7 +168,7 @@ std::string table(const Plan& p, const PlanFlags& flags) {
     row("time", fmt::format("{} at {} FLOP/s", duration(p.horizon.flops / flags.flops_per_second),
                             with_unit(flags.flops_per_second)));
   }
-  fmt::format_to(out, "\nMemory, an estimate for the CPU in fp32\n");
+  fmt::format_to(out, "\nMemory, an estimate for training in {}\n", p.config.train.precision);
   row("parameters", bytes(p.memory.parameters));
   row("gradients", bytes(p.memory.gradients));
   row("optimizer", bytes(p.memory.optimizer));

@@ -84,6 +84,11 @@ import torch_lm  # noqa: E402
 
 config = yaml.safe_load(open(a.run / "config.yaml"))
 m, t, r, seed = config["model"], config["train"], config["routing"], config["seed"]
+for numbers in (m, t, r):  # PyYAML takes 1e-08, which has no point, for text
+    for key in ("eps", "norm_eps", "rope_theta", "weight_decay", "grad_clip", "capacity"):
+        if key in numbers:
+            numbers[key] = float(numbers[key])
+t["betas"] = [float(x) for x in t["betas"]]
 ours = [x for x in map(json.loads, open(a.run / "metrics.jsonl")) if "loss" in x and "lr" in x]
 assert [x["step"] for x in ours] == list(range(1, len(ours) + 1)), "the run must log every step: train.log_every=1"
 
