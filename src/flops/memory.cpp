@@ -50,8 +50,8 @@ MemoryEstimate estimate_memory(const Config& c) {
   for (std::int64_t l = 0; l < m.depth; ++l) {
     const bool routed = c.routing.routes(l);
     const double share = routed ? kept_share : 1.0;
-    // A routed block also keeps its input, what it adds to the stream, the router's scalars and the predictor. The stream
-    // that it leaves is the next block's input.
+    // A routed block also keeps its input, what it adds to the stream, the router's scalars and the
+    // predictor. The stream that it leaves is the next block's input.
     double around = 0;
     if (routed) around += tokens * (bytes * d(m.width) * (1 + kept_share) + 2 * kStatBytes);
     if (routed && c.routing.has_predictor())
