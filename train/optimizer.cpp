@@ -61,10 +61,6 @@ void AdamW::update(Context& c, ParameterSet& parameters, const Norms& norms, dou
   }
 }
 
-void zero_gradients(Context& c, const ParameterSet& parameters) {
-  c.backend().fill(parameters.gradients(), 0.0);
-}
-
 void begin_gradients(Context& c, const ParameterSet& parameters) {
   for (const ParameterGroup group : {ParameterGroup::Undecayed, ParameterGroup::Predictor}) {
     c.backend().fill(part(parameters.gradients(), parameters.range(group)), 0.0);

@@ -36,7 +36,4 @@ void begin_gradients(Context& c, const ParameterSet& parameters);
 /// After the last one: gradients that nothing reached are zero.
 void settle_gradients(Context& c, const ParameterSet& parameters);
 
-/// Zeroes every gradient.
-void zero_gradients(Context& c, const ParameterSet& parameters);
-
 }  // namespace fathom

@@ -46,9 +46,6 @@ class StepRunner {
   /// is not finite came from: "swiglu of layer 3 (12 of its values)". Leaves the gradients unusable.
   std::string trace(std::int64_t step, std::int64_t first_sequence);
 
-  /// Whether steps are launched as captured work by now.
-  bool captured() const { return captured_ != nullptr; }
-
  private:
   struct Prefetched {
     std::int64_t first = -1;

@@ -38,7 +38,7 @@ LossCurve train(const GoldenFile& file, DType dtype) {
   AdamW optimizer(c, model.parameters(), TrainConfig{});  // its defaults are the reference's settings
   LossCurve run;
   for (std::size_t step = 0; step < rates.size(); ++step) {
-    zero_gradients(c, model.parameters());
+    begin_gradients(c, model.parameters());
     Tape tape(c);
     c.set_tape(&tape);
     const Batch batch = window_batch(c, windows, step);
@@ -46,6 +46,7 @@ LossCurve train(const GoldenFile& file, DType dtype) {
     const LossSums sums = model.objective(c, batch, result, 1.0);
     c.set_tape(nullptr);
     tape.backward();
+    settle_gradients(c, model.parameters());
     const auto rows = static_cast<double>(sums.rows);
     run.losses.push_back(sums.cross_entropy / rows);
     run.objectives.push_back(

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Every bug of tests/model/mutations can still be put in. Whether its test catches it is mutations.sh's to say, which
+# rebuilds; this says at every run that the patches followed the code.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+command -v patch >/dev/null || { echo "there is no patch on this machine" && exit 77; }
+failed=0
+for file in tests/model/mutations/*.patch; do
+  patch --dry-run --silent --force -p1 <"$file" >/dev/null || { echo "$file does not apply any more" && failed=1; }
+done
+exit "$failed"
