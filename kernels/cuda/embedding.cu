@@ -62,6 +62,19 @@ struct Sorted {
   __device__ __forceinline__ bool goes_on(std::int64_t end) const {
     return end < n && keys[end - 1] == keys[end];
   }
+  /// Where the keys after keys[i] begin.
+  __device__ __forceinline__ std::int64_t end_of_run(std::int64_t i) const {
+    std::int64_t low = i, high = n;
+    while (low < high) {
+      const std::int64_t middle = low + (high - low) / 2;
+      if (keys[middle] > keys[i]) {
+        high = middle;
+      } else {
+        low = middle + 1;
+      }
+    }
+    return low;
+  }
 };
 
 template <int kN>
@@ -106,29 +119,30 @@ __global__ void __launch_bounds__(kThreads) chunk_kernel(Sorted<T> s) {
   }
 }
 
-/// The chunk in which a run begins adds up what the run left in the chunks after it.
+/// The chunk in which a run begins adds up what the run left in the chunks after it. Where the run ends is
+/// looked up first: in a table of few rows (bytes) a run spans hundreds of chunks, whose parts are then
+/// loaded several at a time.
 template <typename T, int kN>
 __global__ void __launch_bounds__(kThreads) run_kernel(Sorted<T> s) {
   const std::int64_t column = (static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x) * kN;
   if (column >= s.width) return;
-  std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * kChunk;
-  std::int64_t end = begin + kChunk < s.n ? begin + kChunk : s.n;
+  const std::int64_t chunk = blockIdx.x;
+  const std::int64_t begin = chunk * kChunk;
+  const std::int64_t end = begin + kChunk < s.n ? begin + kChunk : s.n;
   const std::uint32_t key = s.keys[end - 1];
   const bool whole_chunk_came_in = s.comes_in(begin) && s.keys[begin] == key;
   if (key >= s.vocab || !s.goes_on(end) || whole_chunk_came_in) return;
+  const std::int64_t last = (s.end_of_run(end) - 1) / kChunk;
   float sum[kN];
-  std::int64_t chunk = blockIdx.x;
   const Pack<float, kN> first = Pack<float, kN>::load(s.partials + (chunk * 2 + 1) * s.width + column);
 #pragma unroll
   for (int e = 0; e < kN; ++e) sum[e] = first.v[e];
-  do {
-    ++chunk;
-    begin = end;
-    end = begin + kChunk < s.n ? begin + kChunk : s.n;
-    const Pack<float, kN> p = Pack<float, kN>::load(s.partials + chunk * 2 * s.width + column);
+#pragma unroll 8
+  for (std::int64_t c = chunk + 1; c <= last; ++c) {
+    const Pack<float, kN> p = Pack<float, kN>::load(s.partials + c * 2 * s.width + column);
 #pragma unroll
     for (int e = 0; e < kN; ++e) sum[e] += p.v[e];
-  } while (s.keys[end - 1] == key && s.goes_on(end));
+  }
   add_to(s.dtable + static_cast<std::int64_t>(key) * s.width + column, sum);
 }
 
