@@ -37,6 +37,7 @@ struct BenchFlags {
   std::int64_t seq = 256;
   std::int64_t vocab = 4096;
   double capacity = 0.125;
+  std::int64_t documents = 0;
   std::int64_t steps = 20;
   std::string precision;
   bool invariant = false;
@@ -68,6 +69,7 @@ Config config_of(const BenchFlags& flags) {
   c.model.depth = preset->depth;
   c.model.heads = preset->heads;
   c.model.ffn_hidden = preset->hidden;
+  c.data.document_mask = flags.documents > 0;
   c.train.seq_len = flags.seq;
   c.train.batch_tokens = flags.batch * flags.seq;
   c.train.steps = flags.steps;
@@ -89,7 +91,18 @@ HostBatch random_batch(const BenchFlags& flags) {
   std::vector<std::int32_t> targets(tokens.size());
   for (auto& t : tokens) t = any(random);
   for (auto& t : targets) t = any(random);
-  return make_host_batch(flags.batch, flags.seq, std::move(tokens), std::move(targets));
+  if (flags.documents == 0)
+    return make_host_batch(flags.batch, flags.seq, std::move(tokens), std::move(targets));
+  // Each token ends its document with the same probability.
+  std::bernoulli_distribution ends(1.0 / static_cast<double>(flags.documents));
+  std::vector<std::int32_t> documents(tokens.size());
+  const auto seq = static_cast<std::size_t>(flags.seq);
+  for (std::size_t i = 0; i < documents.size(); ++i) {
+    documents[i] = i % seq == 0 ? 0 : documents[i - 1] + static_cast<std::int32_t>(ends(random));
+  }
+  HostBatch batch = make_host_batch(flags.batch, flags.seq, std::move(tokens), std::move(targets), documents);
+  batch.document_mask = true;
+  return batch;
 }
 
 void run(const BenchFlags& flags, Globals& globals) {
@@ -106,8 +119,8 @@ void run(const BenchFlags& flags, Globals& globals) {
   model.initialise(c, 1);
   model.set_recompute(config.train.recompute);
   AdamW optimizer(c, model.parameters(), config.train);
-  const HostBatch batch = random_batch(flags);
-  StepRunner stepper(c, model, config, [&](std::int64_t, std::int64_t) { return batch; });
+  StepRunner stepper(c, model, config,
+                     [batch = random_batch(flags)](std::int64_t, std::int64_t) { return HostBatch(batch); });
 
   std::vector<double> times;
   double loss = 0;
@@ -135,6 +148,7 @@ void run(const BenchFlags& flags, Globals& globals) {
       {"batch", flags.batch},
       {"seq", flags.seq},
       {"vocab", flags.vocab},
+      {"documents", flags.documents},
       {"invariant", flags.invariant},
       {"recompute", flags.recompute},
       {"params_m", static_cast<double>(count_parameters(config).total) / 1e6},
@@ -186,6 +200,10 @@ void add_bench(CLI::App& app, Globals& globals) {
   sub->add_option("--capacity", flags->capacity, "Of routed blocks (every other one)")
       ->capture_default_str()
       ->check(number_from_to(0.001, 1.0));
+  sub->add_option("--documents", flags->documents,
+                  "Document masks: a document has this many tokens on average; 0: a sequence is one document")
+      ->capture_default_str()
+      ->check(number_from_to(0, 1e9));
   sub->add_option("--steps", flags->steps, "Steps timed; the median counts")
       ->capture_default_str()
       ->check(number_from_to(1, 1e9));

@@ -93,13 +93,16 @@ Tensor KernelBench::some_rows(std::int64_t rows, std::int64_t count) {
 double KernelBench::seconds(double bytes, const std::function<Launch()>& make) {
   Backend& backend = context_.backend();
   constexpr double kMostSets = 1024;
-  const double wanted = std::min(kMostSets, std::ceil(kLargestCache / std::max(1.0, bytes)));
+  const auto wanted =
+      static_cast<std::size_t>(std::min(kMostSets, std::ceil(kLargestCache / std::max(1.0, bytes))));
   std::vector<Launch> sets;
-  for (double i = 0; i < wanted; ++i) sets.push_back(make());
+  sets.reserve(wanted);
+  while (sets.size() < wanted) sets.push_back(make());
   time_batch(backend, sets, 1);  // plans are made and memory is touched
   std::int64_t times = 1;
   while (time_batch(backend, sets, times) < kBatchSeconds) times *= 2;
   std::vector<double> found;
+  found.reserve(kBatches);
   for (int i = 0; i < kBatches; ++i) {
     found.push_back(time_batch(backend, sets, times) / static_cast<double>(times));
   }

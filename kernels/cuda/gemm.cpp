@@ -256,9 +256,11 @@ struct Gemm::State {
     const auto all = candidates(d, aligned, s);
     // Timing has noise, and another choice other rounding.
     if (deterministic || !worth_timing(s) || capturing()) return all.front().algo;
-    const std::string shape = fmt::format("{} {} {} {} {} {} {} {}", s.m, s.n, s.k, s.transpose_a ? "t" : "n",
-                                          s.transpose_b ? "t" : "n", name_of(s.in), name_of(s.out),
-                                          s.accumulate ? "accumulate" : "overwrite");
+    // An algorithm may rely on the addresses that it was chosen for.
+    const std::string shape = fmt::format("{} {} {} {} {} {} {} {} {}", s.m, s.n, s.k,
+                                          s.transpose_a ? "t" : "n", s.transpose_b ? "t" : "n", name_of(s.in),
+                                          name_of(s.out), s.accumulate ? "accumulate" : "overwrite",
+                                          *std::min_element(aligned.begin(), aligned.end()));
     cublasLtMatmulAlgo_t algorithm{};
     cublasLtMatmulHeuristicResult_t result{};
     if (disk.find(shape, algorithm) &&
