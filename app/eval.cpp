@@ -15,7 +15,6 @@
 #include "src/io/hdf5_file.h"
 #include "src/model/checkpoint.h"
 #include "train/evaluate.h"
-#include "train/resume.h"
 
 namespace fathom::app {
 
