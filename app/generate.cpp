@@ -9,7 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "app/command.h"
-#include "app/device.h"
+#include "app/trained_model.h"
 #include "kernels/error.h"
 #include "src/io/sentencepiece_tokenizer.h"
 #include "src/model/checkpoint.h"
@@ -104,10 +104,9 @@ void print_json(const Generated& g, const GenerateFlags& flags, const std::vecto
 
 void run(const GenerateFlags& flags, Globals& globals) {
   const std::vector<Prompt> prompts = prompts_of(flags);
-  Config base;
-  base.invariant = flags.invariant;
-  Context context(open_backend(globals, base), DType::F32);
-  const LoadedModel loaded = load_model(flags.model, context);
+  const TrainedModel model = open_model(flags.model, flags.invariant, globals);
+  Context& context = *model.context;
+  const LoadedModel& loaded = model.loaded;
   RoutingConfig routing = loaded.config.routing;
   if (flags.threshold >= 0) routing.causal.threshold = flags.threshold;
 
@@ -172,7 +171,8 @@ void add_generate(CLI::App& app, Globals& globals) {
   sub->add_option("--seed", flags->sampling.seed, "Of the sampling")->capture_default_str();
   sub->add_option("--threshold", flags->threshold, "Causal routing threshold (default: the config's)")
       ->check(number_from_to(0.001, 0.999));
-  sub->add_flag("--invariant", flags->invariant, "Row-invariant kernels");
+  sub->add_flag("--invariant", flags->invariant,
+                "Row-invariant kernels, as with invariant: true in the model's config");
   sub->add_flag("--logprobs", flags->logprobs, "With --json: log-probability of each new token");
   add_global_flags(*sub, globals);
   sub->footer(
