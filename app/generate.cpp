@@ -11,8 +11,7 @@
 #include "app/command.h"
 #include "app/trained_model.h"
 #include "kernels/error.h"
-#include "src/io/sentencepiece_tokenizer.h"
-#include "src/model/checkpoint.h"
+#include "src/model/model_tokenizer.h"
 
 namespace fathom::app {
 
@@ -65,23 +64,6 @@ std::vector<Prompt> prompts_of(const GenerateFlags& flags) {
   return prompts;
 }
 
-std::unique_ptr<Tokenizer> tokenizer_of(const LoadedModel& loaded, const GenerateFlags& flags) {
-  if (loaded.meta.tokenizer_kind == "bytes") return load_tokenizer("bytes");
-  const std::string path = flags.tokenizer.empty() ? loaded.config.data.tokenizer : flags.tokenizer;
-  if (path.empty()) {
-    throw UserError(
-        "The model's config names no tokenizer (data.tokenizer), so text cannot be turned into tokens.",
-        "Give --tokenizer PATH, or --prompt-ids.");
-  }
-  std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(path);
-  if (tokenizer->hash() != loaded.meta.tokenizer_hash) {
-    throw UserError(fmt::format("{} is another tokenizer ({}) than the model was trained with ({}).", path,
-                                tokenizer->hash(), loaded.meta.tokenizer_hash),
-                    "Give the right one with --tokenizer PATH.");
-  }
-  return tokenizer;
-}
-
 void print_json(const Generated& g, const GenerateFlags& flags, const std::vector<std::int32_t>& prompt,
                 const std::string& prompt_text, const Tokenizer* tokenizer,
                 const std::vector<std::int64_t>& layers) {
@@ -112,7 +94,7 @@ void run(const GenerateFlags& flags, Globals& globals) {
 
   std::unique_ptr<Tokenizer> tokenizer;
   if (flags.prompt_ids.empty() || loaded.meta.tokenizer_kind == "bytes")
-    tokenizer = tokenizer_of(loaded, flags);
+    tokenizer = tokenizer_of(loaded, flags.tokenizer);
   GenerateOptions options;
   options.tokens = flags.tokens;
   options.sampling = flags.sampling;
@@ -157,7 +139,8 @@ void add_generate(CLI::App& app, Globals& globals) {
   sub->add_option("--prompt-ids", flags->prompt_ids, "Token ids to go on from, comma-separated")
       ->delimiter(',');
   sub->add_option("--prompts", flags->prompts_file, "JSONL file, one {\"prompt\": TEXT} a line");
-  sub->add_option("--tokenizer", flags->tokenizer, "Tokenizer, if not where the config says");
+  sub->add_option("--tokenizer", flags->tokenizer,
+                  "Tokenizer, if neither in the run folder nor where the config says");
   sub->add_option("-n,--tokens", flags->tokens, "New tokens at most")
       ->capture_default_str()
       ->check(number_from_to(1, 1e9));

@@ -7,6 +7,7 @@
 #include "kernels/error.h"
 #include "src/config/parse.h"
 #include "src/config/resolve.h"
+#include "src/io/atomic_file.h"
 #include "src/io/sentencepiece_tokenizer.h"
 
 namespace fathom {
@@ -35,8 +36,13 @@ TrainingInputs TrainingInputs::open(const Config& config) {
                                 data.valid, inputs.valid->tokenizer_hash(), inputs.train->tokenizer_hash()),
                     "Prepare both with one tokenizer; --valid-fraction makes the pair.");
   }
-  if (!data.tokenizer.empty())
-    require_tokenizer(*inputs.train, *load_tokenizer(data.tokenizer), data.tokenizer);
+  if (data.tokenizer == "bytes") {
+    require_tokenizer(*inputs.train, ByteTokenizer(), data.tokenizer);
+  } else if (!data.tokenizer.empty()) {
+    inputs.tokenizer_model = read_file(data.tokenizer, "tokenizer");
+    require_tokenizer(*inputs.train, *make_sentencepiece(inputs.tokenizer_model, data.tokenizer),
+                      data.tokenizer);
+  }
   inputs.config = resolve(config, inputs.train->vocab_size());
   validate(inputs.config);
   return inputs;

@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <optional>
+#include <string>
 
 #include "src/config/config.h"
 #include "src/io/token_store.h"
@@ -15,6 +16,7 @@ struct TrainingInputs {
   Config config;  // resolved: the training store gave it its vocabulary
   std::shared_ptr<const TokenStore> train;
   std::shared_ptr<const TokenStore> valid;  // null: no evaluation
+  std::string tokenizer_model;              // the file's bytes; empty: none is named, or it is no file
 
   /// `config` is as read from its file. UserError: a store or the tokenizer is missing, damaged, or does not
   /// go with the others. UsageError: no training store is named, or the resolved config is out of range.

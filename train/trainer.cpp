@@ -93,6 +93,8 @@ class Run {
       return true;
     }
     write_file(folder_.config_path().string(), to_yaml(config_));
+    if (!inputs_.tokenizer_model.empty())
+      write_file(folder_.tokenizer_path().string(), inputs_.tokenizer_model);
     if (options_.plan) write_file(folder_.plan_path().string(), options_.plan(config_) + "\n");
     recorder_.emplace(folder_, state_.step, steps_, console_);
     restore_evaluations();
