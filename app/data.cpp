@@ -11,6 +11,7 @@
 #include "app/command.h"
 #include "app/progress.h"
 #include "kernels/error.h"
+#include "src/core/units.h"
 #include "src/io/prepare.h"
 #include "src/io/sentencepiece_tokenizer.h"
 #include "src/io/synthetic_text.h"
@@ -37,7 +38,7 @@ void print_store(const char* side, const PreparedStore& store) {
   fmt::print("{:<6} {}: {} documents, {} tokens", side, store.path, with_commas(store.documents),
              with_commas(store.tokens));
   if (store.text_bytes > 0) {
-    fmt::print(", {} of text ({:.2f} bytes a token)", bytes_text(store.text_bytes),
+    fmt::print(", {} of text ({:.2f} bytes a token)", format_bytes(static_cast<double>(store.text_bytes)),
                static_cast<double>(store.text_bytes) / static_cast<double>(store.tokens));
   }
   fmt::print("\n");
@@ -129,7 +130,7 @@ void run_inspect(const InspectFlags& flags, const Globals& globals) {
   line("text",
        store.text_bytes() == 0
            ? "unknown"
-           : fmt::format("{} ({:.2f} bytes a token)", bytes_text(store.text_bytes()),
+           : fmt::format("{} ({:.2f} bytes a token)", format_bytes(static_cast<double>(store.text_bytes())),
                          static_cast<double>(store.text_bytes()) / static_cast<double>(store.num_tokens())));
   line("vocabulary", fmt::format("{} ({}, hash {})", with_commas(info.vocab_size), info.tokenizer_kind,
                                  info.tokenizer_hash));
@@ -154,7 +155,8 @@ void run_synthetic(const SyntheticFlags& flags, const Globals& globals) {
     fmt::print("{}\n",
                nlohmann::json{{"path", flags.output}, {"documents", documents}, {"bytes", size}}.dump());
   } else {
-    fmt::print("{}: {} documents, {}\n", flags.output, with_commas(documents), bytes_text(size));
+    fmt::print("{}: {} documents, {}\n", flags.output, with_commas(documents),
+               format_bytes(static_cast<double>(size)));
   }
 }
 

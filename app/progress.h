@@ -29,10 +29,4 @@ class Progress {
   std::chrono::steady_clock::time_point shown_;
 };
 
-/// 1234567 as "1,234,567".
-std::string with_commas(std::int64_t value);
-
-/// Bytes as "12.3 MB".
-std::string bytes_text(std::int64_t bytes);
-
 }  // namespace fathom::app

@@ -11,6 +11,7 @@
 #include "app/command.h"
 #include "app/progress.h"
 #include "kernels/error.h"
+#include "src/core/units.h"
 #include "src/io/atomic_file.h"
 #include "src/io/sentencepiece_tokenizer.h"
 #include "src/io/text_reader.h"
@@ -42,7 +43,8 @@ void run_train(TrainFlags& flags, const Globals& globals) {
   {
     Progress progress("reading");
     flags.training.on_text = [&](std::int64_t bytes) {
-      progress.update(reader.bytes_done(), reader.bytes_total(), bytes_text(bytes) + " of text");
+      progress.update(reader.bytes_done(), reader.bytes_total(),
+                      format_bytes(static_cast<double>(bytes)) + " of text");
     };
     flags.training.on_train = [&] {
       if (!globals.json)

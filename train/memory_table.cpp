@@ -3,8 +3,8 @@
 #include <fmt/format.h>
 
 #include "kernels/error.h"
+#include "src/core/units.h"
 #include "src/flops/flops.h"
-#include "train/metrics/console.h"
 
 namespace fathom {
 
