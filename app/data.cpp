@@ -1,6 +1,5 @@
 // fathom data: text to token stores, what a store holds, and synthetic text.
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -11,6 +10,7 @@
 #include "app/command.h"
 #include "app/progress.h"
 #include "kernels/error.h"
+#include "src/core/stopwatch.h"
 #include "src/core/units.h"
 #include "src/io/prepare.h"
 #include "src/io/sentencepiece_tokenizer.h"
@@ -48,7 +48,7 @@ void run_prepare(PrepareFlags& flags, const Globals& globals) {
   PrepareOptions& options = flags.options;
   options.text.invalid_utf8 = parse_invalid_utf8(flags.invalid_utf8);
   options.threads = globals.threads;
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   PrepareResult result;
   {
     Progress progress("preparing");
@@ -60,7 +60,7 @@ void run_prepare(PrepareFlags& flags, const Globals& globals) {
     };
     result = prepare(options);
   }
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const double seconds = watch.seconds();
   if (!result.warning.empty()) fmt::print(stderr, "warning: {}\n", result.warning);
   if (globals.json) {
     nlohmann::json out = {

@@ -11,29 +11,18 @@
 
 namespace fathom::app {
 
-namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-}  // namespace
-
-Progress::Progress(std::string what)
-    : what_(std::move(what)), terminal_(::isatty(STDERR_FILENO) == 1), start_(Clock::now()), shown_(start_) {}
+Progress::Progress(std::string what) : what_(std::move(what)), terminal_(::isatty(STDERR_FILENO) == 1) {}
 
 Progress::~Progress() {
   if (line_open_) std::fputs("\n", stderr);
 }
 
-bool Progress::due() const { return seconds_since(shown_) > (terminal_ ? 0.1 : 10.0); }
+bool Progress::due() const { return shown_.seconds() > (terminal_ ? 0.1 : 10.0); }
 
 void Progress::update(std::int64_t done, std::int64_t total, const std::string& details) {
   if (!due()) return;
-  shown_ = Clock::now();
-  const double elapsed = seconds_since(start_);
+  shown_.restart();
+  const double elapsed = start_.seconds();
   const double share =
       total > 0 ? std::clamp(static_cast<double>(done) / static_cast<double>(total), 0.0, 1.0) : 0.0;
   const double rate = static_cast<double>(done) / std::max(elapsed, 1e-9);

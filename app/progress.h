@@ -1,9 +1,10 @@
 // Progress of a long command on standard error: a live line on a terminal, a few plain lines in a pipe.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <string>
+
+#include "src/core/stopwatch.h"
 
 namespace fathom::app {
 
@@ -25,8 +26,8 @@ class Progress {
   std::string what_;
   bool terminal_;
   bool line_open_ = false;
-  std::chrono::steady_clock::time_point start_;
-  std::chrono::steady_clock::time_point shown_;
+  Stopwatch start_;
+  Stopwatch shown_;
 };
 
 }  // namespace fathom::app

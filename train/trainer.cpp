@@ -1,6 +1,5 @@
 #include "train/trainer.h"
 
-#include <chrono>
 #include <cmath>
 #include <csignal>
 #include <optional>
@@ -10,6 +9,7 @@
 #include "kernels/error.h"
 #include "src/config/parse.h"
 #include "src/config/print.h"
+#include "src/core/stopwatch.h"
 #include "src/flops/flops.h"
 #include "src/io/atomic_file.h"
 #include "train/inputs.h"
@@ -24,10 +24,6 @@
 namespace fathom {
 
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 const char* signal_name(int signal) {
   switch (signal) {
@@ -146,7 +142,7 @@ class Run {
 
   // One optimizer step and what is due after it. False: stop.
   bool step() {
-    const auto begin = Clock::now();
+    const Stopwatch watch;
     const std::int64_t number = state_.step + 1;
     const bool logged = number % config_.train.log_every == 0 || number == 1 || number == steps_;
     const std::optional<StepOutcome> outcome = stepper_.gradients(state_.step, state_.sequences);
@@ -164,7 +160,7 @@ class Run {
       optimizer_.update(context_, model_.parameters(), outcome->norms, lr, number);
       average(state_, outcome->loss);
     }
-    const double seconds = since(begin);
+    const double seconds = watch.seconds();
     state_.step = number;
     state_.tokens += config_.train.batch_tokens;
     state_.sequences += config_.train.batch_tokens / config_.train.seq_len;
