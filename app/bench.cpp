@@ -1,6 +1,5 @@
 // fathom bench train: speed of a training step, with the share of this machine's own GEMM rate.
 #include <algorithm>
-#include <chrono>
 #include <iostream>
 #include <memory>
 #include <optional>
@@ -17,6 +16,7 @@
 #include "app/gemm_rate.h"
 #include "kernels/error.h"
 #include "src/config/resolve.h"
+#include "src/core/stopwatch.h"
 #include "src/flops/flops.h"
 #include "train/optimizer.h"
 #include "train/step.h"
@@ -24,11 +24,6 @@
 namespace fathom::app {
 
 namespace {
-
-using Clock = std::chrono::steady_clock;
-double milliseconds(Clock::time_point start) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-}
 
 struct BenchFlags {
   std::string preset = "d4";
@@ -126,12 +121,12 @@ void run(const BenchFlags& flags, Globals& globals) {
   double loss = 0;
   constexpr int kWarmUp = 3;
   for (std::int64_t i = 0; i < flags.steps + kWarmUp; ++i) {
-    const auto begin = Clock::now();
+    const Stopwatch watch;
     const std::optional<StepOutcome> outcome = stepper.gradients(i, i * flags.batch);
     if (!outcome) throw UserError("Stopped by a signal.");
     optimizer.update(c, model.parameters(), outcome->norms, 3e-4, i + 1);
     backend->synchronize();
-    if (i >= kWarmUp) times.push_back(milliseconds(begin));
+    if (i >= kWarmUp) times.push_back(1e3 * watch.seconds());
     loss = outcome->loss;
   }
   std::sort(times.begin(), times.end());

@@ -1,7 +1,6 @@
 #include "app/bench_kernels.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <iostream>
 #include <random>
@@ -10,6 +9,7 @@
 
 #include "app/device.h"
 #include "kernels/error.h"
+#include "src/core/stopwatch.h"
 
 namespace fathom::app {
 
@@ -33,10 +33,10 @@ Context make_context(const KernelBenchFlags& flags, const Globals& globals) {
 
 // Seconds of `times` launches in turn over the sets, the wait for them included.
 double time_batch(Backend& backend, const std::vector<Launch>& sets, std::int64_t times) {
-  const auto begin = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   for (std::int64_t i = 0; i < times; ++i) sets[static_cast<std::size_t>(i) % sets.size()](backend);
   backend.synchronize();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return watch.seconds();
 }
 
 }  // namespace

@@ -1,6 +1,5 @@
 // fathom data: text to token stores, what a store holds, and synthetic text.
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -11,6 +10,8 @@
 #include "app/command.h"
 #include "app/progress.h"
 #include "kernels/error.h"
+#include "src/core/stopwatch.h"
+#include "src/core/units.h"
 #include "src/io/prepare.h"
 #include "src/io/sentencepiece_tokenizer.h"
 #include "src/io/synthetic_text.h"
@@ -37,7 +38,7 @@ void print_store(const char* side, const PreparedStore& store) {
   fmt::print("{:<6} {}: {} documents, {} tokens", side, store.path, with_commas(store.documents),
              with_commas(store.tokens));
   if (store.text_bytes > 0) {
-    fmt::print(", {} of text ({:.2f} bytes a token)", bytes_text(store.text_bytes),
+    fmt::print(", {} of text ({:.2f} bytes a token)", format_bytes(static_cast<double>(store.text_bytes)),
                static_cast<double>(store.text_bytes) / static_cast<double>(store.tokens));
   }
   fmt::print("\n");
@@ -47,7 +48,7 @@ void run_prepare(PrepareFlags& flags, const Globals& globals) {
   PrepareOptions& options = flags.options;
   options.text.invalid_utf8 = parse_invalid_utf8(flags.invalid_utf8);
   options.threads = globals.threads;
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   PrepareResult result;
   {
     Progress progress("preparing");
@@ -59,7 +60,7 @@ void run_prepare(PrepareFlags& flags, const Globals& globals) {
     };
     result = prepare(options);
   }
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const double seconds = watch.seconds();
   if (!result.warning.empty()) fmt::print(stderr, "warning: {}\n", result.warning);
   if (globals.json) {
     nlohmann::json out = {
@@ -129,7 +130,7 @@ void run_inspect(const InspectFlags& flags, const Globals& globals) {
   line("text",
        store.text_bytes() == 0
            ? "unknown"
-           : fmt::format("{} ({:.2f} bytes a token)", bytes_text(store.text_bytes()),
+           : fmt::format("{} ({:.2f} bytes a token)", format_bytes(static_cast<double>(store.text_bytes())),
                          static_cast<double>(store.text_bytes()) / static_cast<double>(store.num_tokens())));
   line("vocabulary", fmt::format("{} ({}, hash {})", with_commas(info.vocab_size), info.tokenizer_kind,
                                  info.tokenizer_hash));
@@ -154,7 +155,8 @@ void run_synthetic(const SyntheticFlags& flags, const Globals& globals) {
     fmt::print("{}\n",
                nlohmann::json{{"path", flags.output}, {"documents", documents}, {"bytes", size}}.dump());
   } else {
-    fmt::print("{}: {} documents, {}\n", flags.output, with_commas(documents), bytes_text(size));
+    fmt::print("{}: {} documents, {}\n", flags.output, with_commas(documents),
+               format_bytes(static_cast<double>(size)));
   }
 }
 

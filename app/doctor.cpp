@@ -1,6 +1,5 @@
 // fathom doctor: what this machine has, and what that means for Fathom.
 #include <algorithm>
-#include <chrono>
 #include <iostream>
 #include <memory>
 #include <thread>
@@ -18,6 +17,7 @@
 #endif
 #include "kernels/error.h"
 #include "src/core/build_info.h"
+#include "src/core/stopwatch.h"
 
 extern "C" {
 char* openblas_get_config(void);
@@ -35,9 +35,9 @@ double copy_rate() {
   std::vector<char> to(kBytes);
   double best = 1e30;
   for (int i = 0; i < 4; ++i) {
-    const auto begin = std::chrono::steady_clock::now();
+    const Stopwatch watch;
     std::copy(from.begin(), from.end(), to.begin());
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+    best = std::min(best, watch.seconds());
   }
   return 2.0 * static_cast<double>(kBytes) / best / 1e9;
 }

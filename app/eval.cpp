@@ -8,14 +8,13 @@
 #include <nlohmann/json.hpp>
 
 #include "app/command.h"
-#include "app/device.h"
+#include "app/trained_model.h"
 #include "infer/generate.h"
 #include "kernels/error.h"
 #include "src/flops/flops.h"
 #include "src/io/hdf5_file.h"
 #include "src/model/checkpoint.h"
 #include "train/evaluate.h"
-#include "train/resume.h"
 
 namespace fathom::app {
 
@@ -114,10 +113,9 @@ void run(const EvalFlags& flags, Globals& globals) {
                     flags.dump_logits.empty() ? "--dump-logits" : "--prompt-ids"),
         "Logits are written for given ids: --dump-logits FILE --prompt-ids 1,2,3.");
   }
-  Config base;
-  base.invariant = flags.invariant;
-  Context context(open_backend(globals, base), DType::F32);
-  const LoadedModel loaded = load_model(flags.model, context);
+  const TrainedModel model = open_model(flags.model, flags.invariant, globals);
+  Context& context = *model.context;
+  const LoadedModel& loaded = model.loaded;
   const Config config = with_flags(loaded.config, flags);
   if (!flags.dump_logits.empty()) dump_logits(context, *loaded.model, config, flags, globals);
   if (flags.data.empty()) return;
@@ -165,8 +163,10 @@ void add_eval(CLI::App& app, Globals& globals) {
          "--threshold", flags->threshold,
          "Causal routing threshold on sigma(logit): lower computes more tokens (default: the config's)")
       ->check(number_from_to(0.001, 0.999));
-  sub->add_flag("--invariant", flags->invariant,
-                "Row-invariant kernels: a token's result depends on nothing after it, to the bit");
+  sub->add_flag(
+      "--invariant", flags->invariant,
+      "Row-invariant kernels, as with invariant: true in the model's config: a token's result depends "
+      "on nothing after it, to the bit");
   sub->add_option("--dump-logits", flags->dump_logits,
                   "Write the causal fp32 logits of --prompt-ids to this HDF5 file");
   sub->add_option("--prompt-ids", flags->prompt_ids, "Token ids, comma-separated")->delimiter(',');

@@ -1,12 +1,12 @@
 #include "app/gemm_rate.h"
 
 #include <algorithm>
-#include <chrono>
 #include <random>
 #include <vector>
 
 #include <cblas.h>
 
+#include "src/core/stopwatch.h"
 #include "src/core/tensor.h"
 
 namespace fathom::app {
@@ -25,10 +25,10 @@ double gemm_rate(std::int64_t rows, std::int64_t in, std::int64_t out) {
   const auto m = static_cast<int>(rows), n = static_cast<int>(out), k = static_cast<int>(in);
   double best = 1e30;  // seconds
   for (int i = 0; i < 20; ++i) {
-    const auto begin = std::chrono::steady_clock::now();
+    const Stopwatch watch;
     cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, m, n, k, 1.0F, x.data(), k, w.data(), k, 0.0F,
                 y.data(), n);
-    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+    best = std::min(best, watch.seconds());
   }
   return 2.0 * static_cast<double>(rows * in * out) / best;
 }
@@ -45,10 +45,10 @@ double gemm_rate(Backend& backend, DType compute, std::int64_t rows, std::int64_
   const Tensor x = filled(rows * in, 1), w = filled(out * in, 2), y = filled(rows * out, 3);
   const LinearShape shape{rows, in, out};
   const auto run = [&](int times) {
-    const auto begin = std::chrono::steady_clock::now();
+    const Stopwatch watch;
     for (int i = 0; i < times; ++i) backend.linear_forward(y, x, w, shape);
     backend.synchronize();
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() / times;
+    return watch.seconds() / times;
   };
   constexpr int kTimes = 20;
   run(2);

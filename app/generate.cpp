@@ -9,10 +9,9 @@
 #include <nlohmann/json.hpp>
 
 #include "app/command.h"
-#include "app/device.h"
+#include "app/trained_model.h"
 #include "kernels/error.h"
-#include "src/io/sentencepiece_tokenizer.h"
-#include "src/model/checkpoint.h"
+#include "src/model/model_tokenizer.h"
 
 namespace fathom::app {
 
@@ -65,23 +64,6 @@ std::vector<Prompt> prompts_of(const GenerateFlags& flags) {
   return prompts;
 }
 
-std::unique_ptr<Tokenizer> tokenizer_of(const LoadedModel& loaded, const GenerateFlags& flags) {
-  if (loaded.meta.tokenizer_kind == "bytes") return load_tokenizer("bytes");
-  const std::string path = flags.tokenizer.empty() ? loaded.config.data.tokenizer : flags.tokenizer;
-  if (path.empty()) {
-    throw UserError(
-        "The model's config names no tokenizer (data.tokenizer), so text cannot be turned into tokens.",
-        "Give --tokenizer PATH, or --prompt-ids.");
-  }
-  std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(path);
-  if (tokenizer->hash() != loaded.meta.tokenizer_hash) {
-    throw UserError(fmt::format("{} is another tokenizer ({}) than the model was trained with ({}).", path,
-                                tokenizer->hash(), loaded.meta.tokenizer_hash),
-                    "Give the right one with --tokenizer PATH.");
-  }
-  return tokenizer;
-}
-
 void print_json(const Generated& g, const GenerateFlags& flags, const std::vector<std::int32_t>& prompt,
                 const std::string& prompt_text, const Tokenizer* tokenizer,
                 const std::vector<std::int64_t>& layers) {
@@ -104,16 +86,15 @@ void print_json(const Generated& g, const GenerateFlags& flags, const std::vecto
 
 void run(const GenerateFlags& flags, Globals& globals) {
   const std::vector<Prompt> prompts = prompts_of(flags);
-  Config base;
-  base.invariant = flags.invariant;
-  Context context(open_backend(globals, base), DType::F32);
-  const LoadedModel loaded = load_model(flags.model, context);
+  const TrainedModel model = open_model(flags.model, flags.invariant, globals);
+  Context& context = *model.context;
+  const LoadedModel& loaded = model.loaded;
   RoutingConfig routing = loaded.config.routing;
   if (flags.threshold >= 0) routing.causal.threshold = flags.threshold;
 
   std::unique_ptr<Tokenizer> tokenizer;
   if (flags.prompt_ids.empty() || loaded.meta.tokenizer_kind == "bytes")
-    tokenizer = tokenizer_of(loaded, flags);
+    tokenizer = tokenizer_of(loaded, flags.tokenizer);
   GenerateOptions options;
   options.tokens = flags.tokens;
   options.sampling = flags.sampling;
@@ -158,7 +139,8 @@ void add_generate(CLI::App& app, Globals& globals) {
   sub->add_option("--prompt-ids", flags->prompt_ids, "Token ids to go on from, comma-separated")
       ->delimiter(',');
   sub->add_option("--prompts", flags->prompts_file, "JSONL file, one {\"prompt\": TEXT} a line");
-  sub->add_option("--tokenizer", flags->tokenizer, "Tokenizer, if not where the config says");
+  sub->add_option("--tokenizer", flags->tokenizer,
+                  "Tokenizer, if neither in the run folder nor where the config says");
   sub->add_option("-n,--tokens", flags->tokens, "New tokens at most")
       ->capture_default_str()
       ->check(number_from_to(1, 1e9));
@@ -172,7 +154,8 @@ void add_generate(CLI::App& app, Globals& globals) {
   sub->add_option("--seed", flags->sampling.seed, "Of the sampling")->capture_default_str();
   sub->add_option("--threshold", flags->threshold, "Causal routing threshold (default: the config's)")
       ->check(number_from_to(0.001, 0.999));
-  sub->add_flag("--invariant", flags->invariant, "Row-invariant kernels");
+  sub->add_flag("--invariant", flags->invariant,
+                "Row-invariant kernels, as with invariant: true in the model's config");
   sub->add_flag("--logprobs", flags->logprobs, "With --json: log-probability of each new token");
   add_global_flags(*sub, globals);
   sub->footer(

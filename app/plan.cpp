@@ -17,6 +17,7 @@
 #include "src/config/names.h"
 #include "src/config/print.h"
 #include "src/config/resolve.h"
+#include "src/core/units.h"
 #include "src/flops/flops.h"
 #include "src/io/token_store.h"
 
@@ -94,31 +95,6 @@ Plan make_plan(const std::string& path, PlanFlags& flags) {
   return plan_of(full, path);
 }
 
-// 12.3 M, 4.56 G: three digits and a unit.
-std::string with_unit(double x) {
-  constexpr const char* kUnits[] = {"", " k", " M", " G", " T", " P", " E", " Z"};
-  std::size_t unit = 0;
-  while (std::abs(x) >= 999.5 && unit + 1 < std::size(kUnits)) {
-    x /= 1000;
-    ++unit;
-  }
-  return unit == 0 && x == std::floor(x) ? fmt::format("{:.0f}", x)
-                                         : fmt::format("{:.3g}{}", x, kUnits[unit]);
-}
-
-std::string bytes(double x) {
-  if (x < 1024.0 * 1024) return fmt::format("{:.1f} KiB", x / 1024);
-  if (x < 1024.0 * 1024 * 1024) return fmt::format("{:.1f} MiB", x / 1024 / 1024);
-  return fmt::format("{:.2f} GiB", x / 1024 / 1024 / 1024);
-}
-
-std::string duration(double seconds) {
-  if (seconds < 120) return fmt::format("{:.0f} s", seconds);
-  if (seconds < 7200) return fmt::format("{:.1f} min", seconds / 60);
-  if (seconds < 172800) return fmt::format("{:.1f} h", seconds / 3600);
-  return fmt::format("{:.1f} days", seconds / 86400);
-}
-
 std::string shape(const Config& c) {
   const ModelConfig& m = c.model;
   std::string text = fmt::format("{} blocks of width {}, {} heads, hidden {}, vocabulary {}", m.depth,
@@ -142,39 +118,39 @@ std::string table(const Plan& p, const PlanFlags& flags) {
   const TrainConfig& t = p.config.train;
   fmt::format_to(out, "{}\n  {}\n\n", p.name, shape(p.config));
   fmt::format_to(out, "Parameters\n");
-  row("total", with_unit(static_cast<double>(p.parameters.total)));
-  row("active a token", with_unit(static_cast<double>(p.parameters.active)));
+  row("total", format_count(static_cast<double>(p.parameters.total)));
+  row("active a token", format_count(static_cast<double>(p.parameters.active)));
   fmt::format_to(out, "\nFLOPs a token{:>22}{:>12}{:>10}\n", "forward", "training", "share");
   for (const NamedTerm& term : kTerms) {
     if (p.train.*term.value == 0) continue;
-    fmt::format_to(out, "  {:<26}{:>7}{:>12}{:>9.1f}%\n", term.name, with_unit(p.forward.*term.value),
-                   with_unit(p.train.*term.value), 100 * p.train.*term.value / p.train.total());
+    fmt::format_to(out, "  {:<26}{:>7}{:>12}{:>9.1f}%\n", term.name, format_count(p.forward.*term.value),
+                   format_count(p.train.*term.value), 100 * p.train.*term.value / p.train.total());
   }
-  fmt::format_to(out, "  {:<26}{:>7}{:>12}\n", "total", with_unit(p.forward.total()),
-                 with_unit(p.train.total()));
-  fmt::format_to(out, "  {:<26}{:>7}{:>12}{:>9.1f}%\n", "6 N, for comparison", "", with_unit(p.six_n),
+  fmt::format_to(out, "  {:<26}{:>7}{:>12}\n", "total", format_count(p.forward.total()),
+                 format_count(p.train.total()));
+  fmt::format_to(out, "  {:<26}{:>7}{:>12}{:>9.1f}%\n", "6 N, for comparison", "", format_count(p.six_n),
                  100 * p.six_n / p.train.total());
   fmt::format_to(out, "\nTraining\n");
   row("tokens a step", fmt::format("{}", t.batch_tokens));
-  row("FLOPs a step", with_unit(train_flops_per_step(p.config)));
+  row("FLOPs a step", format_count(train_flops_per_step(p.config)));
   row("steps", fmt::format("{}", p.horizon.steps));
-  row("tokens", with_unit(static_cast<double>(p.horizon.tokens)));
+  row("tokens", format_count(static_cast<double>(p.horizon.tokens)));
   row("FLOPs", fmt::format("{:.4g}", p.horizon.flops));
   if (flags.data_tokens > 0) {
     row("passes over the data", fmt::format("{:.2f}", static_cast<double>(p.horizon.tokens) /
                                                           static_cast<double>(flags.data_tokens)));
   }
   if (flags.flops_per_second > 0) {
-    row("time", fmt::format("{} at {} FLOP/s", duration(p.horizon.flops / flags.flops_per_second),
-                            with_unit(flags.flops_per_second)));
+    row("time", fmt::format("{} at {}", format_duration(p.horizon.flops / flags.flops_per_second),
+                            format_rate(flags.flops_per_second)));
   }
   fmt::format_to(out, "\nMemory, an estimate for training in {}\n", p.config.train.precision);
-  row("parameters", bytes(p.memory.parameters));
-  row("gradients", bytes(p.memory.gradients));
-  row("optimizer", bytes(p.memory.optimizer));
-  row("activations", bytes(p.memory.activations));
-  row("logits of a chunk", bytes(p.memory.logits_chunk));
-  row("total", bytes(p.memory.total()));
+  row("parameters", format_bytes(p.memory.parameters));
+  row("gradients", format_bytes(p.memory.gradients));
+  row("optimizer", format_bytes(p.memory.optimizer));
+  row("activations", format_bytes(p.memory.activations));
+  row("logits of a chunk", format_bytes(p.memory.logits_chunk));
+  row("total", format_bytes(p.memory.total()));
   return text;
 }
 
@@ -217,7 +193,7 @@ void print_comparison(const Plan& a, const Plan& b) {
   fmt::print("{:<30}{:>14}{:>14}{:>10}\n", "", "A", "B", "B / A");
   const auto row = [](const char* name, double x, double y) {
     const std::string ratio = x > 0 ? fmt::format("{:.3f}", y / x) : "";
-    fmt::print("{:<30}{:>14}{:>14}{:>10}\n", name, with_unit(x), with_unit(y), ratio);
+    fmt::print("{:<30}{:>14}{:>14}{:>10}\n", name, format_count(x), format_count(y), ratio);
   };
   const auto count = [](std::int64_t n) { return static_cast<double>(n); };
   row("parameters", count(a.parameters.total), count(b.parameters.total));

@@ -1,9 +1,10 @@
 // Progress of a long command on standard error: a live line on a terminal, a few plain lines in a pipe.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <string>
+
+#include "src/core/stopwatch.h"
 
 namespace fathom::app {
 
@@ -25,14 +26,8 @@ class Progress {
   std::string what_;
   bool terminal_;
   bool line_open_ = false;
-  std::chrono::steady_clock::time_point start_;
-  std::chrono::steady_clock::time_point shown_;
+  Stopwatch start_;
+  Stopwatch shown_;
 };
-
-/// 1234567 as "1,234,567".
-std::string with_commas(std::int64_t value);
-
-/// Bytes as "12.3 MB".
-std::string bytes_text(std::int64_t bytes);
 
 }  // namespace fathom::app

@@ -2,7 +2,6 @@
 #include "src/io/tokenizer.h"
 
 #include <algorithm>
-#include <chrono>
 #include <memory>
 
 #include <fmt/format.h>
@@ -11,6 +10,8 @@
 #include "app/command.h"
 #include "app/progress.h"
 #include "kernels/error.h"
+#include "src/core/stopwatch.h"
+#include "src/core/units.h"
 #include "src/io/atomic_file.h"
 #include "src/io/sentencepiece_tokenizer.h"
 #include "src/io/text_reader.h"
@@ -37,12 +38,13 @@ void run_train(TrainFlags& flags, const Globals& globals) {
   flags.training.sample_bytes = static_cast<std::int64_t>(flags.sample_mb * 1e6);
   AtomicFile out(flags.output);  // an unwritable place is reported before the work, not after it
   TextReader reader(flags.inputs, flags.text);
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   std::string model;
   {
     Progress progress("reading");
     flags.training.on_text = [&](std::int64_t bytes) {
-      progress.update(reader.bytes_done(), reader.bytes_total(), bytes_text(bytes) + " of text");
+      progress.update(reader.bytes_done(), reader.bytes_total(),
+                      format_bytes(static_cast<double>(bytes)) + " of text");
     };
     flags.training.on_train = [&] {
       if (!globals.json)
@@ -53,7 +55,7 @@ void run_train(TrainFlags& flags, const Globals& globals) {
   const auto tokenizer = make_sentencepiece(model, flags.output);
   out.write(model);
   out.commit();
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const double seconds = watch.seconds();
   if (globals.json) {
     fmt::print("{}\n", nlohmann::json{{"path", flags.output},
                                       {"vocab_size", tokenizer->vocab_size()},

@@ -34,10 +34,10 @@ TrainOptions options_of(const TrainFlags& flags, const std::shared_ptr<Backend>&
   TrainOptions o;
   o.run_dir = flags.run_dir;
   if (flags.resume == "never") {
-    o.resume = ResumeMode::Never;
+    o.resume.mode = ResumeMode::Never;
   } else if (flags.resume != "auto") {
-    o.resume = ResumeMode::From;
-    o.resume_from = flags.resume;
+    o.resume.mode = ResumeMode::From;
+    o.resume.from = flags.resume;
   }
   o.peak_flops_per_s = [given = flags.peak, backend](const Config& c) {
     if (given > 0) return given;

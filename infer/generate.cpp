@@ -1,11 +1,11 @@
 #include "infer/generate.h"
 
 #include <algorithm>
-#include <chrono>
 
 #include <fmt/format.h>
 
 #include "kernels/error.h"
+#include "src/core/stopwatch.h"
 
 namespace fathom {
 
@@ -47,7 +47,6 @@ std::vector<float> causal_logits(Context& c, const Transformer& model, const std
 
 Generated generate(Context& c, const Transformer& model, const std::vector<std::int32_t>& prompt,
                    const GenerateOptions& options, const OnToken& on_token) {
-  using Clock = std::chrono::steady_clock;
   check_prompt(model, prompt);
   const std::int64_t room = model.config().max_seq_len;
   const NoGrad no_grad(c);
@@ -55,7 +54,7 @@ Generated generate(Context& c, const Transformer& model, const std::vector<std::
   out.finish_reason = "length";
   std::vector<std::int32_t> ids = prompt;
   for (std::int64_t n = 0; n < options.tokens; ++n) {
-    const auto begin = Clock::now();
+    const Stopwatch watch;
     const auto length = std::min(static_cast<std::int64_t>(ids.size()), room);
     const std::vector<std::int32_t> window(ids.end() - length, ids.end());
     const ForwardResult pass = run(c, model, window, options.rule);
@@ -70,8 +69,7 @@ Generated generate(Context& c, const Transformer& model, const std::vector<std::
     for (const RoutedLayer& routed : pass.routing) {
       out.routed_fraction.push_back(static_cast<double>(routed.indices.size()) / static_cast<double>(length));
     }
-    (n == 0 ? out.prefill_seconds : out.decode_seconds) +=
-        std::chrono::duration<double>(Clock::now() - begin).count();
+    (n == 0 ? out.prefill_seconds : out.decode_seconds) += watch.seconds();
     if (next.id == options.stop_token) {
       out.finish_reason = "stop";
       break;

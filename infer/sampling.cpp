@@ -7,15 +7,12 @@
 #include <fmt/format.h>
 
 #include "kernels/error.h"
+#include "src/core/splitmix64.h"
 
 namespace fathom {
 
 double uniform(std::uint64_t seed, std::uint64_t position) {
-  // SplitMix64 (Steele et al. 2014), counter-based.
-  std::uint64_t x = seed * 0x9e3779b97f4a7c15ULL + position * 0xd1342543de82ef95ULL + 0x9e3779b97f4a7c15ULL;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-  x ^= x >> 31;
+  const std::uint64_t x = mix64(seed * kGoldenGamma + position * 0xD1342543DE82EF95U + kGoldenGamma);
   return static_cast<double>(x >> 11) * 0x1p-53;
 }
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,7 @@ namespace fathom::testing_support {
 enum class Device : std::uint8_t { Cpu, Cuda };
 
 inline const char* name_of(Device d) { return d == Device::Cpu ? "cpu" : "cuda"; }
+inline void PrintTo(Device d, std::ostream* out) { *out << name_of(d); }
 
 /// Those that this build has code for.
 inline std::vector<Device> devices() {

@@ -6,20 +6,14 @@
 #include <fmt/format.h>
 
 #include "kernels/error.h"
+#include "src/core/splitmix64.h"
 
 namespace fathom {
 
 namespace {
 
-// SplitMix64's finaliser (Steele et al. 2014): a good mixing of 64 bits.
-std::uint64_t mix(std::uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-  return x ^ (x >> 31);
-}
-
 std::uint64_t key_of(std::uint64_t seed, std::int64_t epoch) {
-  return mix(seed * 0x9e3779b97f4a7c15ULL + static_cast<std::uint64_t>(epoch) + 1);
+  return mix64(seed * kGoldenGamma + static_cast<std::uint64_t>(epoch) + 1);
 }
 
 }  // namespace
@@ -34,7 +28,7 @@ std::int64_t permuted(std::int64_t index, std::int64_t n, std::uint64_t key) {
     std::uint64_t left = x >> half;
     std::uint64_t right = x & mask;
     for (std::uint64_t round = 0; round < 4; ++round) {
-      const std::uint64_t next = left ^ (mix(right + key + round * 0x9e3779b97f4a7c15ULL) & mask);
+      const std::uint64_t next = left ^ (mix64(right + key + round * kGoldenGamma) & mask);
       left = right;
       right = next;
     }

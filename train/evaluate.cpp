@@ -31,8 +31,7 @@ double EvalResult::bits_per_byte() const {
 
 void record_summary(Context& c, const RoutedLayer& routed, const RoutingConfig& routing, const Tensor& out) {
   const Tensor& decides = routing.has_predictor() ? routed.predicted : routed.scores;
-  const double p = routing.causal.threshold;
-  c.backend().routing_statistics(out, routed.scores, decides, routed.indices, std::log(p / (1.0 - p)),
+  c.backend().routing_statistics(out, routed.scores, decides, routed.indices, logit(routing.causal.threshold),
                                  routed.scores.size());
 }
 

@@ -15,6 +15,7 @@
 
 #include "kernels/error.h"
 #include "src/io/atomic_file.h"
+#include "src/model/model_tokenizer.h"
 
 namespace fathom {
 namespace {
@@ -94,8 +95,8 @@ void remove_temporaries(const fs::path& folder) {
   std::error_code error;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
     const std::string name = entry.path().filename().string();
-    const bool ours =
-        name.starts_with("step_") || name.starts_with("latest.") || name.starts_with("metrics.jsonl.");
+    const bool ours = name.starts_with("step_") || name.starts_with("latest.") ||
+                      name.starts_with("metrics.jsonl.") || name.starts_with(kTokenizerCopy);
     if (ours && name.find(".tmp") != std::string::npos) fs::remove(entry.path(), error);
   }
 }
@@ -123,6 +124,8 @@ RunFolder::~RunFolder() {
 
 RunFolder::RunFolder(RunFolder&& other) noexcept
     : path_(std::move(other.path_)), lock_fd_(std::exchange(other.lock_fd_, -1)) {}
+
+fs::path RunFolder::tokenizer_path() const { return path_ / kTokenizerCopy; }
 
 fs::path RunFolder::checkpoint_path(std::int64_t step) const {
   return checkpoints_path() / checkpoint_name(step);

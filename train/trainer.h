@@ -11,15 +11,13 @@
 #include "src/config/config.h"
 #include "src/model/checkpoint.h"
 #include "train/metrics/record.h"
+#include "train/resume.h"
 
 namespace fathom {
 
-enum class ResumeMode { Auto, Never, From };
-
 struct TrainOptions {
   std::filesystem::path run_dir;
-  ResumeMode resume = ResumeMode::Auto;
-  std::filesystem::path resume_from;  // with ResumeMode::From: a checkpoint or a run folder
+  ResumeRequest resume;
   /// FLOP/s of the machine for a config, for MFU; asked once the run is under way. Empty: MFU is not
   /// reported.
   std::function<double(const Config&)> peak_flops_per_s;

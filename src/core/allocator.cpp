@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "kernels/error.h"
+#include "src/core/units.h"
 
 namespace fathom {
 
@@ -52,19 +53,17 @@ struct Accounts {
 };
 
 [[noreturn]] void out_of_memory(const MemoryUse& use, std::size_t bytes, MemoryTag tag) {
-  const auto mib = [](std::size_t n) {
-    return fmt::format("{:.0f} MiB", static_cast<double>(n) / (1 << 20));
-  };
+  const auto size = [](std::size_t n) { return format_bytes(static_cast<double>(n)); };
   std::string held;
   for (std::size_t t = 0; t < kMemoryTags; ++t) {
     if (use.now[t] == 0) continue;
-    held +=
-        fmt::format("{}{} {}", held.empty() ? "" : ", ", name_of(static_cast<MemoryTag>(t)), mib(use.now[t]));
+    held += fmt::format("{}{} {}", held.empty() ? "" : ", ", name_of(static_cast<MemoryTag>(t)),
+                        size(use.now[t]));
   }
   throw UserError(
       fmt::format("Out of memory: {} more for {} could not be had. In use: {} ({} in all; {} cached).",
-                  mib(bytes), name_of(tag), held.empty() ? "nothing" : held, mib(use.total_now),
-                  mib(use.cached)),
+                  size(bytes), name_of(tag), held.empty() ? "nothing" : held, size(use.total_now),
+                  size(use.cached)),
       "Lower train.micro_batch (the batch stays the same), set train.recompute=block, or free the device of "
       "other "
       "programs; fathom plan says what a config needs.");

@@ -8,30 +8,20 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/error.h"
+#include "src/core/splitmix64.h"
 #include "src/io/atomic_file.h"
 
 namespace fathom {
 
 namespace {
 
-// SplitMix64: the standard library's distributions differ from one library to the next.
-class Random {
+class Random : public SplitMix64 {
  public:
-  explicit Random(std::uint64_t seed) : state_(seed) {}
-  std::uint64_t next() {
-    std::uint64_t z = (state_ += 0x9E3779B97F4A7C15u);
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return z ^ (z >> 31);
-  }
-  std::size_t below(std::size_t n) { return static_cast<std::size_t>(next() % n); }
+  using SplitMix64::SplitMix64;
   template <typename Array>
   const auto& pick(const Array& choices) {
     return choices[below(choices.size())];
   }
-
- private:
-  std::uint64_t state_;
 };
 
 struct Person {

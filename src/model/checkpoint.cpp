@@ -209,12 +209,18 @@ std::filesystem::path find_checkpoint(const std::filesystem::path& path) {
 }
 
 LoadedModel load_model(const std::filesystem::path& path, Context& c) {
+  return load_model(path, [&c](const Config&) -> Context& { return c; });
+}
+
+LoadedModel load_model(const std::filesystem::path& path,
+                       const std::function<Context&(const Config&)>& context_for) {
   LoadedModel loaded;
   loaded.checkpoint = find_checkpoint(path);
   const H5Reader file(loaded.checkpoint.string(), kCheckpointKind);  // verified once, read from twice
   loaded.meta = read_meta(file);
   loaded.config = parse_config(loaded.meta.config_yaml, loaded.checkpoint.string() + ":config.yaml");
   require_parameters(file, declare_parameters(loaded.config.model, loaded.config.routing).specs());
+  Context& c = context_for(loaded.config);
   loaded.model = std::make_unique<Transformer>(c, loaded.config.model, loaded.config.routing, false);
   load_parameters(file, c, loaded.model->parameters(), nullptr);
   return loaded;

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -71,5 +72,8 @@ struct LoadedModel {
 
 /// Loads the model of a run folder or a checkpoint file.
 LoadedModel load_model(const std::filesystem::path& path, Context& c);
+/// The same, in the context that `context_for` gives for the model's config.
+LoadedModel load_model(const std::filesystem::path& path,
+                       const std::function<Context&(const Config&)>& context_for);
 
 }  // namespace fathom

@@ -9,8 +9,6 @@
 //   x'_i = x_i + g(r_i) * (a + m)_i           for i in S                                       (eq. 1)
 //   x'_i = x_i                                for all others: a skipped token is no key for anyone
 // clang-format on
-#include <cmath>
-
 #include "src/model/blocks.h"
 #include "src/ops/linear.h"
 #include "src/ops/routing.h"
@@ -30,8 +28,6 @@ GateKind kind_of(Gate gate) {
   }
   return GateKind::Raw;
 }
-
-double logit(double probability) { return std::log(probability / (1.0 - probability)); }
 
 // One rule, one way to choose: S.
 struct Select {

@@ -1,8 +1,12 @@
 #include "src/model/selection.h"
 
+#include <cmath>
+
 #include "kernels/error.h"
 
 namespace fathom {
+
+double logit(double probability) { return std::log(probability / (1.0 - probability)); }
 
 SelectionRule training_rule(const RoutingConfig& routing, std::uint64_t seed, std::uint64_t step) {
   if (routing.kind != RoutingKind::None && routing.selection == Selection::Stochastic)

@@ -27,6 +27,9 @@ struct Stochastic {
 
 using SelectionRule = std::variant<TopK, Causal, Stochastic>;
 
+/// The inverse of sigma.
+double logit(double probability);
+
 /// The rule that training uses.
 SelectionRule training_rule(const RoutingConfig& routing, std::uint64_t seed, std::uint64_t step);
 

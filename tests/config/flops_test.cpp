@@ -10,6 +10,7 @@
 #include "kernels/error.h"
 #include "src/config/parse.h"
 #include "src/config/resolve.h"
+#include "src/core/units.h"
 
 namespace fathom {
 namespace {
@@ -109,13 +110,6 @@ TEST(Flops, AgreesWithThePeersClosedForm) {
   }
 }
 
-std::string with_commas(double x) {
-  std::string digits = std::to_string(static_cast<std::int64_t>(x));
-  for (int i = static_cast<int>(digits.size()) - 3; i > 0; i -= 3)
-    digits.insert(static_cast<std::size_t>(i), ",");
-  return digits;
-}
-
 TEST(Flops, TheWorkedExampleOfTheDocumentation) {
   std::ifstream file(FATHOM_SOURCE_DIR "/docs/flops.md");
   std::stringstream text;
@@ -126,8 +120,8 @@ TEST(Flops, TheWorkedExampleOfTheDocumentation) {
   const Config dense = load("quickstart-dense.yaml"), mod = load("quickstart-mod.yaml");
   const FlopTerms a = forward_flops_per_token(dense), b = forward_flops_per_token(mod);
   const auto expect_row = [&](const std::string& name, double x, double y) {
-    EXPECT_THAT(text.str(),
-                ::testing::HasSubstr("| " + name + " | " + with_commas(x) + " | " + with_commas(y) + " |"));
+    const auto commas = [](double v) { return with_commas(static_cast<std::int64_t>(v)); };
+    EXPECT_THAT(text.str(), ::testing::HasSubstr("| " + name + " | " + commas(x) + " | " + commas(y) + " |"));
   };
   expect_row("attention_proj", a.attention_proj, b.attention_proj);
   expect_row("attention_scores", a.attention_scores, b.attention_scores);

@@ -6,6 +6,8 @@
 #include <cstdlib>
 #include <string>
 
+#include "src/core/splitmix64.h"
+
 namespace fathom::testing {
 
 /// The number of inputs a fuzz test tries: FATHOM_FUZZ_INPUTS, or `otherwise`.
@@ -14,18 +16,9 @@ inline std::int64_t fuzz_inputs(std::int64_t otherwise) {
   return given == nullptr ? otherwise : std::strtoll(given, nullptr, 10);
 }
 
-class Mutator {
+class Mutator : public SplitMix64 {
  public:
-  explicit Mutator(std::uint64_t seed) : state_(seed) {}
-
-  /// SplitMix64.
-  std::uint64_t next() {
-    std::uint64_t z = (state_ += 0x9E3779B97F4A7C15u);
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return z ^ (z >> 31);
-  }
-  std::size_t below(std::size_t n) { return static_cast<std::size_t>(next() % n); }
+  using SplitMix64::SplitMix64;
 
   /// An integer of a kind that breaks things: near zero, near a power of two, negative, anything.
   std::int64_t integer() {
@@ -86,8 +79,6 @@ class Mutator {
         break;
     }
   }
-
-  std::uint64_t state_;
 };
 
 }  // namespace fathom::testing

@@ -94,7 +94,12 @@ TEST(TextReader, FilesComeInOrderAndAByteOrderMarkIsDropped) {
 }
 
 using Compress = std::string (*)(const std::string&);
-class Compressed : public ::testing::TestWithParam<std::pair<const char*, Compress>> {};
+struct Format {
+  const char* suffix;
+  Compress compress;
+  friend void PrintTo(const Format& f, std::ostream* out) { *out << f.suffix; }
+};
+class Compressed : public ::testing::TestWithParam<Format> {};
 
 TEST_P(Compressed, GivesWhatWasCompressed) {
   const TempFolder folder;
@@ -136,9 +141,9 @@ TEST_P(Compressed, DamageIsNoticed) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Compressed,
-                         ::testing::Values(std::pair<const char*, Compress>(".gz", testing::gzip),
-                                           std::pair<const char*, Compress>(".xz", testing::xz),
-                                           std::pair<const char*, Compress>(".zst", testing::zstd)));
+                         ::testing::Values(Format{".gz", testing::gzip}, Format{".xz", testing::xz},
+                                           Format{".zst", testing::zstd}),
+                         [](const auto& p) { return std::string(p.param.suffix + 1); });
 
 TEST(TextReader, InvalidUtf8ByPolicy) {
   const TempFolder folder;

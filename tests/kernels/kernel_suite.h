@@ -111,6 +111,8 @@ inline Buffer some_rows(std::int64_t rows, std::int64_t count) {
 struct Case {
   std::string isa;
   DType dtype;
+  std::string str() const { return isa + "_" + name_of(dtype); }
+  friend void PrintTo(const Case& c, std::ostream* out) { *out << c.str(); }
 };
 
 class KernelSuite : public ::testing::TestWithParam<Case> {
@@ -184,9 +186,7 @@ inline std::vector<Case> cases() {
   return all;
 }
 
-inline std::string name_of_case(const ::testing::TestParamInfo<Case>& info) {
-  return info.param.isa + "_" + name_of(info.param.dtype);
-}
+inline std::string name_of_case(const ::testing::TestParamInfo<Case>& info) { return info.param.str(); }
 
 struct RowsWidth {
   std::int64_t rows, width;

@@ -24,6 +24,10 @@ void expect_close(const Snapshot& a, const Snapshot& b, double tolerance) {
 struct GateCase {
   Gate gate;
   Device device;
+  std::string str() const {
+    return std::string(gate == Gate::Sigmoid ? "sigmoid_" : "tanh_") + testing_support::name_of(device);
+  }
+  friend void PrintTo(const GateCase& c, std::ostream* out) { *out << c.str(); }
 };
 
 class UnitGate : public OnDevice<GateCase> {};
@@ -69,10 +73,8 @@ std::vector<GateCase> gate_cases() {
   return all;
 }
 
-INSTANTIATE_TEST_SUITE_P(Gates, UnitGate, ::testing::ValuesIn(gate_cases()), [](const auto& p) {
-  return std::string(p.param.gate == Gate::Sigmoid ? "sigmoid_" : "tanh_") +
-         testing_support::name_of(p.param.device);
-});
+INSTANTIATE_TEST_SUITE_P(Gates, UnitGate, ::testing::ValuesIn(gate_cases()),
+                         [](const auto& p) { return p.param.str(); });
 
 // --- a threshold that nobody passes skips the block ---
 
@@ -200,11 +202,18 @@ INSTANTIATE_TEST_SUITE_P(Models, BeginAnew, ::testing::ValuesIn(variants()),
 
 // --- gradient accumulation ---
 
-class Accumulation : public ::testing::TestWithParam<RoutingConfig> {};
+// Of each way to decide causally, on the CPU in double.
+std::vector<Variant> routings() {
+  return {{"dense", DType::F64, {}, {}},
+          {"aux", DType::F64, routed(CausalMethod::Aux), {}},
+          {"both", DType::F64, routed(CausalMethod::Both), {}}};
+}
+
+class Accumulation : public OnDevice<Variant> {};
 
 TEST_P(Accumulation, TwoMicroBatchesAreOneBatch) {
-  SmallModel whole(DType::F64, small_config(), GetParam());
-  SmallModel parts(DType::F64, small_config(), GetParam());
+  SmallModel whole(DType::F64, small_config(), GetParam().routing);
+  SmallModel parts(DType::F64, small_config(), GetParam().routing);
   const std::vector<std::int32_t> tokens = whole.random_tokens(4 * kSeq, 3);
   const std::vector<std::int32_t> targets = whole.random_tokens(4 * kSeq, 4);
   const LossSums all = whole.backward(make_batch(whole.context, 4, kSeq, tokens, targets), TopK{});
@@ -221,22 +230,18 @@ TEST_P(Accumulation, TwoMicroBatchesAreOneBatch) {
   expect_close(parts.gradients(), whole.gradients(), 1e-12);
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Accumulation,
-                         ::testing::Values(RoutingConfig{}, routed(CausalMethod::Aux),
-                                           routed(CausalMethod::Both)),
-                         [](const auto& p) {
-                           return p.param.has_predictor() ? "both" : p.param.has_aux_loss() ? "aux" : "dense";
-                         });
+INSTANTIATE_TEST_SUITE_P(Models, Accumulation, ::testing::ValuesIn(routings()),
+                         [](const auto& p) { return p.param.name; });
 
 // --- document masks ---
 
-class Documents : public ::testing::TestWithParam<RoutingConfig> {};
+class Documents : public OnDevice<Variant> {};
 
 // Top-k is left out: it chooses among the documents of a sequence. A threshold decides for each token alone.
 TEST_P(Documents, AreEachAsIfAlone) {
-  SmallModel m(DType::F64, small_config(), GetParam());
-  const SelectionRule rule =
-      GetParam().kind == RoutingKind::None ? SelectionRule(TopK{}) : causal_rule(GetParam());
+  const RoutingConfig& routing = GetParam().routing;
+  SmallModel m(DType::F64, small_config(), routing);
+  const SelectionRule rule = routing.kind == RoutingKind::None ? SelectionRule(TopK{}) : causal_rule(routing);
   const std::vector<std::int64_t> lengths = {5, 1, 7, 3};  // 5 + 1 + 7 + 3 = 16, in each of two sequences
   const std::vector<std::int32_t> tokens = m.random_tokens(2 * kSeq, 3);
   const std::vector<std::int32_t> targets = m.random_tokens(2 * kSeq, 4);
@@ -268,12 +273,8 @@ TEST_P(Documents, AreEachAsIfAlone) {
   EXPECT_GT(relative_difference(unmasked, alone), 1e-3) << "the mask has to matter for this to mean anything";
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Documents,
-                         ::testing::Values(RoutingConfig{}, routed(CausalMethod::Aux),
-                                           routed(CausalMethod::Both)),
-                         [](const auto& p) {
-                           return p.param.has_predictor() ? "both" : p.param.has_aux_loss() ? "aux" : "dense";
-                         });
+INSTANTIATE_TEST_SUITE_P(Models, Documents, ::testing::ValuesIn(routings()),
+                         [](const auto& p) { return p.param.name; });
 
 // --- predictors shape nothing but themselves ---
 

@@ -6,6 +6,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "src/core/units.h"
+
 namespace fathom {
 namespace {
 
@@ -29,6 +31,10 @@ TEST(Format, NumbersHaveUnits) {
   EXPECT_EQ(format_duration(7620), "2 h 07 min");
   EXPECT_EQ(format_duration(3.0 * 86400 + 4 * 3600), "3 d 04 h");
   EXPECT_EQ(format_duration(std::nan("")), "?");
+  EXPECT_EQ(format_percent(0.125), "12.5 %");
+  EXPECT_EQ(with_commas(999), "999");
+  EXPECT_EQ(with_commas(1234567), "1,234,567");
+  EXPECT_EQ(with_commas(-123456), "-123,456");
 }
 
 StepRecord step_at(std::int64_t step) {

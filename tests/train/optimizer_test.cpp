@@ -21,9 +21,14 @@ bool decays(const std::string& name) {
          name == "lm_head.weight";
 }
 
-class Optimizer : public ::testing::TestWithParam<DType> {
+struct Precision {
+  DType dtype;
+  friend void PrintTo(const Precision& p, std::ostream* out) { *out << name_of(p.dtype); }
+};
+
+class Optimizer : public ::testing::TestWithParam<Precision> {
  protected:
-  Optimizer() : c_(make_cpu_backend({}, 2), GetParam()), model_(c_, model(), routing(), true) {
+  Optimizer() : c_(make_cpu_backend({}, 2), GetParam().dtype), model_(c_, model(), routing(), true) {
     std::mt19937_64 generator(3);
     std::normal_distribution<double> normal;
     for (const ParameterSpec& spec : parameters().specs()) {
@@ -80,7 +85,7 @@ class Optimizer : public ::testing::TestWithParam<DType> {
 
   void expect_step(AdamW& adam, const TrainConfig& t, double lr, std::int64_t step) {
     const AdamW::Norms norms = AdamW::norms(c_, parameters());
-    const double tolerance = GetParam() == DType::F64 ? 1e-13 : 1e-6;
+    const double tolerance = GetParam().dtype == DType::F64 ? 1e-13 : 1e-6;
     EXPECT_NEAR(norms.model, norm_by_hand(false), tolerance * norms.model);
     EXPECT_NEAR(norms.predictor, norm_by_hand(true), tolerance * norms.predictor);
     adam.update(c_, parameters(), norms, lr, step);
@@ -179,8 +184,8 @@ TEST_P(Optimizer, GroupsByName) {
   EXPECT_EQ(counts[2], 4);
 }
 
-INSTANTIATE_TEST_SUITE_P(Cpu, Optimizer, ::testing::Values(DType::F32, DType::F64),
-                         [](const auto& p) { return name_of(p.param); });
+INSTANTIATE_TEST_SUITE_P(Cpu, Optimizer, ::testing::Values(Precision{DType::F32}, Precision{DType::F64}),
+                         [](const auto& p) { return name_of(p.param.dtype); });
 
 }  // namespace
 }  // namespace fathom

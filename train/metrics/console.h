@@ -53,10 +53,5 @@ std::string format_evaluation(const EvalRecord& record);
 std::string format_event(const EventRecord& record);
 /// Cut to `width` columns, with an ellipsis; counts UTF-8 characters, never splits one.
 std::string cut_to_width(const std::string& text, int width);
-std::string format_count(double value);       // 950, 12.3k, 4.56M, 7.89G
-std::string format_flops(double value);       // 1.20 TFLOP
-std::string format_rate(double per_second);   // 103 GFLOP/s
-std::string format_bytes(double bytes);       // 812 MiB
-std::string format_duration(double seconds);  // 4.2 s, 3 min 05 s, 2 h 07 min, 3 d 04 h
 
 }  // namespace fathom

@@ -1,34 +1,17 @@
 // Records as lines for people: every number has its unit.
-#include <cmath>
 #include <numeric>
 
 #include <fmt/format.h>
 
+#include "src/core/units.h"
 #include "train/metrics/console.h"
 
 namespace fathom {
 namespace {
 
-// Three significant digits and a decimal prefix: 12.3k, 4.56M.
-std::string with_prefix(double value, const char* between, const char* kilo) {
-  if (!std::isfinite(value)) return fmt::format("{}{}", value, between);
-  const char* const prefixes[] = {"", kilo, "M", "G", "T", "P", "E", "Z"};
-  std::size_t prefix = 0;
-  while (std::abs(value) >= 999.5 && prefix + 1 < std::size(prefixes)) {
-    value /= 1000.0;
-    ++prefix;
-  }
-  const double size = std::abs(value);
-  const bool whole = prefix == 0 && value == std::floor(value);
-  const int decimals = whole ? 0 : size < 9.995 ? 2 : size < 99.95 ? 1 : 0;
-  return fmt::format("{:.{}f}{}{}", value, decimals, between, prefixes[prefix]);
-}
-
 double mean(const std::vector<double>& values) {
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }
-
-std::string percent(double share) { return fmt::format("{:.1f} %", 100.0 * share); }
 
 std::string percents(const std::vector<double>& shares) {
   std::string out;
@@ -44,30 +27,6 @@ std::string eta(const StepRecord& r, std::int64_t total_steps) {
 
 }  // namespace
 
-std::string format_count(double value) { return with_prefix(value, "", "k"); }
-std::string format_flops(double value) { return with_prefix(value, " ", "k") + "FLOP"; }
-std::string format_rate(double per_second) { return with_prefix(per_second, " ", "k") + "FLOP/s"; }
-
-std::string format_bytes(double bytes) {
-  const char* const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
-  std::size_t unit = 0;
-  while (bytes >= 1024.0 && unit + 1 < std::size(units)) {
-    bytes /= 1024.0;
-    ++unit;
-  }
-  return fmt::format("{:.{}f} {}", bytes, unit == 0 || bytes >= 99.95 ? 0 : 1, units[unit]);
-}
-
-std::string format_duration(double seconds) {
-  if (!std::isfinite(seconds) || seconds < 0.0) return "?";
-  if (seconds < 9.95) return fmt::format("{:.1f} s", seconds);
-  const auto whole = static_cast<std::int64_t>(std::llround(seconds));
-  if (whole < 60) return fmt::format("{} s", whole);
-  if (whole < 3600) return fmt::format("{} min {:02} s", whole / 60, whole % 60);
-  if (whole < 86400) return fmt::format("{} h {:02} min", whole / 3600, whole % 3600 / 60);
-  return fmt::format("{} d {:02} h", whole / 86400, whole % 86400 / 3600);
-}
-
 // What matters most comes first: a narrow terminal cuts the end off.
 std::string format_step(const StepRecord& r, std::int64_t total_steps) {
   std::string out = fmt::format("step {}", r.step);
@@ -76,10 +35,10 @@ std::string format_step(const StepRecord& r, std::int64_t total_steps) {
   if (r.loss_average) out += fmt::format(" (avg {:.4f})", *r.loss_average);
   if (const std::string left = eta(r, total_steps); !left.empty()) out += "  ETA " + left;
   out += fmt::format("  {} tok/s  {}", format_count(r.tokens_per_s), format_rate(r.flops_per_s));
-  if (r.mfu) out += fmt::format("  MFU {}", percent(*r.mfu));
+  if (r.mfu) out += fmt::format("  MFU {}", format_percent(*r.mfu));
   out += fmt::format("  lr {:.2e}  grad norm {:.3g}", r.lr, r.grad_norm);
-  if (!r.routed_fraction.empty()) out += fmt::format("  routed {}", percent(mean(r.routed_fraction)));
-  if (r.predictor_accuracy) out += fmt::format("  predictor {}", percent(*r.predictor_accuracy));
+  if (!r.routed_fraction.empty()) out += fmt::format("  routed {}", format_percent(mean(r.routed_fraction)));
+  if (r.predictor_accuracy) out += fmt::format("  predictor {}", format_percent(*r.predictor_accuracy));
   if (r.memory_bytes) out += "  memory " + format_bytes(*r.memory_bytes);
   return out;
 }
@@ -93,8 +52,8 @@ std::string format_evaluation(const EvalRecord& r) {
   out += " nats/token";
   if (r.bits_per_byte) out += fmt::format("  {:.4f} bits/byte", *r.bits_per_byte);
   if (!r.realised_capacity.empty()) out += "  realised capacity by layer " + percents(r.realised_capacity);
-  if (r.router_recall) out += "  recall " + percent(*r.router_recall);
-  if (r.router_precision) out += "  precision " + percent(*r.router_precision);
+  if (r.router_recall) out += "  recall " + format_percent(*r.router_recall);
+  if (r.router_precision) out += "  precision " + format_percent(*r.router_precision);
   if (r.causal_flops_per_token) out += "  causal " + format_flops(*r.causal_flops_per_token) + "/token";
   return out;
 }

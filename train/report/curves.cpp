@@ -5,7 +5,7 @@
 
 #include <fmt/format.h>
 
-#include "train/metrics/console.h"
+#include "src/core/units.h"
 #include "train/report/html.h"
 #include "train/report/sections.h"
 #include "train/report/svg_chart.h"

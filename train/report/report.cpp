@@ -5,8 +5,8 @@
 #include <fmt/format.h>
 
 #include "kernels/error.h"
+#include "src/core/units.h"
 #include "src/io/atomic_file.h"
-#include "train/metrics/console.h"
 #include "train/report/html.h"
 #include "train/report/run_data.h"
 #include "train/report/sections.h"

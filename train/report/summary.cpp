@@ -6,7 +6,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include "train/metrics/console.h"
+#include "src/core/units.h"
 #include "train/report/html.h"
 #include "train/report/sections.h"
 
@@ -132,7 +132,6 @@ std::string summary_table(Runs runs) {
     t.head.push_back(fmt::format("<i class=\"swatch s{}\"></i>{}", i % 8, escape(runs[i].name)));
   }
   const auto count = [](auto v) { return format_count(static_cast<double>(v)); };
-  const auto percent = [](double v) { return fmt::format("{:.1f} %", 100.0 * v); };
   std::vector<std::string> status{"Status"}, steps{"Steps"}, best{"Best validation loss"},
       routed{"Routed layers"}, realised{"Realised capacity by layer"};
   for (const RunData& run : runs) {
@@ -180,7 +179,7 @@ std::string summary_table(Runs runs) {
                        [](double v) { return format_count(v) + " tok/s"; }));
   t.rows.push_back(row(runs, "Compute rate, median", &RunSummary::flops_per_s, format_rate));
   if (nonzero(runs, &RunSummary::mfu))
-    t.rows.push_back(row(runs, "Share of the peak (MFU)", &RunSummary::mfu, percent));
+    t.rows.push_back(row(runs, "Share of the peak (MFU)", &RunSummary::mfu, format_percent));
   if (nonzero(runs, &RunSummary::memory_bytes))
     t.rows.push_back(row(runs, "Peak memory", &RunSummary::memory_bytes, format_bytes));
   t.rows.push_back({"Model"});
@@ -190,10 +189,10 @@ std::string summary_table(Runs runs) {
       row(runs, "Blocks", &RunSummary::depth, [](std::int64_t v) { return fmt::format("{}", v); }));
   if (any(runs, [](const RunSummary& s) { return !s.routed_layers.empty(); })) {
     t.rows.push_back(std::move(routed));
-    t.rows.push_back(row(runs, "Capacity C", &RunSummary::capacity, percent));
+    t.rows.push_back(row(runs, "Capacity C", &RunSummary::capacity, format_percent));
     t.rows.push_back(std::move(realised));
-    t.rows.push_back(row(runs, "Causal decision: recall", &RunSummary::router_recall, percent));
-    t.rows.push_back(row(runs, "Causal decision: precision", &RunSummary::router_precision, percent));
+    t.rows.push_back(row(runs, "Causal decision: recall", &RunSummary::router_recall, format_percent));
+    t.rows.push_back(row(runs, "Causal decision: precision", &RunSummary::router_precision, format_percent));
   }
   return render(t);
 }

@@ -7,7 +7,7 @@
 
 #include <fmt/format.h>
 
-#include "train/metrics/console.h"
+#include "src/core/units.h"
 #include "train/report/report.h"
 #include "train/report/run_data.h"
 
@@ -24,7 +24,6 @@ std::string cell(const std::optional<T>& value, F&& format) {
 
 std::string loss(double v) { return fmt::format("{:.4f}", v); }
 std::string count(std::int64_t v) { return format_count(static_cast<double>(v)); }
-std::string percent(double v) { return fmt::format("{:.1f} %", 100.0 * v); }
 
 struct Row {
   const char* title;
@@ -50,7 +49,7 @@ constexpr std::array kRows{
     Row{"training tokens", [](const RunSummary& s) { return cell(s.tokens, count); }},
     Row{"tokens a second", [](const RunSummary& s) { return cell(s.tokens_per_s, format_count); }},
     Row{"wall-clock", [](const RunSummary& s) { return cell(s.seconds, format_duration); }},
-    Row{"capacity C", [](const RunSummary& s) { return cell(s.capacity, percent); }},
+    Row{"capacity C", [](const RunSummary& s) { return cell(s.capacity, format_percent); }},
 };
 
 }  // namespace
@@ -76,7 +75,7 @@ std::string report_text(std::span<const std::filesystem::path> paths) {
     add(fmt::format("  realised by layer {}", layer), [layer](const RunSummary& s) -> std::string {
       const auto at = std::find(s.routed_layers.begin(), s.routed_layers.end(), layer);
       const auto i = static_cast<std::size_t>(at - s.routed_layers.begin());
-      return i < s.realised_capacity.size() ? percent(s.realised_capacity[i]) : "-";
+      return i < s.realised_capacity.size() ? format_percent(s.realised_capacity[i]) : "-";
     });
   }
 

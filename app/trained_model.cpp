@@ -1,0 +1,18 @@
+#include "app/trained_model.h"
+
+#include "app/device.h"
+
+namespace fathom::app {
+
+TrainedModel open_model(const std::string& path, bool invariant, const Globals& globals) {
+  TrainedModel model;
+  model.loaded = load_model(path, [&](const Config& trained) -> Context& {
+    Config config;  // not the device that it was trained on
+    config.invariant = invariant || trained.invariant;
+    model.context = std::make_unique<Context>(open_backend(globals, config), DType::F32);
+    return *model.context;
+  });
+  return model;
+}
+
+}  // namespace fathom::app

@@ -1,0 +1,58 @@
+#include "train/inputs.h"
+
+#include <string>
+
+#include <fmt/format.h>
+
+#include "kernels/error.h"
+#include "src/config/parse.h"
+#include "src/config/resolve.h"
+#include "src/io/atomic_file.h"
+#include "src/io/sentencepiece_tokenizer.h"
+
+namespace fathom {
+
+namespace {
+
+std::shared_ptr<const TokenStore> open_store(const std::string& path, const char* key) {
+  if (path.empty())
+    throw UsageError(fmt::format("{} names no token store.", key), "Make one with fathom data prepare.");
+  return std::make_shared<const TokenStore>(TokenStore::open(path));
+}
+
+DataLoader loader_of(const std::shared_ptr<const TokenStore>& store, const Config& config) {
+  return DataLoader(store, config.train.seq_len, config.data.document_mask);
+}
+
+}  // namespace
+
+TrainingInputs TrainingInputs::open(const Config& config) {
+  const DataConfig& data = config.data;
+  TrainingInputs inputs;
+  inputs.train = open_store(data.train, "data.train");
+  if (!data.valid.empty()) inputs.valid = open_store(data.valid, "data.valid");
+  if (inputs.valid && inputs.valid->tokenizer_hash() != inputs.train->tokenizer_hash()) {
+    throw UserError(fmt::format("data.valid ({}) was made with another tokenizer ({}) than data.train ({}).",
+                                data.valid, inputs.valid->tokenizer_hash(), inputs.train->tokenizer_hash()),
+                    "Prepare both with one tokenizer; --valid-fraction makes the pair.");
+  }
+  if (data.tokenizer == "bytes") {
+    require_tokenizer(*inputs.train, ByteTokenizer(), data.tokenizer);
+  } else if (!data.tokenizer.empty()) {
+    inputs.tokenizer_model = read_file(data.tokenizer, "tokenizer");
+    require_tokenizer(*inputs.train, *make_sentencepiece(inputs.tokenizer_model, data.tokenizer),
+                      data.tokenizer);
+  }
+  inputs.config = resolve(config, inputs.train->vocab_size());
+  validate(inputs.config);
+  return inputs;
+}
+
+DataLoader TrainingInputs::train_loader() const { return loader_of(train, config); }
+
+std::optional<DataLoader> TrainingInputs::valid_loader() const {
+  if (!valid) return std::nullopt;
+  return loader_of(valid, config);
+}
+
+}  // namespace fathom

@@ -1,0 +1,30 @@
+// What a training reads, opened and checked: the stores against each other and the tokenizer, and the config
+// that they resolve.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "src/config/config.h"
+#include "src/io/token_store.h"
+#include "train/data_loader.h"
+
+namespace fathom {
+
+struct TrainingInputs {
+  Config config;  // resolved: the training store gave it its vocabulary
+  std::shared_ptr<const TokenStore> train;
+  std::shared_ptr<const TokenStore> valid;  // null: no evaluation
+  std::string tokenizer_model;              // the file's bytes; empty: none is named, or it is no file
+
+  /// `config` is as read from its file. UserError: a store or the tokenizer is missing, damaged, or does not
+  /// go with the others. UsageError: no training store is named, or the resolved config is out of range.
+  static TrainingInputs open(const Config& config);
+
+  /// UserError when the store is shorter than a sequence.
+  DataLoader train_loader() const;
+  std::optional<DataLoader> valid_loader() const;  // empty: no evaluation
+};
+
+}  // namespace fathom
