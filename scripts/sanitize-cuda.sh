@@ -2,8 +2,9 @@
 # compute-sanitizer over Fathom on a GPU: the op tests, and three training steps of each kind of routing.
 # Exit status: 0 clean, 1 findings or a failed test, 77 no GPU or no compute-sanitizer.
 #
-# Usage: scripts/sanitize-cuda.sh [--tools LIST] [--build DIR] [--logs DIR] [--filter GTEST_FILTER] [--ops | --train]
+# Usage: scripts/sanitize-cuda.sh [--tools LIST] [--kinds LIST] [--filter GTEST_FILTER] [--build DIR] [--logs DIR] [--ops | --train]
 #   --tools LIST   default: memcheck,racecheck,initcheck,synccheck
+#   --kinds LIST   which trainings; default: dense,aux,predictor,both-recompute,stochastic,document-mask,fp32
 #   --build DIR    where fathom and tests/ are; default build/cuda
 #   --logs DIR     keeps each tool's whole output; default: a temporary folder
 #   --filter F     which op tests; default *Cuda*
@@ -11,6 +12,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 tools="memcheck,racecheck,initcheck,synccheck"
+kinds="dense,aux,predictor,both-recompute,stochastic,document-mask,fp32"
 build="$ROOT/build/cuda"
 logs=""
 filter="*Cuda*"
@@ -19,6 +21,7 @@ train=yes
 while (($#)); do
   case "$1" in
     --tools) tools="${2:?--tools needs a list}" && shift ;;
+    --kinds) kinds="${2:?--kinds needs a list}" && shift ;;
     --build) build="$(realpath "${2:?--build needs a folder}")" && shift ;;
     --logs) logs="${2:?--logs needs a folder}" && shift ;;
     --filter) filter="${2:?--filter needs a gtest filter}" && shift ;;
@@ -71,26 +74,29 @@ if [[ $train == yes ]]; then
   "$build/fathom" data synthetic -o "$work/text.txt" >/dev/null
   "$build/fathom" data prepare "$work/text.txt" --valid-fraction 0.1 -o "$work/text.h5" >/dev/null
 fi
-# steps TOOL NAME CONFIG [--set ...]: three steps, an evaluation and a checkpoint.
+# steps TOOL KIND: three steps, an evaluation and a checkpoint.
 steps() {
-  local tool="$1" name="$2" config="$3"
-  shift 3
-  run "$tool" "train-$name" "$build/fathom" train "configs/$config" --device cuda --run-dir "$work/$tool-$name" \
-    --set data.train="$work/text.h5" --set data.valid="$work/text.valid.h5" --set data.tokenizer= \
-    --set model.vocab_size=0 --set train.target_flops=null --set train.steps=3 --set train.seq_len=256 \
-    --set train.batch_tokens=2048 --set train.micro_batch=4 --set train.eval_every=3 --set train.eval_tokens=2048 \
-    --set train.precision=bf16 "$@"
+  local tool="$1" kind="$2" config=d2-mod.yaml settings=()
+  case "$kind" in
+    dense) config=d2-dense.yaml ;;
+    aux) settings=(routing.causal.method=aux) ;;
+    predictor) settings=(routing.causal.method=predictor) ;;
+    both-recompute) settings=(routing.causal.method=both train.recompute=block) ;;
+    stochastic) settings=(routing.selection=stochastic routing.causal.method=none) ;;
+    document-mask) settings=(routing.causal.method=predictor data.document_mask=true) ;;
+    fp32) settings=(routing.causal.method=predictor train.precision=fp32) ;;
+    *) usage_error "unknown kind of training $kind." ;;
+  esac
+  settings=(data.train="$work/text.h5" data.valid="$work/text.valid.h5" data.tokenizer= model.vocab_size=0
+    train.target_flops=null train.steps=3 train.seq_len=256 train.batch_tokens=2048 train.micro_batch=4 train.eval_every=3
+    train.eval_tokens=2048 train.precision=bf16 "${settings[@]}")
+  run "$tool" "train-$kind" "$build/fathom" train "configs/$config" --device cuda --run-dir "$work/$tool-$kind" \
+    "${settings[@]/#/--set=}"
 }
 
 for tool in ${tools//,/ }; do
   if [[ $train == yes ]]; then
-    steps "$tool" dense d2-dense.yaml
-    steps "$tool" aux d2-mod.yaml --set routing.causal.method=aux
-    steps "$tool" predictor d2-mod.yaml --set routing.causal.method=predictor
-    steps "$tool" both-recompute d2-mod.yaml --set routing.causal.method=both --set train.recompute=block
-    steps "$tool" stochastic d2-mod.yaml --set routing.selection=stochastic --set routing.causal.method=none
-    steps "$tool" document-mask d2-mod.yaml --set data.document_mask=true --set routing.causal.method=predictor
-    steps "$tool" fp32 d2-mod.yaml --set train.precision=fp32 --set routing.causal.method=predictor
+    for kind in ${kinds//,/ }; do steps "$tool" "$kind"; done
   fi
   if [[ $ops == yes ]]; then
     run "$tool" kernels "$build/tests/test_kernels" --gtest_filter="$filter"
