@@ -21,7 +21,10 @@ namespace {
 // Whether there is a GPU that this build can use; why not does not matter to `auto`, and doctor tells.
 bool gpu_is_there() {
   try {
-    return !cuda::query_devices().devices.empty();
+    const cuda::DeviceReport report = cuda::query_devices();
+    if (report.devices.empty()) return false;
+    cuda::prove_device(report.devices.front());
+    return true;
   } catch (const UserError&) {
     return false;
   }

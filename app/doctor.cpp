@@ -55,6 +55,7 @@ void report_devices(GpuReport& out) {
   const cuda::DeviceReport report = cuda::query_devices();
   const auto version = [](int v) { return fmt::format("{}.{}", v / 1000, v % 1000 / 10); };
   for (const cuda::Device& d : report.devices) {
+    cuda::prove_device(d);
     const double gib = static_cast<double>(d.memory_bytes) / (1 << 30);
     out.lines.push_back(fmt::format(
         "GPU       {}: {}, compute capability {}.{}, {:.1f} GiB at up to {:.0f} GB/s, {} multiprocessors",

@@ -60,7 +60,7 @@ run() {
   if [[ $tool == initcheck || $tool == synccheck ]]; then environment+=(FATHOM_CUDNN=/nowhere); fi
   env "${environment[@]}" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 "$@" >"$log" 2>&1 || code=$?
   local summary
-  summary="$(grep -E '(ERROR|RACECHECK) SUMMARY' "$log" | tail -n 1 | sed 's/^=* *//')"
+  summary="$(sed -nE 's/^=* *((ERROR|RACECHECK) SUMMARY.*)/\1/p' "$log" | tail -n 1)"
   if [[ $code == 0 && -n $summary ]]; then
     say "clean    $tool $name ($((SECONDS - begin)) s): $summary"
   else
@@ -99,8 +99,13 @@ for tool in ${tools//,/ }; do
     for kind in ${kinds//,/ }; do steps "$tool" "$kind"; done
   fi
   if [[ $ops == yes ]]; then
-    run "$tool" kernels "$build/tests/test_kernels" --gtest_filter="$filter"
-    run "$tool" ops "$build/tests/test_ops" --gtest_filter="$filter"
+    for name in kernels ops; do
+      test="$build/tests/test_$name"
+      # A filter may be for one of the two only.
+      if [[ -n $("$test" --gtest_list_tests --gtest_filter="$filter" | grep '^ ') ]]; then
+        run "$tool" "$name" "$test" --gtest_filter="$filter"
+      fi
+    done
   fi
 done
 exit $status

@@ -29,8 +29,9 @@ double score_flops(const AttentionShape& s) {
          (static_cast<double>(s.seq) * static_cast<double>(s.seq) / 2);
 }
 
-/// Where our own kernels are expected to beat cuDNN: short sequences, of which a block holds a whole head.
-bool prefers_flash(const AttentionShape& s) { return short_flash_supports(s); }
+/// Where our own backward beats cuDNN's: short sequences, of which a block holds a whole head. Forward cuDNN
+/// is ahead everywhere (docs/results/gpu-speed.md); the log-sum-exp that it leaves is the same natural one.
+bool prefers_flash_backward(const AttentionShape& s) { return short_flash_supports(s); }
 
 bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
 
@@ -53,7 +54,7 @@ void CudaBackend::attention_forward(View out, View lse, ConstView qkv, ConstView
     if constexpr (std::is_same_v<T, bf16>) {
       const bool flash = flash_supports(s) && aligned(a.qkv) && aligned(a.out);
       const bool cudnn = a.first_key == nullptr && cudnn_ != nullptr && cudnn_->supports(s);
-      if (!options_.invariant && cudnn && !(flash && prefers_flash(s))) {
+      if (!options_.invariant && cudnn) {
         cudnn_->forward(a.out, a.lse, a.qkv, s, scratch(cudnn_->forward_workspace(s)));
         return;
       }
@@ -90,7 +91,7 @@ void CudaBackend::attention_backward(View dqkv, ConstView dout, ConstView out, C
       const bool flash =
           flash_supports(s) && aligned(a.qkv) && aligned(a.out) && aligned(a.dout) && aligned(a.dqkv);
       const bool cudnn = a.first_key == nullptr && cudnn_ != nullptr && cudnn_->supports(s);
-      if (cudnn && !(flash && prefers_flash(s))) {
+      if (cudnn && !(flash && prefers_flash_backward(s))) {
         cudnn_->backward(a.dqkv, a.dout, a.out, a.lse, a.qkv, s, scratch(cudnn_->backward_workspace(s)));
         return;
       }

@@ -34,23 +34,10 @@ __device__ __forceinline__ void wait_block(int block) {
 
 constexpr int kForwardWarps = 4;
 constexpr int kForwardThreads = 32 * kForwardWarps;
-constexpr int kHalf = kRows / 2;
-constexpr int kTiles =
-    kHalf / kForwardWarps / 16;  // of 16 queries that a warp has in either half of the rows
-constexpr int kTileRows = 16 * kTiles;
 constexpr std::size_t kForwardShared =
     2 * kRows * kWidth * sizeof(bf16);  // keys and values: three blocks an SM
 
-/// Has a row brought to L2 in the background: it costs no register until it is needed.
-__device__ __forceinline__ void prefetch_row(const HeadRows& rows, int row) {
-  if (row < rows.rows) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(rows.data + row * rows.stride));
-  }
-}
-
-/// A warp has 32 queries of the first half and 32 of the second, chosen so that all warps see as many keys.
-/// While the second half of keys and values is on its way, all that needs the first is computed. Traffic: q,
-/// k, v and out once, lse.
+/// Traffic: q, k, v and out once, lse.
 __global__ void __launch_bounds__(kForwardThreads, 3) short_forward_kernel(const AttentionForward<bf16> a) {
   extern __shared__ __align__(128) unsigned char shared_memory[];
   const Tile key_tile{reinterpret_cast<bf16*>(shared_memory)};
@@ -67,40 +54,37 @@ __global__ void __launch_bounds__(kForwardThreads, 3) short_forward_kernel(const
   const float scale = static_cast<float>(s.scale);
 
 #pragma unroll 1
-  for (int first = 0; first < kRows; first += kHalf) {
-    if (first < seq) {
-      copy_rows<kWidth, kHalf, kForwardThreads>(key_tile.from_row(first), keys, first);
-      copy_rows<kWidth, kHalf, kForwardThreads>(value_tile.from_row(first), values, first);
+  for (int block = 0; block < kBlocks; ++block) {
+    if (block * kBlockRows < seq) {
+      copy_rows<kWidth, kBlockRows, kForwardThreads>(key_tile.from_row(block * kBlockRows), keys,
+                                                     block * kBlockRows);
+      copy_rows<kWidth, kBlockRows, kForwardThreads>(value_tile.from_row(block * kBlockRows), values,
+                                                     block * kBlockRows);
     }
     commit_copies();
   }
-  prefetch_row(queries, kHalf + static_cast<int>(threadIdx.x));
-
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const bool two_halves = seq > kHalf;
 #pragma unroll 1
-  for (int half = 0; half <= static_cast<int>(two_halves); ++half) {
-    const int row = half == 0 ? warp * kTileRows : kRows - (warp + 1) * kTileRows;
-    QueryRows<kWidth, kTiles> rows;
+  for (int block = 0; block < kBlocks && block * kBlockRows < seq; ++block) {
+    // Later rows see more keys: every other block deals them out in reverse, which makes all warps' sums
+    // equal.
+    const int row = block * kBlockRows + (block % 2 == 0 ? warp : kForwardWarps - 1 - warp) * 16;
+    QueryRows<kWidth> rows;
     rows.begin(queries, row);
-    VisibleKeys visible[kTiles] = {};
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-      visible[t].last[0] = row + 16 * t + lane_id() / 4;
-      visible[t].last[1] = visible[t].last[0] + 8;
-    }
-    if (half == 0) {
-      wait_copies<1>();
-      __syncthreads();
-    }
+    VisibleKeys visible[1] = {};
+    visible[0].last[0] = row + lane_id() / 4;
+    visible[0].last[1] = visible[0].last[0] + 8;
+    wait_block(block);
+    __syncthreads();
 #pragma unroll 1
-    for (int key = 0; key <= row; key += kTileRows) {
-      if (key == kHalf) {  // of the second half's rows all warps come by here
-        wait_copies<0>();
-        __syncthreads();
-      }
-      rows.see<kTiles>(key_tile.from_row(key), value_tile.from_row(key), key, key == row, visible,
-                       scale * kLog2E);
+    for (int key = 0; key < block * kBlockRows; key += 64) {
+      rows.see<4>(key_tile.from_row(key), value_tile.from_row(key), key, false, visible, scale * kLog2E);
+    }
+    const int key = block * kBlockRows;
+    if (row - key < 32) {
+      rows.see<2>(key_tile.from_row(key), value_tile.from_row(key), key, true, visible, scale * kLog2E);
+    } else {
+      rows.see<4>(key_tile.from_row(key), value_tile.from_row(key), key, true, visible, scale * kLog2E);
     }
     rows.finish(out, lse, row, scale);
   }

@@ -47,6 +47,7 @@ CudaBackend::CudaBackend(const BackendOptions& options, int device) : options_(o
                     "fathom doctor lists them; CUDA_VISIBLE_DEVICES hides some.");
   }
   const Device& found = report.devices[static_cast<std::size_t>(device)];
+  prove_device(found);
   name_ = found.name;
   multiprocessors_ = found.multiprocessors;
   memory_bytes_ = found.memory_bytes;

@@ -23,9 +23,13 @@ struct DeviceReport {
   int runtime_version = 0;  // the CUDA that this program was linked with
 };
 
-/// Every GPU, after one kernel has run on each: a device that is listed is one that computes. The runtime is
-/// linked statically, so a program that calls this starts without a GPU and without a driver. UserError: no
-/// driver, a driver older than the runtime, no device, or a device that this build has no code for.
+/// Every GPU, as the driver describes it: no context is made on any, and the current device stays. The
+/// runtime is linked statically, so a program that calls this starts without a GPU and without a driver.
+/// UserError: no driver, a driver older than the runtime, or no device.
 DeviceReport query_devices();
+
+/// Runs one kernel on the device, so that what this build has no code for, and a GPU whose memory is all
+/// taken, is found out before work begins (UserError). The current device stays.
+void prove_device(const Device& device);
 
 }  // namespace fathom::cuda

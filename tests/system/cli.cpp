@@ -56,9 +56,10 @@ nlohmann::json Outcome::json() const {
 Outcome fathom_command(const TempFolder& folder, const std::string& arguments, const std::string& before) {
   const std::string out = folder / "stdout";
   const std::string err = folder / "stderr";
-  const std::string line = "cd '" + folder.path() +
-                           "' && export OMP_WAIT_POLICY=passive CUDA_VISIBLE_DEVICES=; " + before +
-                           " '" FATHOM_BINARY "' " + arguments + " >'" + out + "' 2>'" + err + "'";
+  const std::string line =
+      "cd '" + folder.path() +
+      "' && gpus=${CUDA_VISIBLE_DEVICES-all} && export OMP_WAIT_POLICY=passive CUDA_VISIBLE_DEVICES=; " +
+      before + " '" FATHOM_BINARY "' " + arguments + " >'" + out + "' 2>'" + err + "'";
   const int status = std::system(line.c_str());
   return {exit_status(status), read_bytes(out), read_bytes(err)};
 }

@@ -27,8 +27,10 @@ struct Outcome {
 };
 
 /// Runs `fathom ARGUMENTS` in `folder` and waits. `before` is shell text in front of it ("ulimit -f 64;"). It
-/// sees no GPU, if this machine has one: a test does the same everywhere. kWithGpu in front shows the GPUs.
-inline constexpr const char* kWithGpu = "unset CUDA_VISIBLE_DEVICES;";
+/// sees no GPU, if this machine has one: a test does the same everywhere. kWithGpu in front shows those that
+/// the test itself sees.
+inline constexpr const char* kWithGpu =
+    "if [ \"$gpus\" = all ]; then unset CUDA_VISIBLE_DEVICES; else CUDA_VISIBLE_DEVICES=$gpus; fi;";
 Outcome fathom_command(const TempFolder& folder, const std::string& arguments,
                        const std::string& before = "");
 
