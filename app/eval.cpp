@@ -1,4 +1,4 @@
-// fathom eval RUN --data STORE
+// fathom eval RUN [--data STORE]
 #include <cmath>
 #include <iostream>
 #include <memory>
@@ -104,9 +104,6 @@ void dump_logits(Context& c, const Transformer& model, const Config& config, con
 }
 
 void run(const EvalFlags& flags, Globals& globals) {
-  if (flags.data.empty() && flags.dump_logits.empty()) {
-    throw UsageError("Nothing to evaluate: give --data STORE, or --dump-logits FILE with --prompt-ids.");
-  }
   if (flags.dump_logits.empty() != flags.prompt_ids.empty()) {
     throw UsageError(
         fmt::format("{} was given without {}.", flags.dump_logits.empty() ? "--prompt-ids" : "--dump-logits",
@@ -118,12 +115,17 @@ void run(const EvalFlags& flags, Globals& globals) {
   const LoadedModel& loaded = model.loaded;
   const Config config = with_flags(loaded.config, flags);
   if (!flags.dump_logits.empty()) dump_logits(context, *loaded.model, config, flags, globals);
-  if (flags.data.empty()) return;
+  if (flags.data.empty() && !flags.dump_logits.empty()) return;
 
-  const auto store = std::make_shared<const TokenStore>(TokenStore::open(flags.data));
+  const std::string data_path = flags.data.empty() ? config.data.valid : flags.data;
+  if (data_path.empty()) {
+    throw UsageError("Nothing to evaluate: the model was trained without data.valid.",
+                     "Give --data STORE, or --dump-logits FILE with --prompt-ids.");
+  }
+  const auto store = std::make_shared<const TokenStore>(TokenStore::open(data_path));
   if (store->tokenizer_hash() != loaded.meta.tokenizer_hash) {
     throw UserError(fmt::format("{} was made with the tokenizer {} ({}), the model was trained with {} ({}).",
-                                flags.data, store->tokenizer_hash(), store->info().tokenizer_kind,
+                                data_path, store->tokenizer_hash(), store->info().tokenizer_kind,
                                 loaded.meta.tokenizer_hash, loaded.meta.tokenizer_kind),
                     "Prepare the text with the model's tokenizer.");
   }
@@ -149,7 +151,7 @@ void add_eval(CLI::App& app, Globals& globals) {
   CLI::App* sub =
       app.add_subcommand("eval", "Loss, perplexity and bits per byte; routed models: top-k and causal");
   sub->add_option("model", flags->model, "Run folder or checkpoint file")->required();
-  sub->add_option("--data", flags->data, "Token store");
+  sub->add_option("--data", flags->data, "Token store; default: the data.valid of its training");
   sub->add_option("--tokens", flags->tokens, "Evaluate this many tokens; 0: all")
       ->capture_default_str()
       ->check(number_from_to(0, 1e15));
@@ -173,7 +175,7 @@ void add_eval(CLI::App& app, Globals& globals) {
   add_global_flags(*sub, globals);
   sub->footer(
       "Examples:\n"
-      "  fathom eval runs/mod --data books.valid.h5\n"
+      "  fathom eval runs/mod\n"
       "  fathom eval runs/mod --data books.valid.h5 --threshold 0.3 --json\n"
       "  fathom eval runs/mod --dump-logits logits.h5 --prompt-ids 72,101,108");
   sub->callback([flags, &globals] { run(*flags, globals); });

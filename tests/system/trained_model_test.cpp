@@ -38,6 +38,13 @@ class RunTokenizer : public ::testing::Test {
   Experiment e;
 };
 
+TEST_F(RunTokenizer, EvaluationIsOfTheTrainingsOwnValidationStoreUnlessToldOtherwise) {
+  const auto own = fathom_command(e, "eval run --tokens 64 --json").json();
+  EXPECT_EQ(own, fathom_command(e, "eval run --data bpe.valid.h5 --tokens 64 --json").json());
+  e.trained("mod", "blind", std::string(kSets) + " --set data.valid=");
+  expect_refusal(fathom_command(e, "eval blind"), 2, {"without data.valid", "--data"});
+}
+
 TEST_F(RunTokenizer, AMovedRunWritesAndIsEvaluatedWithoutTheOriginal) {
   const std::string model = read_bytes(e / "bpe.model");
   EXPECT_EQ(read_bytes(e / "run/tokenizer.model"), model);

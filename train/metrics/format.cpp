@@ -19,8 +19,9 @@ std::string percents(const std::vector<double>& shares) {
   return out + " %";
 }
 
+// The first step is no measure of the others: on a GPU kernels are chosen and plans are made in it.
 std::string eta(const StepRecord& r, std::int64_t total_steps) {
-  if (r.step <= 0 || r.step >= total_steps || !(r.tokens_per_s > 0.0)) return "";
+  if (r.step <= 1 || r.step >= total_steps || !(r.tokens_per_s > 0.0)) return "";
   const double tokens_per_step = static_cast<double>(r.tokens) / static_cast<double>(r.step);
   return format_duration(static_cast<double>(total_steps - r.step) * tokens_per_step / r.tokens_per_s);
 }
