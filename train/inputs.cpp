@@ -7,6 +7,7 @@
 #include "kernels/error.h"
 #include "src/config/parse.h"
 #include "src/config/resolve.h"
+#include "src/core/units.h"
 #include "src/io/atomic_file.h"
 #include "src/io/sentencepiece_tokenizer.h"
 
@@ -53,6 +54,20 @@ DataLoader TrainingInputs::train_loader() const { return loader_of(train, config
 std::optional<DataLoader> TrainingInputs::valid_loader() const {
   if (!valid) return std::nullopt;
   return loader_of(valid, config);
+}
+
+std::string data_line(const TrainingInputs& inputs, std::int64_t steps) {
+  const auto text = static_cast<double>(inputs.train->num_tokens());
+  const double passes =
+      static_cast<double>(steps) * static_cast<double>(inputs.config.train.batch_tokens) / text;
+  std::string line =
+      fmt::format("Data: {} tokens; this run makes {:.2f} passes over them.", format_count(text), passes);
+  if (passes > kManyPasses) {
+    line += fmt::format(
+        " More than {:.0f} teach less than fresh text would: watch the validation loss, or give more text.",
+        kManyPasses);
+  }
+  return line;
 }
 
 }  // namespace fathom

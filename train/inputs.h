@@ -2,6 +2,7 @@
 // that they resolve.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
@@ -26,5 +27,11 @@ struct TrainingInputs {
   DataLoader train_loader() const;
   std::optional<DataLoader> valid_loader() const;  // empty: no evaluation
 };
+
+/// More passes than this over a text teach less than fresh text would (Muennighoff et al. 2023).
+inline constexpr double kManyPasses = 4.0;
+
+/// "Data: 37.6M tokens; this run makes 2.3 passes over them.", and what to think of many.
+std::string data_line(const TrainingInputs& inputs, std::int64_t steps);
 
 }  // namespace fathom

@@ -104,6 +104,7 @@ class Run {
     for (const std::string& warning : beginning.damaged)
       recorder_->message("Warning: passed over a checkpoint: " + warning);
     for (const std::string& note : config_notes(config_)) recorder_->message("Note: " + note);
+    recorder_->message(data_line(inputs_, steps_));
     recorder_->message(memory_table(context_, config_, options_.total_memory));
     EventRecord record = event_at(state_, state_.step > 0 ? EventKind::Resume : EventKind::Start);
     record.facts =

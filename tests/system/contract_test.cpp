@@ -81,7 +81,9 @@ TEST_F(Contract, TrainPrintsOneObjectAndLeavesTheFilesOfARun) {
     events += entry.path().filename().string().starts_with("events.out.tfevents.") ? 1 : 0;
   }
   EXPECT_EQ(events, 1);
-  EXPECT_THAT(read_bytes(e / "run/train.log"), HasSubstr("evaluation at step 40"));
+  const std::string log = read_bytes(e / "run/train.log");
+  EXPECT_THAT(log, HasSubstr("evaluation at step 40"));
+  EXPECT_THAT(log, ::testing::ContainsRegex("Data: .* tokens; this run makes [0-9.]+ passes over them"));
 }
 
 TEST_F(Contract, MetricsHaveTheKeysOfTheirKind) {

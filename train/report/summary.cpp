@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "src/core/units.h"
+#include "train/inputs.h"
 #include "train/report/html.h"
 #include "train/report/sections.h"
 
@@ -14,7 +15,6 @@ namespace fathom::report {
 namespace {
 
 constexpr const char* kNone = "–";
-constexpr double kManyPasses = 4.0;   // over the text; beyond it, fresh text would have been worth more
 constexpr double kEqualFlops = 0.02;  // relative
 
 using Runs = std::span<const RunData>;
