@@ -53,9 +53,9 @@ struct GpuReport {
 #ifdef FATHOM_CUDA
 void report_devices(GpuReport& out) {
   const cuda::DeviceReport report = cuda::query_devices();
+  std::size_t unusable = 0;
   const auto version = [](int v) { return fmt::format("{}.{}", v / 1000, v % 1000 / 10); };
   for (const cuda::Device& d : report.devices) {
-    cuda::prove_device(d);
     const double gib = static_cast<double>(d.memory_bytes) / (1 << 30);
     out.lines.push_back(fmt::format(
         "GPU       {}: {}, compute capability {}.{}, {:.1f} GiB at up to {:.0f} GB/s, {} multiprocessors",
@@ -66,7 +66,14 @@ void report_devices(GpuReport& out) {
                         {"memory_bytes", d.memory_bytes},
                         {"memory_gb_per_s", d.memory_gb_per_s},
                         {"multiprocessors", d.multiprocessors}});
+    try {
+      cuda::prove_device(d);
+    } catch (const UserError& e) {  // the other GPUs may do
+      out.hints.push_back(fmt::format("GPU {} cannot be used: {}", d.index, e.what()));
+      ++unusable;
+    }
   }
+  if (unusable == report.devices.size()) out.why_not = "no GPU here can be used; the reasons are below";
   out.lines.push_back(fmt::format("CUDA      the driver serves {}; this build's runtime is {}",
                                   version(report.driver_version), version(report.runtime_version)));
 }

@@ -23,7 +23,7 @@ while (($#)); do
     --tools) tools="${2:?--tools needs a list}" && shift ;;
     --kinds) kinds="${2:?--kinds needs a list}" && shift ;;
     --build) build="$(realpath "${2:?--build needs a folder}")" && shift ;;
-    --logs) logs="${2:?--logs needs a folder}" && shift ;;
+    --logs) logs="$(realpath -m "${2:?--logs needs a folder}")" && shift ;;
     --filter) filter="${2:?--filter needs a gtest filter}" && shift ;;
     --ops) train=no ;;
     --train) ops=no ;;
@@ -49,15 +49,17 @@ logs="${logs:-$work/logs}"
 mkdir -p "$logs"
 
 status=0
+runs=0
 # run TOOL NAME COMMAND...: one line with the verdict; the end of the output where there is something to see.
 run() {
   local tool="$1" name="$2" log="$logs/$1-$2.log" code=0 begin=$SECONDS
   shift 2
+  runs=$((runs + 1))
   local environment=(FATHOM_REQUIRE_GPU=1)
   # initcheck does not see what NVIDIA's libraries write with Hopper's bulk copies, and synccheck objects to a barrier
-  # inside cuDNN's backward: there our own attention takes its place (docs/cuda.md).
+  # inside cuDNN's backward (docs/cuda.md). Ops are checked without cuDNN, so that our own attention is.
   if [[ $tool == initcheck ]]; then environment+=(FATHOM_INITCHECK=1); fi
-  if [[ $tool == initcheck || $tool == synccheck ]]; then environment+=(FATHOM_CUDNN=/nowhere); fi
+  if [[ $tool == initcheck || $tool == synccheck || $name == ops* ]]; then environment+=(FATHOM_CUDNN=/nowhere); fi
   env "${environment[@]}" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 "$@" >"$log" 2>&1 || code=$?
   local summary
   summary="$(sed -nE 's/^=* *((ERROR|RACECHECK) SUMMARY.*)/\1/p' "$log" | tail -n 1)"
@@ -74,19 +76,24 @@ if [[ $train == yes ]]; then
   "$build/fathom" data synthetic -o "$work/text.txt" >/dev/null
   "$build/fathom" data prepare "$work/text.txt" --valid-fraction 0.1 -o "$work/text.h5" >/dev/null
 fi
+# settings_of KIND: what makes a training one of this kind, a setting a line.
+settings_of() {
+  case "$1" in
+    dense) ;;
+    aux) echo routing.causal.method=aux ;;
+    predictor) echo routing.causal.method=predictor ;;
+    both-recompute) printf '%s\n' routing.causal.method=both train.recompute=block ;;
+    stochastic) printf '%s\n' routing.selection=stochastic routing.causal.method=none ;;
+    document-mask) printf '%s\n' routing.causal.method=predictor data.document_mask=true ;;
+    fp32) printf '%s\n' routing.causal.method=predictor train.precision=fp32 ;;
+    *) usage_error "unknown kind of training $1." ;;
+  esac
+}
 # steps TOOL KIND: three steps, an evaluation and a checkpoint.
 steps() {
-  local tool="$1" kind="$2" config=d2-mod.yaml settings=()
-  case "$kind" in
-    dense) config=d2-dense.yaml ;;
-    aux) settings=(routing.causal.method=aux) ;;
-    predictor) settings=(routing.causal.method=predictor) ;;
-    both-recompute) settings=(routing.causal.method=both train.recompute=block) ;;
-    stochastic) settings=(routing.selection=stochastic routing.causal.method=none) ;;
-    document-mask) settings=(routing.causal.method=predictor data.document_mask=true) ;;
-    fp32) settings=(routing.causal.method=predictor train.precision=fp32) ;;
-    *) usage_error "unknown kind of training $kind." ;;
-  esac
+  local tool="$1" kind="$2" config=d2-mod.yaml settings
+  if [[ $kind == dense ]]; then config=d2-dense.yaml; fi
+  mapfile -t settings < <(settings_of "$kind")
   settings=(data.train="$work/text.h5" data.valid="$work/text.valid.h5" data.tokenizer= model.vocab_size=0
     train.target_flops=null train.steps=3 train.seq_len=256 train.batch_tokens=2048 train.micro_batch=4 train.eval_every=3
     train.eval_tokens=2048 train.precision=bf16 "${settings[@]}")
@@ -95,6 +102,16 @@ steps() {
 }
 
 for tool in ${tools//,/ }; do
+  case "$tool" in
+    memcheck | racecheck | initcheck | synccheck) ;;
+    *) usage_error "unknown tool $tool." ;;
+  esac
+done
+for kind in ${kinds//,/ }; do settings_of "$kind" >/dev/null; done
+if [[ $ops == yes ]]; then
+  for name in kernels ops; do [[ -x $build/tests/test_$name ]] || die "$build/tests/test_$name is missing: build the preset cuda."; done
+fi
+for tool in ${tools//,/ }; do
   if [[ $train == yes ]]; then
     for kind in ${kinds//,/ }; do steps "$tool" "$kind"; done
   fi
@@ -102,10 +119,11 @@ for tool in ${tools//,/ }; do
     for name in kernels ops; do
       test="$build/tests/test_$name"
       # A filter may be for one of the two only.
-      if [[ -n $("$test" --gtest_list_tests --gtest_filter="$filter" | grep '^ ') ]]; then
+      if "$test" --gtest_list_tests --gtest_filter="$filter" | grep -q '^ '; then
         run "$tool" "$name" "$test" --gtest_filter="$filter"
       fi
     done
   fi
 done
+if ((runs == 0)); then die "nothing ran: no test matches '$filter'."; fi
 exit $status

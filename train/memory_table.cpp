@@ -10,7 +10,7 @@ namespace fathom {
 
 std::string memory_table(Context& c, const Config& config, std::int64_t total_memory) {
   const MemoryUse use = c.allocator().use();
-  const MemoryEstimate estimate = estimate_memory(config);
+  const MemoryEstimate estimate = estimate_memory(config, c.backend().head_chunk_rows());
   std::string table = "Memory: ";
   for (const MemoryTag tag : {MemoryTag::Parameters, MemoryTag::Gradients, MemoryTag::Optimizer}) {
     table += fmt::format("{} {}, ", name_of(tag),

@@ -59,11 +59,7 @@ void CudaBackend::attention_forward(View out, View lse, ConstView qkv, ConstView
         return;
       }
       if (!options_.invariant && flash) {
-        if (a.first_key == nullptr && short_flash_supports(s)) {
-          attend_short_flash(a, stream_);
-        } else {
-          attend_flash(a, stream_);
-        }
+        attend_flash(a, stream_);
         return;
       }
     }

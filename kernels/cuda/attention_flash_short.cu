@@ -1,10 +1,9 @@
-// Flash attention for sequences of at most 256 tokens and heads of at most 64, which a routed block's kept
-// tokens are: a block holds a whole head in shared memory, so that everything is read once, and starts on the
-// first rows while the later ones are on their way.
+// Flash attention's backward for sequences of at most 256 tokens and heads of at most 64, which a routed
+// block's kept tokens are: a block holds a whole head in shared memory, so that everything is read once, and
+// starts on the first rows while the later ones are on their way.
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/device/attention_heads.cuh"
 #include "kernels/cuda/device/flash_backward.cuh"
-#include "kernels/cuda/device/flash_forward.cuh"
 #include "kernels/cuda/device/launch.cuh"
 
 namespace fathom::cuda {
@@ -30,83 +29,21 @@ __device__ __forceinline__ void wait_block(int block) {
   }
 }
 
-// --- forward
-
-constexpr int kForwardWarps = 4;
-constexpr int kForwardThreads = 32 * kForwardWarps;
-constexpr std::size_t kForwardShared =
-    2 * kRows * kWidth * sizeof(bf16);  // keys and values: three blocks an SM
-
-/// Traffic: q, k, v and out once, lse.
-__global__ void __launch_bounds__(kForwardThreads, 3) short_forward_kernel(const AttentionForward<bf16> a) {
-  extern __shared__ __align__(128) unsigned char shared_memory[];
-  const Tile key_tile{reinterpret_cast<bf16*>(shared_memory)};
-  const Tile value_tile = key_tile.from_row(kRows);
-  const AttentionShape& s = a.shape;
-  const int seq = static_cast<int>(s.seq), heads = static_cast<int>(s.heads);
-  const int b = static_cast<int>(blockIdx.x) / heads, h = static_cast<int>(blockIdx.x) % heads;
-  const int kv = heads + h / (heads / static_cast<int>(s.kv_heads));
-  const HeadRows keys = packed_head(a.qkv, s, b, kv);
-  const HeadRows values = packed_head(a.qkv, s, b, kv + static_cast<int>(s.kv_heads));
-  const HeadRows queries = packed_head(a.qkv, s, b, h);
-  const HeadOutput out = narrow_head(a.out, s, b, h);
-  float* lse = a.lse + (static_cast<std::int64_t>(b) * heads + h) * seq;
-  const float scale = static_cast<float>(s.scale);
-
-#pragma unroll 1
-  for (int block = 0; block < kBlocks; ++block) {
-    if (block * kBlockRows < seq) {
-      copy_rows<kWidth, kBlockRows, kForwardThreads>(key_tile.from_row(block * kBlockRows), keys,
-                                                     block * kBlockRows);
-      copy_rows<kWidth, kBlockRows, kForwardThreads>(value_tile.from_row(block * kBlockRows), values,
-                                                     block * kBlockRows);
-    }
-    commit_copies();
-  }
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-#pragma unroll 1
-  for (int block = 0; block < kBlocks && block * kBlockRows < seq; ++block) {
-    // Later rows see more keys: every other block deals them out in reverse, which makes all warps' sums
-    // equal.
-    const int row = block * kBlockRows + (block % 2 == 0 ? warp : kForwardWarps - 1 - warp) * 16;
-    QueryRows<kWidth> rows;
-    rows.begin(queries, row);
-    VisibleKeys visible[1] = {};
-    visible[0].last[0] = row + lane_id() / 4;
-    visible[0].last[1] = visible[0].last[0] + 8;
-    wait_block(block);
-    __syncthreads();
-#pragma unroll 1
-    for (int key = 0; key < block * kBlockRows; key += 64) {
-      rows.see<4>(key_tile.from_row(key), value_tile.from_row(key), key, false, visible, scale * kLog2E);
-    }
-    const int key = block * kBlockRows;
-    if (row - key < 32) {
-      rows.see<2>(key_tile.from_row(key), value_tile.from_row(key), key, true, visible, scale * kLog2E);
-    } else {
-      rows.see<4>(key_tile.from_row(key), value_tile.from_row(key), key, true, visible, scale * kLog2E);
-    }
-    rows.finish(out, lse, row, scale);
-  }
-}
-
-// --- backward
-
-constexpr int kBackwardWarps = 8;
-constexpr int kBackwardThreads = 32 * kBackwardWarps;
-constexpr int kWarpKeys = kRows / kBackwardWarps;
+constexpr int kWarps = 8;
+constexpr int kThreads = 32 * kWarps;
+constexpr int kWarpKeys = kRows / kWarps;
 
 /// k, v, q and dout of the head, dS^T of two blocks of queries, and two floats a query.
-constexpr std::size_t kBackwardShared =
+constexpr std::size_t kSharedBytes =
     (4 * kRows * kWidth + 2 * kRows * kBlockRows) * sizeof(bf16) + 2 * kRows * sizeof(float);
 
 /// A chunk of out: which one is the same as of the dout that copy_rows has this thread copy.
 struct OutChunks {
-  static constexpr int kCount = kBlockRows * Tile::kChunks / kBackwardThreads;
+  static constexpr int kCount = kBlockRows * Tile::kChunks / kThreads;
   uint4 chunk[kCount];
 
   __device__ __forceinline__ static int row(int i) {
-    return (static_cast<int>(threadIdx.x) + i * kBackwardThreads) / Tile::kChunks;
+    return (static_cast<int>(threadIdx.x) + i * kThreads) / Tile::kChunks;
   }
   __device__ __forceinline__ static int column(int) { return static_cast<int>(threadIdx.x) % Tile::kChunks; }
 
@@ -170,8 +107,7 @@ __device__ __forceinline__ void query_gradients(const HeadOutput& dq, SharedTile
 /// A warp owns 32 keys and their dk and dv; blocks of 64 queries come in turn. Their dS go through shared
 /// memory to dq, one block behind, so that one barrier a block suffices.
 /// Traffic: q, k, v, out, dout and dqkv once, lse.
-__global__ void __launch_bounds__(kBackwardThreads, 1)
-    short_backward_kernel(const AttentionBackward<bf16> a) {
+__global__ void __launch_bounds__(kThreads, 1) short_backward_kernel(const AttentionBackward<bf16> a) {
   extern __shared__ __align__(128) unsigned char shared_memory[];
   const Tile key_tile{reinterpret_cast<bf16*>(shared_memory)};
   const Tile value_tile = key_tile.from_row(kRows);
@@ -201,20 +137,20 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
       const int row = block * kBlockRows;
       if (row < seq) {
         if (h == kv * group) {
-          copy_rows<kWidth, kBlockRows, kBackwardThreads>(key_tile.from_row(row),
-                                                          packed_head(a.qkv, s, b, heads + kv), row);
-          copy_rows<kWidth, kBlockRows, kBackwardThreads>(
-              value_tile.from_row(row), packed_head(a.qkv, s, b, heads + kv_heads + kv), row);
+          copy_rows<kWidth, kBlockRows, kThreads>(key_tile.from_row(row),
+                                                  packed_head(a.qkv, s, b, heads + kv), row);
+          copy_rows<kWidth, kBlockRows, kThreads>(value_tile.from_row(row),
+                                                  packed_head(a.qkv, s, b, heads + kv_heads + kv), row);
         }
-        copy_rows<kWidth, kBlockRows, kBackwardThreads>(query_tile.from_row(row), queries, row);
-        copy_rows<kWidth, kBlockRows, kBackwardThreads>(dout_tile.from_row(row), douts, row);
+        copy_rows<kWidth, kBlockRows, kThreads>(query_tile.from_row(row), queries, row);
+        copy_rows<kWidth, kBlockRows, kThreads>(dout_tile.from_row(row), douts, row);
       }
       commit_copies();
     }
     OutChunks out_chunks;
     out_chunks.load(outs, 0);
     const float* lse = a.lse + (static_cast<std::int64_t>(b) * heads + h) * seq;
-    for (int t = static_cast<int>(threadIdx.x); t < kRows; t += kBackwardThreads) {
+    for (int t = static_cast<int>(threadIdx.x); t < kRows; t += kThreads) {
       lse2[t] = t < seq ? lse[t] * kLog2E : INFINITY;
     }
 #pragma unroll 1
@@ -262,14 +198,9 @@ bool short_flash_supports(const AttentionShape& s) {
   return flash_supports(s) && s.seq <= kRows && s.head_dim <= kWidth;
 }
 
-void attend_short_flash(const AttentionForward<bf16>& a, cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>(a.shape.seq == 0 ? 0 : a.shape.batch * a.shape.heads);
-  launch("attention_forward", short_forward_kernel, {blocks, kForwardThreads, kForwardShared}, stream, a);
-}
-
 void attend_short_flash_backward(const AttentionBackward<bf16>& a, cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>(a.shape.seq == 0 ? 0 : a.shape.batch * a.shape.kv_heads);
-  launch("attention_backward", short_backward_kernel, {blocks, kBackwardThreads, kBackwardShared}, stream, a);
+  launch("attention_backward", short_backward_kernel, {blocks, kThreads, kSharedBytes}, stream, a);
 }
 
 }  // namespace fathom::cuda

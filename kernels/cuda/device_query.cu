@@ -1,3 +1,5 @@
+#include <future>
+
 #include <cuda_runtime_api.h>
 
 #include "kernels/cuda/device_query.h"
@@ -18,21 +20,25 @@ void check(cudaError_t code, const std::string& what, const std::string& hint) {
 
 __global__ void answer(int* out) { *out = 42; }
 
-/// Makes a device current, and the one before again at the end: memory and streams belong to the current
-/// device, and whoever asks about devices must not move the work of others.
-class OnDevice {
- public:
-  explicit OnDevice(int device) {
-    if (cudaGetDevice(&before_) != cudaSuccess) before_ = 0;
-    check(cudaSetDevice(device), "select GPU " + std::to_string(device), "");
-  }
-  ~OnDevice() { cudaSetDevice(before_); }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
-
- private:
-  int before_ = 0;
-};
+// Runs one thread of a kernel on the device and reads its answer back.
+void compute_on(int device) {
+  const std::string name = "GPU " + std::to_string(device);
+  const std::string hint =
+      "Build with -DCMAKE_CUDA_ARCHITECTURES set to this GPU's compute capability, such as 90a.";
+  check(cudaSetDevice(device), "select " + name, "");
+  int* data = nullptr;
+  check(cudaMalloc(&data, sizeof(int)), "allocate memory on " + name, "Another process may hold all of it.");
+  answer<<<1, 1>>>(data);
+  const cudaError_t launched = cudaGetLastError();
+  int value = 0;
+  const cudaError_t copied =
+      launched == cudaSuccess ? cudaMemcpy(&value, data, sizeof(int), cudaMemcpyDeviceToHost) : launched;
+  const cudaError_t freed = cudaFree(data);
+  check(copied, "run a kernel on " + name, hint);
+  check(freed, "free memory on " + name, "");
+  if (value != 42)
+    throw InternalError("[device_query] " + name + " computed " + std::to_string(value) + ", not 42");
+}
 
 // Twice the clock (double data rate) times the width.
 double memory_rate(int device, const std::string& name) {
@@ -76,22 +82,8 @@ DeviceReport query_devices() {
 }
 
 void prove_device(const Device& device) {
-  const std::string name = "GPU " + std::to_string(device.index);
-  const std::string hint =
-      "Build with -DCMAKE_CUDA_ARCHITECTURES set to this GPU's compute capability, such as 90a.";
-  const OnDevice on(device.index);
-  int* data = nullptr;
-  check(cudaMalloc(&data, sizeof(int)), "allocate memory on " + name, "Another process may hold all of it.");
-  answer<<<1, 1>>>(data);
-  const cudaError_t launched = cudaGetLastError();
-  int value = 0;
-  const cudaError_t copied =
-      launched == cudaSuccess ? cudaMemcpy(&value, data, sizeof(int), cudaMemcpyDeviceToHost) : launched;
-  const cudaError_t freed = cudaFree(data);
-  check(copied, "run a kernel on " + name, hint);
-  check(freed, "free memory on " + name, "");
-  if (value != 42)
-    throw InternalError("[device_query] " + name + " computed " + std::to_string(value) + ", not 42");
+  // The current device belongs to a thread, so what another thread makes current moves nobody's work.
+  std::async(std::launch::async, compute_on, device.index).get();
 }
 
 }  // namespace fathom::cuda

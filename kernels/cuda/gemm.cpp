@@ -87,11 +87,13 @@ std::uint32_t alignment_of(const void* data) {
 class ChoicesOnDisk {
  public:
   explicit ChoicesOnDisk(const std::string& device_name) {
-    const char* xdg = std::getenv("XDG_CACHE_HOME");
-    const char* home = std::getenv("HOME");
-    if (xdg == nullptr && home == nullptr) return;
-    const auto folder =
-        (xdg != nullptr ? std::filesystem::path(xdg) : std::filesystem::path(home) / ".cache") / "fathom";
+    const auto variable = [](const char* name) {
+      const char* value = std::getenv(name);
+      return std::filesystem::path(value != nullptr ? value : "");
+    };
+    const std::filesystem::path xdg = variable("XDG_CACHE_HOME"), home = variable("HOME");
+    if (xdg.empty() && home.empty()) return;
+    const std::filesystem::path folder = (xdg.empty() ? home / ".cache" : xdg) / "fathom";
     std::error_code error;
     std::filesystem::create_directories(folder, error);
     std::string device = device_name;
@@ -164,8 +166,8 @@ struct Gemm::State {
              s);
   }
 
-  std::vector<cublasLtMatmulHeuristicResult_t> candidates(const Descriptors& d,
-                                                          const std::array<std::uint32_t, 3>& aligned,
+  // `aligned`: bytes that the addresses of all operands are multiples of.
+  std::vector<cublasLtMatmulHeuristicResult_t> candidates(const Descriptors& d, std::uint32_t aligned,
                                                           const GemmShape& s) const {
     const CublasLt& lt = cublaslt();
     cublasLtMatmulPreference_t preference = nullptr;
@@ -174,10 +176,10 @@ struct Gemm::State {
       check_lt(lt.matmul_preference_set_attribute(preference, attribute, &value, sizeof value), s);
     };
     set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceBytes);
-    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, aligned[0]);
-    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, aligned[1]);
-    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, aligned[2]);
-    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, aligned[2]);
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, aligned);
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, aligned);
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, aligned);
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, aligned);
     // Partial products that meet in memory in the order they come are not reproducible.
     const std::uint32_t ordered =
         CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE | CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE;
@@ -250,17 +252,15 @@ struct Gemm::State {
            s.m * s.n * s.k >= (std::int64_t{1} << 27);
   }
 
-  cublasLtMatmulAlgo_t choose(const Descriptors& d, const void* c, const void* a, const void* b,
+  cublasLtMatmulAlgo_t choose(const Descriptors& d, const void* a, const void* b, std::uint32_t aligned,
                               const GemmShape& s) {
-    const std::array<std::uint32_t, 3> aligned{alignment_of(b), alignment_of(a), alignment_of(c)};
     const auto all = candidates(d, aligned, s);
     // Timing has noise, and another choice other rounding.
     if (deterministic || !worth_timing(s) || capturing()) return all.front().algo;
     // An algorithm may rely on the addresses that it was chosen for.
     const std::string shape = fmt::format("{} {} {} {} {} {} {} {} {}", s.m, s.n, s.k,
                                           s.transpose_a ? "t" : "n", s.transpose_b ? "t" : "n", name_of(s.in),
-                                          name_of(s.out), s.accumulate ? "accumulate" : "overwrite",
-                                          *std::min_element(aligned.begin(), aligned.end()));
+                                          name_of(s.out), s.accumulate ? "accumulate" : "overwrite", aligned);
     cublasLtMatmulAlgo_t algorithm{};
     cublasLtMatmulHeuristicResult_t result{};
     if (disk.find(shape, algorithm) &&
@@ -299,7 +299,7 @@ void Gemm::run(void* c, const void* a, const void* b, const GemmShape& s) {
   std::unique_ptr<Plan>& plan = plans_[std::tuple_cat(s.key(), std::tuple(aligned))];
   if (!plan) {
     plan = std::make_unique<Plan>(s);
-    plan->algorithm = state_->choose(plan->descriptors, c, a, b, s);
+    plan->algorithm = state_->choose(plan->descriptors, a, b, aligned, s);
   }
   state_->launch(plan->descriptors, plan->algorithm, c, a, b, s);
 }

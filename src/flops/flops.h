@@ -76,6 +76,8 @@ struct MemoryEstimate {
   double total() const { return parameters + gradients + optimizer + activations + logits_chunk; }
 };
 
-MemoryEstimate estimate_memory(const Config& config);
+/// `head_chunk_rows`: of the backend that is to train (Backend::head_chunk_rows); 0: of the device that the
+/// config names, a GPU's for bf16.
+MemoryEstimate estimate_memory(const Config& config, std::int64_t head_chunk_rows = 0);
 
 }  // namespace fathom

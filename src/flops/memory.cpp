@@ -35,9 +35,15 @@ double backward_bytes_per_token(const Config& c) {
   return compute_bytes(c) * (4 * d(c.model.ffn_hidden) + 2 * d(c.model.width));
 }
 
+// What the backends return, for a plan that opens none.
+std::int64_t usual_chunk_rows(const Config& c) {
+  const bool gpu = c.device.starts_with("cuda") || c.train.precision == "bf16";
+  return gpu ? 8192 : 512;
+}
+
 }  // namespace
 
-MemoryEstimate estimate_memory(const Config& c) {
+MemoryEstimate estimate_memory(const Config& c, std::int64_t head_chunk_rows) {
   const ModelConfig& m = c.model;
   const double bytes = compute_bytes(c);
   const double parameters = d(count_parameters(c).total);
@@ -68,8 +74,8 @@ MemoryEstimate estimate_memory(const Config& c) {
   e.gradients = kStatBytes * parameters;
   e.optimizer = 2 * kStatBytes * parameters;
   e.activations = kept;
-  const double chunk_rows = bytes == kStatBytes ? 512 : 8192;  // Backend::head_chunk_rows
-  e.logits_chunk = bytes * std::min(tokens, chunk_rows) * d(m.vocab_size);
+  e.logits_chunk = bytes * std::min(tokens, d(head_chunk_rows > 0 ? head_chunk_rows : usual_chunk_rows(c))) *
+                   d(m.vocab_size);
   return e;
 }
 

@@ -8,8 +8,6 @@
 
 namespace fathom::cuda {
 
-inline constexpr float kLog2E = 1.4426950408889634F;
-
 /// Which keys the two query rows of a lane see: first[h] .. last[h], as indices within the sequence.
 struct VisibleKeys {
   int first[2];

@@ -11,6 +11,9 @@
 
 namespace fathom::cuda {
 
+/// exp(x) = exp2(x * kLog2E), which the hardware has.
+inline constexpr float kLog2E = 1.4426950408889634F;
+
 /// Rows of D elements. The 16-byte chunks of a row are permuted by the row's number, so that a chunk of eight
 /// consecutive rows lies in different banks.
 template <int D>
