@@ -13,6 +13,7 @@
 #include "kernels/error.h"
 #include "src/flops/flops.h"
 #include "src/io/hdf5_file.h"
+#include "src/io/output_file.h"
 #include "src/model/checkpoint.h"
 #include "train/evaluate.h"
 
@@ -86,7 +87,7 @@ void dump_logits(Context& c, const Transformer& model, const Config& config, con
                  const Globals& globals) {
   const Causal rule = model.routed_layers().empty() ? Causal{} : causal_rule(config.routing);
   const std::vector<float> logits = causal_logits(c, model, flags.prompt_ids, rule);
-  H5Writer file(flags.dump_logits, "logits");
+  H5Writer file(flags.dump_logits, kLogitsKind);
   const auto rows = static_cast<std::int64_t>(flags.prompt_ids.size());
   file.write<float>("logits", logits, {rows, static_cast<std::int64_t>(logits.size()) / rows});
   file.write<std::int32_t>("prompt_ids", flags.prompt_ids);
@@ -109,6 +110,10 @@ void run(const EvalFlags& flags, Globals& globals) {
         fmt::format("{} was given without {}.", flags.dump_logits.empty() ? "--prompt-ids" : "--dump-logits",
                     flags.dump_logits.empty() ? "--dump-logits" : "--prompt-ids"),
         "Logits are written for given ids: --dump-logits FILE --prompt-ids 1,2,3.");
+  }
+  if (!flags.dump_logits.empty()) {
+    require_no_input("--dump-logits", flags.dump_logits,
+                     std::vector{flags.model, find_checkpoint(flags.model).string(), flags.data});
   }
   const TrainedModel model = open_model(flags.model, flags.invariant, globals);
   Context& context = *model.context;

@@ -13,6 +13,7 @@
 #include "src/core/stopwatch.h"
 #include "src/core/units.h"
 #include "src/io/atomic_file.h"
+#include "src/io/output_file.h"
 #include "src/io/sentencepiece_tokenizer.h"
 #include "src/io/text_reader.h"
 
@@ -36,6 +37,8 @@ void run_train(TrainFlags& flags, const Globals& globals) {
                      "Give megabytes of text, such as 20.");
   }
   flags.training.sample_bytes = static_cast<std::int64_t>(flags.sample_mb * 1e6);
+  require_no_input("-o", flags.output, flags.inputs);
+  require_replaceable(flags.output, "a tokenizer model", is_sentencepiece_file);
   AtomicFile out(flags.output);  // an unwritable place is reported before the work, not after it
   TextReader reader(flags.inputs, flags.text);
   const Stopwatch watch;

@@ -8,43 +8,14 @@
 
 #include "kernels/error.h"
 #include "src/config/parse.h"
-#include "src/config/print.h"
 #include "src/flops/flops.h"
 #include "src/io/damaged_file.h"
 #include "train/metrics/metrics_log.h"
+#include "train/same_run.h"
 
 namespace fathom {
 
 namespace {
-
-// `config` with everything that may differ between two parts of one run taken from `other`.
-Config with_free_keys_of(Config config, const Config& other) {
-  config.device = other.device;
-  config.data.train = other.data.train;  // the content is compared, not the path
-  config.data.valid = other.data.valid;
-  config.data.tokenizer = other.data.tokenizer;
-  config.train.recompute = other.train.recompute;  // bit-equal either way
-  config.train.log_every = other.train.log_every;
-  config.train.eval_every = other.train.eval_every;
-  config.train.eval_tokens = other.train.eval_tokens;
-  config.train.checkpoint_every = other.train.checkpoint_every;
-  config.train.keep_checkpoints = other.train.keep_checkpoints;
-  config.train.on_spike = other.train.on_spike;
-  config.train.spike_factor = other.train.spike_factor;
-  return config;
-}
-
-void require_same_config(const RunFolder& folder, const Config& config) {
-  if (!std::filesystem::exists(folder.config_path())) return;
-  const Config saved = load_config(folder.config_path());
-  std::string differs = difference(with_free_keys_of(config, saved), saved);
-  if (differs.empty()) return;
-  differs.pop_back();  // the last line's end
-  for (std::size_t end = 0; (end = differs.find('\n', end)) != std::string::npos;)
-    differs.replace(end, 1, "; ");
-  throw UserError(fmt::format("{} holds a run of another config ({}).", folder.path().string(), differs),
-                  "Choose another --run-dir, or give the config that the run was started with.");
-}
 
 struct Loaded {
   std::filesystem::path checkpoint;
@@ -74,28 +45,10 @@ std::optional<Loaded> load_newest(const RunFolder& folder, const Trainee& traine
                   "Start again in another --run-dir, or put a good copy in its place.");
 }
 
-void require_same_store(const CheckpointMeta& meta, const TrainingInputs& inputs) {
-  const TokenStoreInfo& info = inputs.train->info();
-  const std::string& path = inputs.config.data.train;
-  if (meta.tokenizer_hash != info.tokenizer_hash) {
-    throw UserError(
-        fmt::format("{} was made with the tokenizer {} ({}), but the checkpoint was trained with {} ({}).",
-                    path, info.tokenizer_hash, info.tokenizer_kind, meta.tokenizer_hash, meta.tokenizer_kind),
-        "Use the store that the run was started with.");
-  }
-  const std::string content_hash = inputs.train->content_hash();
-  if (meta.store_hash != content_hash) {
-    throw UserError(
-        fmt::format("{} holds other text (content {}) than the checkpoint was trained on (content {}).", path,
-                    content_hash, meta.store_hash),
-        "Use the store that the run was started with: its order of data is part of the run.");
-  }
-}
-
 Loaded load_borrowed(const std::filesystem::path& path, const TrainingInputs& inputs,
                      const Trainee& trainee) {
   Loaded loaded = load(find_checkpoint(path), trainee);
-  require_same_store(loaded.meta, inputs);
+  require_same_model(loaded.checkpoint, loaded.meta, inputs);
   const std::int64_t steps = plan_horizon(inputs.config).steps;
   if (loaded.meta.state.step < steps) return loaded;
   throw UserError(fmt::format("{} is at step {}, and this config ends at step {}: there is nothing to train.",
@@ -111,7 +64,8 @@ void require_resumable(const RunFolder& folder, ResumeMode mode, const Config& c
         fmt::format("{} already holds a run, and --resume never was given.", folder.path().string()),
         "Choose another --run-dir, or --resume auto to go on with it.");
   }
-  require_same_config(folder, config);
+  if (std::filesystem::exists(folder.config_path()))
+    require_same_config(folder.path().string(), config, load_config(folder.config_path()));
 }
 
 Beginning begin_run(const RunFolder& folder, const ResumeRequest& request, const TrainingInputs& inputs,
@@ -123,7 +77,7 @@ Beginning begin_run(const RunFolder& folder, const ResumeRequest& request, const
     beginning.borrowed = true;
   } else {
     loaded = load_newest(folder, trainee, beginning.damaged);
-    if (loaded) require_same_store(loaded->meta, inputs);
+    if (loaded) require_same_run(loaded->checkpoint, loaded->meta, inputs);
   }
   if (!loaded) {
     trainee.model.initialise(trainee.context, inputs.config.seed);

@@ -44,8 +44,8 @@ struct Beginning {
 /// Initialises the model, or loads what it begins from. A damaged checkpoint of the folder is passed over for
 /// the one before it, and set aside. UserError: all of them are damaged; the newest good one cannot be used
 /// for another reason (no permission, a newer Fathom's, another model's), which going back would hide; it was
-/// trained on other data or with another tokenizer; or another run's checkpoint is past this config's
-/// horizon.
+/// trained on other data or with another tokenizer, config or model (train/same_run.h); or another run's
+/// checkpoint is past this config's horizon.
 Beginning begin_run(const RunFolder& folder, const ResumeRequest& request, const TrainingInputs& inputs,
                     const Trainee& trainee);
 

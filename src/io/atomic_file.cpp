@@ -56,7 +56,9 @@ void AtomicFile::fail(const std::string& path, const char* what, int error) {
   throw UserError(fmt::format("{} {}: {}.", what, path, std::strerror(error)), hint);
 }
 
-AtomicFile::AtomicFile(std::string path) : path_(std::move(path)), temporary_(path_ + ".tmp") {
+std::string AtomicFile::temporary_of(const std::string& path) { return path + ".tmp"; }
+
+AtomicFile::AtomicFile(std::string path) : path_(std::move(path)), temporary_(temporary_of(path_)) {
   struct stat target {};
   if (::stat(path_.c_str(), &target) == 0 && !S_ISREG(target.st_mode)) {
     throw UserError(fmt::format("cannot write {}: it exists and is not a regular file.", path_),

@@ -38,6 +38,8 @@ class AtomicFile {
   /// flush, rename over `path`, fsync of the folder.
   void commit();
 
+  /// The name that what becomes `path` has until commit.
+  static std::string temporary_of(const std::string& path);
   /// Throws the UserError for a failed write of `path`; `error` is an errno.
   [[noreturn]] static void fail(const std::string& path, const char* what, int error);
 

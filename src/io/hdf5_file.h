@@ -21,13 +21,15 @@ namespace fathom {
 /// The kinds of files, as they stand in the user block.
 inline constexpr std::string_view kTokenStoreKind = "token store";
 inline constexpr std::string_view kCheckpointKind = "checkpoint";
+inline constexpr std::string_view kLogitsKind = "logits";
 
 inline constexpr std::uint32_t kH5FormatVersion = 1;
 inline constexpr std::size_t kH5UserBlockSize = 512;
 
 class H5Writer {
  public:
-  /// Opens a temporary file beside `path`. UserError when that is impossible.
+  /// Opens a temporary file beside `path`. UserError when that is impossible, or when a file that is not of
+  /// this kind stands at `path`.
   H5Writer(const std::string& path, std::string_view kind);
   /// Without commit, nothing of the file remains and what was at `path` is untouched.
   ~H5Writer();

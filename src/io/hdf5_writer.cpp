@@ -16,6 +16,7 @@
 #include "src/io/hdf5_driver.h"
 #include "src/io/hdf5_file.h"
 #include "src/io/hdf5_handle.h"
+#include "src/io/output_file.h"
 #include "src/io/user_block.h"
 
 namespace fathom {
@@ -152,6 +153,8 @@ struct H5Writer::Impl {
 };
 
 H5Writer::H5Writer(const std::string& path, std::string_view kind) {
+  const std::string what = kind == kLogitsKind ? std::string(kind) : fmt::format("a {}", kind);
+  require_replaceable(path, what, [kind](const std::string& file) { return claimed_kind(file) == kind; });
   const Library library;
   impl_ = std::make_unique<Impl>(path, kind);
   const Handle access(make_fd_access(impl_->driver), H5Pclose);

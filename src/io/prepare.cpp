@@ -13,6 +13,7 @@
 #include "src/io/bin_reader.h"
 #include "src/io/checksum.h"
 #include "src/io/ordered_encoder.h"
+#include "src/io/output_file.h"
 #include "src/io/sentencepiece_tokenizer.h"
 #include "src/io/token_store.h"
 
@@ -136,6 +137,15 @@ PrepareResult prepare_text(const PrepareOptions& options) {
   return result;
 }
 
+void require_apart(const PrepareOptions& options) {
+  std::vector<std::string> inputs = options.inputs;
+  if (options.tokenizer != "bytes") inputs.push_back(options.tokenizer);
+  require_no_input("-o", options.output, inputs);
+  if (options.valid_fraction > 0) {
+    require_no_input("the validation store", valid_path(options.output), inputs);
+  }
+}
+
 PrepareResult prepare_bin(const PrepareOptions& options) {
   if (options.external_vocab < 1) {
     throw UsageError(
@@ -174,6 +184,7 @@ PrepareResult prepare(const PrepareOptions& options) {
     throw UsageError(fmt::format("--valid-fraction {} is out of range.", options.valid_fraction),
                      "Give a share of the documents from 0 (no validation store) to below 1, such as 0.01.");
   }
+  require_apart(options);
   const auto bins = std::count_if(options.inputs.begin(), options.inputs.end(), is_bin_file);
   if (bins == 0) return prepare_text(options);
   if (bins == static_cast<std::ptrdiff_t>(options.inputs.size())) return prepare_bin(options);

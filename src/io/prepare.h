@@ -46,8 +46,8 @@ struct PrepareResult {
 };
 
 /// Encodes every document on all cores and writes the store, or the two stores. The stores do not depend on
-/// the number of threads. UserError when something cannot be read, encoded or written; no store is touched
-/// then.
+/// the number of threads. UserError when something cannot be read, encoded or written, or would replace
+/// an input or a file that is no token store; no file is touched then.
 PrepareResult prepare(const PrepareOptions& options);
 
 /// Where the validation store of `output` goes: x.valid.h5 beside x.h5.

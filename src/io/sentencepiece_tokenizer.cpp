@@ -4,6 +4,7 @@
 #include <array>
 #include <atomic>
 #include <charconv>
+#include <filesystem>
 #include <unordered_map>
 #include <utility>
 
@@ -203,6 +204,16 @@ class SentencePieceTokenizer final : public Tokenizer {
 
 std::unique_ptr<Tokenizer> make_sentencepiece(std::string_view model, const std::string& origin) {
   return std::make_unique<SentencePieceTokenizer>(model, origin);
+}
+
+bool is_sentencepiece_file(const std::string& path) {
+  constexpr std::uintmax_t kLargest = std::uintmax_t{1}
+                                      << 28;  // a model of a million pieces is a tenth of it
+  std::error_code error;
+  if (std::filesystem::file_size(path, error) > kLargest || error) return false;
+  const std::string model = read_file(path, "tokenizer");
+  if (check_seal(model) != Seal::Absent) return true;
+  return sentencepiece::SentencePieceProcessor().LoadFromSerializedProto(model).ok();
 }
 
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& path_or_bytes) {

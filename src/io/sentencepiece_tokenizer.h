@@ -34,6 +34,9 @@ struct SentencePieceTraining {
 std::string train_sentencepiece(const std::function<bool(std::string&)>& next,
                                 const SentencePieceTraining& settings);
 
+/// Whether the file is a SentencePiece model, one of ours that is damaged included.
+bool is_sentencepiece_file(const std::string& path);
+
 /// "bytes", or the path of a SentencePiece model.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::string& path_or_bytes);
 

@@ -15,6 +15,7 @@
 #include "src/io/checksum.h"
 #include "src/io/damaged_file.h"
 #include "src/io/hdf5_file.h"
+#include "src/io/output_file.h"
 
 namespace fathom {
 
@@ -86,6 +87,13 @@ std::uint64_t checksum_file(int fd, std::uint64_t offset, std::uint64_t size, co
     size -= got;
   }
   return hash.digest64();
+}
+
+std::string claimed_kind(const std::string& path) {
+  const std::string start = start_of_file(path, kH5UserBlockSize);
+  if (start.size() < kH5UserBlockSize || !start.starts_with(kMagic)) return {};
+  const char* kind = start.data() + offsetof(RawBlock, kind);
+  return {kind, ::strnlen(kind, kKindBytes)};
 }
 
 UserBlock verify_file(int fd, const std::string& path, std::string_view kind) {

@@ -21,6 +21,9 @@ std::array<std::byte, 512> encode_user_block(const UserBlock& block);
 /// fails.
 std::uint64_t checksum_file(int fd, std::uint64_t offset, std::uint64_t size, const std::string& path);
 
+/// The kind that the file's start claims, nothing of which is verified; empty when it is none of Fathom's.
+std::string claimed_kind(const std::string& path);
+
 /// Reads the block of the file `fd` and proves that the file is whole: magic, version, kind, length,
 /// checksum. Throws the UserError that says which of them is wrong; a DamagedFile when bytes are missing or
 /// changed.

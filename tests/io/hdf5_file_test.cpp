@@ -133,10 +133,14 @@ TEST(H5File, SaysWhatAFileIsInstead) {
   expect_user_error(open, {path, "not a Fathom file", "expected a token store"});
   write_bytes(path, "FATHOM\r\n\x1a and no more");
   expect_user_error(open, {path, "truncated", "21"});
+  std::filesystem::remove(path);
   write_sample(path);
   write_bytes(path, read_bytes(path).substr(kH5UserBlockSize));  // what follows the block is plain HDF5
   expect_user_error(open, {path, "is an HDF5 file but not one of Fathom's"});
+  expect_user_error([&] { write_sample(path); }, {path, "not a checkpoint", "another path"});
+  std::filesystem::remove(path);
   write_sample(path);
+  expect_user_error([&] { H5Writer out(path, kTokenStoreKind); }, {path, "not a token store"});
   expect_user_error(open, {path, "is a checkpoint, expected a token store"});
   std::filesystem::create_directory(folder / "folder");
   expect_user_error([&] { H5Reader in(folder / "folder", kTokenStoreKind); }, {"not a regular file"});

@@ -1,5 +1,6 @@
 #include "train/report/report.h"
 
+#include <cctype>
 #include <ctime>
 
 #include <fmt/format.h>
@@ -7,6 +8,7 @@
 #include "kernels/error.h"
 #include "src/core/units.h"
 #include "src/io/atomic_file.h"
+#include "src/io/output_file.h"
 #include "train/report/html.h"
 #include "train/report/run_data.h"
 #include "train/report/sections.h"
@@ -84,6 +86,42 @@ std::string utc_today() {
 }  // namespace
 }  // namespace report
 
+namespace report {
+namespace {
+
+bool is_html_file(const std::string& path) {
+  constexpr std::size_t kEnough = 256;
+  std::string start = start_of_file(path, kEnough);
+  start.erase(0, start.find_first_not_of(" \t\r\n"));
+  for (char& c : start) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return start.starts_with("<!doctype html") || start.starts_with("<html");
+}
+
+// Its first line names columns that every report has; a newer version may have more.
+bool is_report_csv(const std::string& path) {
+  constexpr std::size_t kEnough = 4096;
+  const std::string start = start_of_file(path, kEnough);
+  const std::string head = "," + start.substr(0, start.find_first_of("\r\n")) + ",";
+  return head.find(",name,") != std::string::npos &&
+         head.find(",flops_per_token_train,") != std::string::npos;
+}
+
+void require_writable(std::span<const std::filesystem::path> runs, const std::filesystem::path& html,
+                      const std::filesystem::path& csv) {
+  std::vector<std::string> inputs;
+  for (const std::filesystem::path& run : runs) {
+    for (const char* name : {"metrics.jsonl", "config.yaml", "plan.json", "samples.json", "samples.txt"})
+      inputs.push_back((run / name).string());
+  }
+  require_no_input("-o", html.string(), inputs);
+  require_no_input("the page's CSV", csv.string(), inputs);
+  require_replaceable(html.string(), "an HTML page", is_html_file);
+  require_replaceable(csv.string(), "a report's CSV", is_report_csv);
+}
+
+}  // namespace
+}  // namespace report
+
 void write_report(std::span<const std::filesystem::path> runs, const std::filesystem::path& html) {
   using namespace report;
   std::filesystem::path csv = html;
@@ -92,6 +130,7 @@ void write_report(std::span<const std::filesystem::path> runs, const std::filesy
     throw UsageError("the report " + html.string() + " would be overwritten by its own CSV file.",
                      "Give a name that ends in .html.");
   }
+  require_writable(runs, html, csv);
   const std::vector<RunData> data = load_runs(runs);
   const std::string title = title_of(data);
   std::string body = "<header>\n<h1>" + escape(title) + "</h1>\n<p class=\"sub\">Fathom report, written " +

@@ -8,8 +8,8 @@
 namespace fathom {
 
 /// Reads run folders (metrics.jsonl; config.yaml, plan.json and samples.txt or samples.json where present),
-/// writes `html` and, beside it, the same name with .csv. UserError: a folder that is no run, or an
-/// unwritable file.
+/// writes `html` and, beside it, the same name with .csv. UserError: a folder that is no run, an
+/// unwritable file, or one that is of another kind or is read here.
 void write_report(std::span<const std::filesystem::path> runs, const std::filesystem::path& html);
 
 /// The summary table as one JSON object: {"runs": [{"name", "status", "val_loss", "val_topk", "val_causal",

@@ -1,0 +1,80 @@
+// What a run goes on with is what it began with: its config, its model, its text.
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/system/cli.h"
+
+namespace fathom {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::content;
+using testing::expect_refusal;
+using testing::Experiment;
+using testing::fathom_command;
+using ::testing::HasSubstr;
+using ::testing::Not;
+using testing::Outcome;
+
+class SameRun : public ::testing::Test {
+ protected:
+  Outcome train(const std::string& kind, const std::string& run, const std::string& more) const {
+    return fathom_command(e, Experiment::train(kind, run, more));
+  }
+
+  Experiment e;
+};
+
+TEST_F(SameRun, WithoutItsConfigFileTheCheckpointsConfigIsCompared) {
+  e.trained("dense", "run");
+  fs::remove(e / "run/config.yaml");
+  const auto before = content(e.newest_checkpoint("run"));
+  expect_refusal(train("dense", "run", "--set train.lr=1e-2 --set model.rope_theta=500"), 1,
+                 {"step_00000040.h5", "another config", "model.rope_theta: 500 here, 10000 there",
+                  "train.lr: 0.01 here, 0.003 there"});
+  EXPECT_FALSE(fs::exists(e / "run/config.yaml"));
+  EXPECT_EQ(content(e.newest_checkpoint("run")), before);
+  e.trained("dense", "run", "--set train.log_every=7 --set train.recompute=block");
+}
+
+TEST_F(SameRun, AConfigFileOfAnotherRunDoesNotHideTheCheckpoints) {
+  e.trained("dense", "run");
+  e.trained("dense", "other", "--set model.norm_eps=1e-6 --set train.steps=2");
+  fs::copy_file(e / "other/config.yaml", e / "run/config.yaml", fs::copy_options::overwrite_existing);
+  expect_refusal(train("dense", "run", "--set model.norm_eps=1e-6 --set train.steps=2"), 1,
+                 {"step_00000040.h5", "another config", "model.norm_eps", "train.steps: 2 here, 40 there"});
+}
+
+TEST_F(SameRun, AnotherRunsCheckpointIsOfTheSameModel) {
+  e.trained("dense", "dense");
+  e.trained("mod", "mod");
+  const std::string longer = " --set train.steps=50";
+  const auto refused = [&](const std::string& kind, const std::string& more,
+                           std::initializer_list<std::string> words) {
+    SCOPED_TRACE(more);
+    expect_refusal(train(kind, "new", more + longer), 1, words);
+    EXPECT_EQ(e.newest_checkpoint("new"), "");
+    EXPECT_FALSE(fs::exists(e / "new/config.yaml"));
+  };
+  refused("dense", "--resume dense --set model.heads=4",
+          {"dense/checkpoints/step_00000040.h5", "another model", "model.heads: 4 here, 2 there"});
+  refused("dense", "--resume dense --set model.rope_theta=500", {"model.rope_theta"});
+  refused("mod", "--resume mod --set routing.capacity=0.5", {"routing.capacity: 0.5 here, 0.25 there"});
+  refused("mod", "--resume mod --set routing.gate=sigmoid", {"routing.gate"});
+  refused("mod", "--resume mod --set routing.selection=stochastic", {"routing.selection"});
+  // What leaves the model's function alone may change; so may how it is trained.
+  const std::string free =
+      "--set routing.causal.threshold=0.4 --set routing.causal.aux_weight=0.1 --set model.max_seq_len=64 "
+      "--set train.lr=1e-4 --set train.micro_batch=8 --set seed=5 --resume mod" +
+      longer;
+  e.trained("mod", "new", free);
+  EXPECT_EQ(e.lines("new").back().at("steps"), 50);
+  e.trained("dense", "new_dense", "--resume dense --set routing.capacity=0.5" + longer);
+}
+
+}  // namespace
+}  // namespace fathom

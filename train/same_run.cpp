@@ -1,0 +1,106 @@
+#include "train/same_run.h"
+
+#include <fmt/format.h>
+
+#include "kernels/error.h"
+#include "src/config/parse.h"
+#include "src/config/print.h"
+
+namespace fathom {
+
+namespace {
+
+// `config` with everything that may differ between two parts of one run taken from `other`.
+Config with_free_keys_of(Config config, const Config& other) {
+  config.device = other.device;
+  config.data.train = other.data.train;  // the content is compared, not the path
+  config.data.valid = other.data.valid;
+  config.data.tokenizer = other.data.tokenizer;
+  config.train.recompute = other.train.recompute;  // bit-equal either way
+  config.train.log_every = other.train.log_every;
+  config.train.eval_every = other.train.eval_every;
+  config.train.eval_tokens = other.train.eval_tokens;
+  config.train.checkpoint_every = other.train.checkpoint_every;
+  config.train.keep_checkpoints = other.train.keep_checkpoints;
+  config.train.on_spike = other.train.on_spike;
+  config.train.spike_factor = other.train.spike_factor;
+  return config;
+}
+
+// The model that `config` describes, with everything from `other` that leaves its function as it is.
+Config model_of(const Config& config, const Config& other) {
+  Config model = other;
+  model.model = config.model;
+  model.model.max_seq_len = other.model.max_seq_len;  // a limit; positions are relative (RoPE)
+  if (config.routing.kind == RoutingKind::None && other.routing.kind == RoutingKind::None) return model;
+  model.routing = config.routing;
+  CausalConfig& causal = model.routing.causal;
+  causal.aux_weight = other.routing.causal.aux_weight;
+  causal.threshold = other.routing.causal.threshold;
+  // With or without the auxiliary loss, the causal rule asks the predictor where there is one.
+  if (config.routing.has_predictor() == other.routing.has_predictor()) {
+    causal.method = other.routing.causal.method;
+    if (!config.routing.has_predictor()) causal.predictor_hidden = other.routing.causal.predictor_hidden;
+  }
+  return model;
+}
+
+// "model.depth: 4 here, 6 there; train.lr: ..."; empty when equal.
+std::string differences(const Config& here, const Config& there) {
+  std::string lines = difference(here, there);
+  if (lines.empty()) return lines;
+  lines.pop_back();  // the last line's end
+  for (std::size_t end = 0; (end = lines.find('\n', end)) != std::string::npos;) lines.replace(end, 1, "; ");
+  return lines;
+}
+
+Config config_in(const std::filesystem::path& checkpoint, const CheckpointMeta& meta) {
+  return parse_config(meta.config_yaml, checkpoint.string() + ":config.yaml");
+}
+
+void require_same_store(const CheckpointMeta& meta, const TrainingInputs& inputs) {
+  const TokenStoreInfo& info = inputs.train->info();
+  const std::string& path = inputs.config.data.train;
+  if (meta.tokenizer_hash != info.tokenizer_hash) {
+    throw UserError(
+        fmt::format("{} was made with the tokenizer {} ({}), but the checkpoint was trained with {} ({}).",
+                    path, info.tokenizer_hash, info.tokenizer_kind, meta.tokenizer_hash, meta.tokenizer_kind),
+        "Use the store that the run was started with.");
+  }
+  const std::string content_hash = inputs.train->content_hash();
+  if (meta.store_hash != content_hash) {
+    throw UserError(
+        fmt::format("{} holds other text (content {}) than the checkpoint was trained on (content {}).", path,
+                    content_hash, meta.store_hash),
+        "Use the store that the run was started with: its order of data is part of the run.");
+  }
+}
+
+}  // namespace
+
+void require_same_config(const std::string& where, const Config& config, const Config& saved) {
+  const std::string differs = differences(with_free_keys_of(config, saved), saved);
+  if (differs.empty()) return;
+  throw UserError(fmt::format("{} holds a run of another config ({}).", where, differs),
+                  "Choose another --run-dir, or give the config that the run was started with.");
+}
+
+void require_same_run(const std::filesystem::path& checkpoint, const CheckpointMeta& meta,
+                      const TrainingInputs& inputs) {
+  require_same_store(meta, inputs);
+  require_same_config(checkpoint.string(), inputs.config, config_in(checkpoint, meta));
+}
+
+void require_same_model(const std::filesystem::path& checkpoint, const CheckpointMeta& meta,
+                        const TrainingInputs& inputs) {
+  require_same_store(meta, inputs);
+  const Config saved = config_in(checkpoint, meta);
+  const std::string differs = differences(model_of(inputs.config, saved), saved);
+  if (differs.empty()) return;
+  throw UserError(
+      fmt::format("{} is a checkpoint of another model than this config's ({}).", checkpoint.string(),
+                  differs),
+      "Give the model and routing that it was trained with, or train a new model without --resume.");
+}
+
+}  // namespace fathom

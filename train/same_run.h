@@ -1,0 +1,26 @@
+// What must be equal for a training to go on from a checkpoint: the config, the model, the text.
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+#include "src/model/checkpoint.h"
+#include "train/inputs.h"
+
+namespace fathom {
+
+/// UserError when `config` differs from `saved`, the config of what `where` names, in more than what changes
+/// nothing that is computed (logging, evaluation, checkpointing, paths of the stores). The message says in
+/// what.
+void require_same_config(const std::string& where, const Config& config, const Config& saved);
+
+/// The same of a run's own checkpoint, with the config inside it, and with the training store that it read.
+void require_same_run(const std::filesystem::path& checkpoint, const CheckpointMeta& meta,
+                      const TrainingInputs& inputs);
+
+/// UserError when another run's checkpoint is of another model function, though maybe of the same shapes, or
+/// was trained on another store. Thresholds and weights of losses may differ, and how it was trained.
+void require_same_model(const std::filesystem::path& checkpoint, const CheckpointMeta& meta,
+                        const TrainingInputs& inputs);
+
+}  // namespace fathom
