@@ -1,6 +1,8 @@
 // What a run folder carries to those that use its model: the tokenizer, and the row-invariant mode.
+#include <algorithm>
 #include <filesystem>
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "src/io/hdf5_file.h"
@@ -43,6 +45,35 @@ TEST_F(RunTokenizer, EvaluationIsOfTheTrainingsOwnValidationStoreUnlessToldOther
   EXPECT_EQ(own, fathom_command(e, "eval run --data bpe.valid.h5 --tokens 64 --json").json());
   e.trained("mod", "blind", std::string(kSets) + " --set data.valid=");
   expect_refusal(fathom_command(e, "eval blind"), 2, {"without data.valid", "--data"});
+}
+
+// The model's vocabulary is padded (400 -> 448), and token 1 ends a document: only the tokenizer knows both.
+TEST_F(RunTokenizer, APromptOfIdsIsGoneOnFromByTheTokenizersRulesToo) {
+  const std::string ask = "generate run --prompt-ids 389 -n 60 --temperature 50 --json --seed ";
+  const auto ids = [&](const std::string& more) {
+    std::vector<int> all;
+    for (int seed = 1; seed <= 4; ++seed) {
+      const auto json = fathom_command(e, ask + std::to_string(seed) + more).json();
+      for (const int id : json.at("tokens")) all.push_back(id);
+    }
+    return all;
+  };
+  const std::vector<int> known = ids("");
+  EXPECT_LT(std::ranges::max(known), 400);
+  EXPECT_EQ(std::ranges::count(known, 1), 0);
+  EXPECT_TRUE(fathom_command(e, ask + "1").json().at("text").is_string());
+  // Without one the ids are all there is, and a line says so.
+  fs::remove(e / "run/tokenizer.model");
+  fs::rename(e / "bpe.model", e / "other.model");
+  EXPECT_GE(std::ranges::max(ids("")), 400) << "or this test shows nothing";
+  EXPECT_LT(std::ranges::max(ids(" --tokenizer other.model")), 400);
+  const Outcome bare = fathom_command(e, ask + "1");
+  EXPECT_TRUE(bare.json().at("text").is_null());
+  EXPECT_THAT(bare.err,
+              ::testing::AllOf(::testing::HasSubstr("Warning: "), ::testing::HasSubstr("bpe.model")));
+  EXPECT_EQ(std::ranges::count(bare.err, '\n'), 1);
+  // One that is named must be there.
+  refused("generate run --prompt-ids 1 --tokenizer absent", {"absent"});
 }
 
 TEST_F(RunTokenizer, AMovedRunWritesAndIsEvaluatedWithoutTheOriginal) {
