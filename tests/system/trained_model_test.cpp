@@ -97,6 +97,46 @@ TEST_F(RunTokenizer, AMovedRunWritesAndIsEvaluatedWithoutTheOriginal) {
   succeeds("eval elsewhere/moved --data bpe.valid.h5 --tokens 64");
 }
 
+TEST_F(RunTokenizer, AMovedRunGoesOnWithItsOwnCopy) {
+  const auto train = [&](const std::string& more) {
+    return fathom_command(e, Experiment::train("mod", "moved", kSets + more));
+  };
+  const std::string model = read_bytes(e / "bpe.model");
+  fs::rename(e / "run", e / "moved");
+  fs::remove(e / "bpe.model");
+  const Outcome done = train("");
+  EXPECT_EQ(done.status, 0) << done.err;
+  EXPECT_THAT(done.err, ::testing::HasSubstr("moved is done"));
+  EXPECT_EQ(train(" --dry-run").status, 0);
+  // As if stopped before the end, and from the config that the run folder holds, twice: it names the copy
+  // then.
+  for (const char* const name : {"moved", "again"}) {
+    if (std::string(name) == "again") fs::rename(e / "moved", e / "again");
+    fs::remove(e.newest_checkpoint(name));
+    const std::string folder = name;
+    const Outcome resumed =
+        fathom_command(e, "train " + folder + "/config.yaml --threads 1 --run-dir " + folder);
+    EXPECT_EQ(resumed.status, 0) << resumed.err;
+    EXPECT_THAT(resumed.err, ::testing::HasSubstr("resume at step 35"));
+    EXPECT_THAT(resumed.err, ::testing::HasSubstr(folder + "/tokenizer.model"));
+    EXPECT_EQ(read_bytes(e / (folder + "/tokenizer.model")), model);
+  }
+  fs::rename(e / "again", e / "moved");
+  // Not when it is not the stores' tokenizer, nor where there is none.
+  expect_refusal(train(" --set data.train=train.h5 --set data.valid=train.valid.h5"), 1,
+                 {"moved/tokenizer.model", "another tokenizer", "train.h5"});
+  expect_refusal(fathom_command(e, Experiment::train("mod", "new", kSets)), 1, {"bpe.model"});
+}
+
+TEST_F(RunTokenizer, EvaluationElsewhereSaysWhoseStoreIsMissing) {
+  fs::create_directory(e / "elsewhere");
+  for (const std::string& path : {e / "run", e.newest_checkpoint("run")}) {
+    expect_refusal(fathom_command(e, "eval " + path, "cd elsewhere;"), 1,
+                   {"bpe.valid.h5 (data.valid of its training)", "No such file", "Give --data STORE."});
+  }
+  expect_refusal(fathom_command(e, "eval run --data absent.h5"), 1, {"absent.h5", "No such file"});
+}
+
 TEST_F(RunTokenizer, ADamagedCopyIsNamedAndTheNextStartHealsIt) {
   const std::string model = read_bytes(e / "bpe.model");
   std::string damaged = model;
