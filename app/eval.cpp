@@ -104,6 +104,21 @@ void dump_logits(Context& c, const Transformer& model, const Config& config, con
   }
 }
 
+TokenStore open_store(const EvalFlags& flags, const Config& config) {
+  if (!flags.data.empty()) return TokenStore::open(flags.data);
+  const std::string& path = config.data.valid;
+  if (path.empty()) {
+    throw UsageError("Nothing to evaluate: the model was trained without data.valid.",
+                     "Give --data STORE, or --dump-logits FILE with --prompt-ids.");
+  }
+  try {
+    return TokenStore::open(path);
+  } catch (const UserError& e) {
+    throw UserError(fmt::format("{} (data.valid of its training) cannot be evaluated: {}", path, e.what()),
+                    "Give --data STORE.");
+  }
+}
+
 void run(const EvalFlags& flags, Globals& globals) {
   if (flags.dump_logits.empty() != flags.prompt_ids.empty()) {
     throw UsageError(
@@ -122,15 +137,10 @@ void run(const EvalFlags& flags, Globals& globals) {
   if (!flags.dump_logits.empty()) dump_logits(context, *loaded.model, config, flags, globals);
   if (flags.data.empty() && !flags.dump_logits.empty()) return;
 
-  const std::string data_path = flags.data.empty() ? config.data.valid : flags.data;
-  if (data_path.empty()) {
-    throw UsageError("Nothing to evaluate: the model was trained without data.valid.",
-                     "Give --data STORE, or --dump-logits FILE with --prompt-ids.");
-  }
-  const auto store = std::make_shared<const TokenStore>(TokenStore::open(data_path));
+  const auto store = std::make_shared<const TokenStore>(open_store(flags, config));
   if (store->tokenizer_hash() != loaded.meta.tokenizer_hash) {
     throw UserError(fmt::format("{} was made with the tokenizer {} ({}), the model was trained with {} ({}).",
-                                data_path, store->tokenizer_hash(), store->info().tokenizer_kind,
+                                store->path(), store->tokenizer_hash(), store->info().tokenizer_kind,
                                 loaded.meta.tokenizer_hash, loaded.meta.tokenizer_kind),
                     "Prepare the text with the model's tokenizer.");
   }

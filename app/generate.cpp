@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
+#include <spdlog/spdlog.h>
 
 #include "app/command.h"
 #include "app/trained_model.h"
@@ -64,6 +65,19 @@ std::vector<Prompt> prompts_of(const GenerateFlags& flags) {
   return prompts;
 }
 
+// Ids can do without a tokenizer, but only it knows which ids are tokens and which one ends a document.
+std::unique_ptr<Tokenizer> open_tokenizer(const LoadedModel& model, const GenerateFlags& flags) {
+  if (flags.prompt_ids.empty() || !flags.tokenizer.empty()) return tokenizer_of(model, flags.tokenizer);
+  try {
+    return tokenizer_of(model);
+  } catch (const UserError& e) {
+    spdlog::warn(
+        "Warning: what follows are ids of the model's vocabulary, and goes on past the end of a document: {}",
+        e.what());
+    return nullptr;
+  }
+}
+
 void print_json(const Generated& g, const GenerateFlags& flags, const std::vector<std::int32_t>& prompt,
                 const std::string& prompt_text, const Tokenizer* tokenizer,
                 const std::vector<std::int64_t>& layers) {
@@ -92,9 +106,7 @@ void run(const GenerateFlags& flags, Globals& globals) {
   RoutingConfig routing = loaded.config.routing;
   if (flags.threshold >= 0) routing.causal.threshold = flags.threshold;
 
-  std::unique_ptr<Tokenizer> tokenizer;
-  if (flags.prompt_ids.empty() || loaded.meta.tokenizer_kind == "bytes")
-    tokenizer = tokenizer_of(loaded, flags.tokenizer);
+  const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(loaded, flags);
   GenerateOptions options;
   options.tokens = flags.tokens;
   options.sampling = flags.sampling;

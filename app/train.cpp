@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
+#include <spdlog/spdlog.h>
 #include <unistd.h>
 
 #include "app/command.h"
@@ -15,6 +16,7 @@
 #include "kernels/error.h"
 #include "src/config/resolve.h"
 #include "src/core/build_info.h"
+#include "train/inputs.h"
 #include "train/metrics/console.h"
 #include "train/trainer.h"
 
@@ -69,8 +71,20 @@ void print_result(const TrainResult& r, const TrainFlags& flags) {
   std::cout << json.dump() << "\n";
 }
 
+// A run that was moved, or whose tokenizer's file was, has a copy of its own.
+Config load_config_of(const TrainFlags& flags) {
+  const Config config = flags.config.load();
+  if (flags.run_dir.empty() || flags.config.print) return config;
+  Config own = with_own_tokenizer(config, flags.run_dir);
+  if (own.data.tokenizer != config.data.tokenizer) {
+    spdlog::warn("note: {} (data.tokenizer) is not there; the run's copy takes its place, {}",
+                 config.data.tokenizer, own.data.tokenizer);
+  }
+  return own;
+}
+
 void run(const TrainFlags& flags, Globals& globals) {
-  Config config = flags.config.load();
+  const Config config = load_config_of(flags);
   if (flags.config.print) {
     print_config(resolve(config), globals);
     return;

@@ -1,6 +1,7 @@
 #include "train/inputs.h"
 
 #include <string>
+#include <system_error>
 
 #include <fmt/format.h>
 
@@ -10,6 +11,7 @@
 #include "src/core/units.h"
 #include "src/io/atomic_file.h"
 #include "src/io/sentencepiece_tokenizer.h"
+#include "src/model/model_tokenizer.h"
 
 namespace fathom {
 
@@ -54,6 +56,15 @@ DataLoader TrainingInputs::train_loader() const { return loader_of(train, config
 std::optional<DataLoader> TrainingInputs::valid_loader() const {
   if (!valid) return std::nullopt;
   return loader_of(valid, config);
+}
+
+Config with_own_tokenizer(Config config, const std::filesystem::path& run) {
+  std::string& tokenizer = config.data.tokenizer;
+  const std::filesystem::path copy = run / kTokenizerCopy;
+  std::error_code error;
+  if (tokenizer.empty() || tokenizer == "bytes" || std::filesystem::exists(tokenizer, error)) return config;
+  if (std::filesystem::exists(copy, error)) tokenizer = copy.string();
+  return config;
 }
 
 std::string data_line(const TrainingInputs& inputs, std::int64_t steps) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
@@ -27,6 +28,11 @@ struct TrainingInputs {
   DataLoader train_loader() const;
   std::optional<DataLoader> valid_loader() const;  // empty: no evaluation
 };
+
+/// `config` for the run in the folder `run`: where the file that data.tokenizer names is gone, the run's own
+/// copy (kTokenizerCopy) takes its place, if there is one. TrainingInputs::open then checks it against the
+/// stores, as any other.
+Config with_own_tokenizer(Config config, const std::filesystem::path& run);
 
 /// More passes than this over a text teach less than fresh text would (Muennighoff et al. 2023).
 inline constexpr double kManyPasses = 4.0;

@@ -56,7 +56,7 @@ std::unique_ptr<Tokenizer> tokenizer_of(const LoadedModel& model, const std::str
   if (configured.empty()) {
     throw UserError(
         "The model's config names no tokenizer (data.tokenizer), so text cannot be turned into tokens.",
-        "Give --tokenizer PATH, or --prompt-ids.");
+        "Give --tokenizer PATH; without one only --prompt-ids can be gone on from.");
   }
   std::error_code error;
   if (!fs::exists(configured, error)) {

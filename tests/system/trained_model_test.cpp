@@ -1,6 +1,8 @@
 // What a run folder carries to those that use its model: the tokenizer, and the row-invariant mode.
+#include <algorithm>
 #include <filesystem>
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "src/io/hdf5_file.h"
@@ -45,6 +47,35 @@ TEST_F(RunTokenizer, EvaluationIsOfTheTrainingsOwnValidationStoreUnlessToldOther
   expect_refusal(fathom_command(e, "eval blind"), 2, {"without data.valid", "--data"});
 }
 
+// The model's vocabulary is padded (400 -> 448), and token 1 ends a document: only the tokenizer knows both.
+TEST_F(RunTokenizer, APromptOfIdsIsGoneOnFromByTheTokenizersRulesToo) {
+  const std::string ask = "generate run --prompt-ids 389 -n 60 --temperature 50 --json --seed ";
+  const auto ids = [&](const std::string& more) {
+    std::vector<int> all;
+    for (int seed = 1; seed <= 4; ++seed) {
+      const auto json = fathom_command(e, ask + std::to_string(seed) + more).json();
+      for (const int id : json.at("tokens")) all.push_back(id);
+    }
+    return all;
+  };
+  const std::vector<int> known = ids("");
+  EXPECT_LT(std::ranges::max(known), 400);
+  EXPECT_EQ(std::ranges::count(known, 1), 0);
+  EXPECT_TRUE(fathom_command(e, ask + "1").json().at("text").is_string());
+  // Without one the ids are all there is, and a line says so.
+  fs::remove(e / "run/tokenizer.model");
+  fs::rename(e / "bpe.model", e / "other.model");
+  EXPECT_GE(std::ranges::max(ids("")), 400) << "or this test shows nothing";
+  EXPECT_LT(std::ranges::max(ids(" --tokenizer other.model")), 400);
+  const Outcome bare = fathom_command(e, ask + "1");
+  EXPECT_TRUE(bare.json().at("text").is_null());
+  EXPECT_THAT(bare.err,
+              ::testing::AllOf(::testing::HasSubstr("Warning: "), ::testing::HasSubstr("bpe.model")));
+  EXPECT_EQ(std::ranges::count(bare.err, '\n'), 1);
+  // One that is named must be there.
+  refused("generate run --prompt-ids 1 --tokenizer absent", {"absent"});
+}
+
 TEST_F(RunTokenizer, AMovedRunWritesAndIsEvaluatedWithoutTheOriginal) {
   const std::string model = read_bytes(e / "bpe.model");
   EXPECT_EQ(read_bytes(e / "run/tokenizer.model"), model);
@@ -64,6 +95,46 @@ TEST_F(RunTokenizer, AMovedRunWritesAndIsEvaluatedWithoutTheOriginal) {
       fathom_command(e, "generate ./" + name + kAsk, "cd elsewhere/moved/checkpoints;").json().at("text"),
       before.at("text"));
   succeeds("eval elsewhere/moved --data bpe.valid.h5 --tokens 64");
+}
+
+TEST_F(RunTokenizer, AMovedRunGoesOnWithItsOwnCopy) {
+  const auto train = [&](const std::string& more) {
+    return fathom_command(e, Experiment::train("mod", "moved", kSets + more));
+  };
+  const std::string model = read_bytes(e / "bpe.model");
+  fs::rename(e / "run", e / "moved");
+  fs::remove(e / "bpe.model");
+  const Outcome done = train("");
+  EXPECT_EQ(done.status, 0) << done.err;
+  EXPECT_THAT(done.err, ::testing::HasSubstr("moved is done"));
+  EXPECT_EQ(train(" --dry-run").status, 0);
+  // As if stopped before the end, and from the config that the run folder holds, twice: it names the copy
+  // then.
+  for (const char* const name : {"moved", "again"}) {
+    if (std::string(name) == "again") fs::rename(e / "moved", e / "again");
+    fs::remove(e.newest_checkpoint(name));
+    const std::string folder = name;
+    const Outcome resumed =
+        fathom_command(e, "train " + folder + "/config.yaml --threads 1 --run-dir " + folder);
+    EXPECT_EQ(resumed.status, 0) << resumed.err;
+    EXPECT_THAT(resumed.err, ::testing::HasSubstr("resume at step 35"));
+    EXPECT_THAT(resumed.err, ::testing::HasSubstr(folder + "/tokenizer.model"));
+    EXPECT_EQ(read_bytes(e / (folder + "/tokenizer.model")), model);
+  }
+  fs::rename(e / "again", e / "moved");
+  // Not when it is not the stores' tokenizer, nor where there is none.
+  expect_refusal(train(" --set data.train=train.h5 --set data.valid=train.valid.h5"), 1,
+                 {"moved/tokenizer.model", "another tokenizer", "train.h5"});
+  expect_refusal(fathom_command(e, Experiment::train("mod", "new", kSets)), 1, {"bpe.model"});
+}
+
+TEST_F(RunTokenizer, EvaluationElsewhereSaysWhoseStoreIsMissing) {
+  fs::create_directory(e / "elsewhere");
+  for (const std::string& path : {e / "run", e.newest_checkpoint("run")}) {
+    expect_refusal(fathom_command(e, "eval " + path, "cd elsewhere;"), 1,
+                   {"bpe.valid.h5 (data.valid of its training)", "No such file", "Give --data STORE."});
+  }
+  expect_refusal(fathom_command(e, "eval run --data absent.h5"), 1, {"absent.h5", "No such file"});
 }
 
 TEST_F(RunTokenizer, ADamagedCopyIsNamedAndTheNextStartHealsIt) {

@@ -50,13 +50,18 @@ StepRecord step_at(std::int64_t step) {
   return r;
 }
 
-TEST(Format, AStepSaysEverything) {
-  StepRecord r = step_at(1200);
+StepRecord routed_step_at(std::int64_t step) {
+  StepRecord r = step_at(step);
   r.mfu = 0.61;
   r.routed_layers = {1, 3};
   r.routed_fraction = {0.12, 0.13};
   r.predictor_accuracy = 0.931;
   r.memory_bytes = 812.0 * 1024 * 1024;
+  return r;
+}
+
+TEST(Format, AStepSaysEverything) {
+  const StepRecord r = routed_step_at(1200);
   const std::string text = format_step(r, 5000);
   for (const char* part : {"step 1200/5000", "loss 3.2500 (avg 3.5000)", "ETA 6 min 20 s", "20.5k tok/s",
                            "103 GFLOP/s", "MFU 61.0 %", "lr 9.50e-04", "grad norm 0.831", "routed 12.5 %",
@@ -91,6 +96,38 @@ TEST(Format, CutCountsCharactersNotBytes) {
   EXPECT_EQ(cut_to_width("abc", 0), "");
 }
 
+TEST(Format, ALiveLineHasWholeFieldsByImportanceAsFarAsTheyFit) {
+  const StepRecord r = routed_step_at(12000);
+  const std::string narrow = "12000/50000  loss 3.2500  ETA 1h03m  20.5k tok/s  grad 0.831  routed 12.5 %";
+  EXPECT_EQ(format_live_step(r, 50000, 79), narrow);  // a terminal of 80 columns
+  EXPECT_EQ(format_live_step(r, 50000, 99), narrow + "  lr 9.50e-04");
+  EXPECT_EQ(format_live_step(r, 50000, 119), narrow + "  lr 9.50e-04  MFU 61.0 %  avg 3.5000");
+  EXPECT_EQ(format_live_step(r, 50000, 300), narrow +
+                                                 "  lr 9.50e-04  MFU 61.0 %  avg 3.5000"
+                                                 "  memory 812 MiB  predictor 93.1 %  103 GFLOP/s");
+  // A dense model has room for more, and what is too long makes way for what is not.
+  EXPECT_EQ(format_live_step(step_at(12000), 50000, 79),
+            "12000/50000  loss 3.2500  ETA 1h03m  20.5k tok/s  grad 0.831  lr 9.50e-04");
+  StepRecord slow = r;
+  slow.tokens_per_s = 1234.5e6;
+  slow.grad_norm = 1.23e-05;
+  for (int width = 24; width < 200; ++width) {
+    const std::string line = format_live_step(slow, 50000, width);
+    ASSERT_LE(static_cast<int>(line.size()), width);
+    for (std::size_t at = 0; at < line.size();) {
+      const std::size_t end = std::min(line.find("  ", at), line.size());
+      EXPECT_THAT(" " + format_live_step(slow, 50000, 300) + " ",
+                  HasSubstr(" " + line.substr(at, end - at) + " "));
+      at = end + 2;
+    }
+  }
+}
+
+TEST(Format, ALiveLineCutsOnlyWhenNothingElseIsLeft) {
+  EXPECT_EQ(format_live_step(step_at(12000), 50000, 8), "12000/5…");
+  EXPECT_EQ(format_live_step(step_at(12000), 0, 10), "step 12000");
+}
+
 TEST(Console, ATerminalGetsOneLiveLineCutToItsWidth) {
   std::ostringstream out;
   double now = 0.0;
@@ -106,7 +143,7 @@ TEST(Console, ATerminalGetsOneLiveLineCutToItsWidth) {
   const std::string live = out.str();
   EXPECT_EQ(live.find('\n'), std::string::npos);
   EXPECT_EQ(std::count(live.begin(), live.end(), '\r'), 2);
-  EXPECT_THAT(live, AllOf(HasSubstr("step 1/5000"), HasSubstr("step 3/5000"), Not(HasSubstr("step 2/5000"))));
+  EXPECT_THAT(live, AllOf(HasSubstr("\r1/5000"), HasSubstr("\r3/5000"), Not(HasSubstr("2/5000"))));
   EvalRecord eval;
   eval.val_loss = 3.0;
   console.evaluation(eval);

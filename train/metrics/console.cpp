@@ -26,18 +26,18 @@ void Console::step(const StepRecord& record) {
   const double now = options_.clock();
   const bool last = record.step >= options_.total_steps;
   const double elapsed = last_seconds_ ? now - *last_seconds_ : 1e300;
-  const std::string text = format_step(record, options_.total_steps);
   if (options_.kind == ConsoleKind::Terminal) {
     if (elapsed < kRepaintSeconds && !last) return;
     // One column is left free: some terminals wrap when the last one is filled.
-    out_ << '\r' << cut_to_width(text, options_.width() - 1) << "\x1b[K" << std::flush;
+    out_ << '\r' << format_live_step(record, options_.total_steps, options_.width() - 1) << "\x1b[K"
+         << std::flush;
     live_ = true;
   } else {
     const double share = options_.total_steps > 0 ? 1.0 * record.step / options_.total_steps : 0.0;
     const auto share_index = static_cast<std::int64_t>(share / options_.every_share + 1e-9);
     if (share_index == last_share_ && elapsed < options_.every_seconds && !last) return;
     last_share_ = share_index;
-    out_ << text << std::endl;
+    out_ << format_step(record, options_.total_steps) << std::endl;
   }
   last_seconds_ = now;
 }

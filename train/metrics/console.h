@@ -49,6 +49,8 @@ int terminal_width(int fd);
 
 // Formatting, pure.
 std::string format_step(const StepRecord& record, std::int64_t total_steps);
+/// Briefer, for a terminal: the fields that fit into `width` columns, whole, the most important first.
+std::string format_live_step(const StepRecord& record, std::int64_t total_steps, int width);
 std::string format_evaluation(const EvalRecord& record);
 std::string format_event(const EventRecord& record);
 /// Cut to `width` columns, with an ellipsis; counts UTF-8 characters, never splits one.

@@ -1,5 +1,7 @@
 // Records as lines for people: every number has its unit.
 #include <numeric>
+#include <optional>
+#include <vector>
 
 #include <fmt/format.h>
 
@@ -19,22 +21,49 @@ std::string percents(const std::vector<double>& shares) {
   return out + " %";
 }
 
-// The first step is no measure of the others: on a GPU kernels are chosen and plans are made in it.
-std::string eta(const StepRecord& r, std::int64_t total_steps) {
-  if (r.step <= 1 || r.step >= total_steps || !(r.tokens_per_s > 0.0)) return "";
+// Seconds left; empty when unknown. The first step is no measure of the others: on a GPU kernels are chosen
+// and plans are made in it.
+std::optional<double> seconds_left(const StepRecord& r, std::int64_t total_steps) {
+  if (r.step <= 1 || r.step >= total_steps || !(r.tokens_per_s > 0.0)) return std::nullopt;
   const double tokens_per_step = static_cast<double>(r.tokens) / static_cast<double>(r.step);
-  return format_duration(static_cast<double>(total_steps - r.step) * tokens_per_step / r.tokens_per_s);
+  return static_cast<double>(total_steps - r.step) * tokens_per_step / r.tokens_per_s;
+}
+
+// "3 min 05 s" as "3m05s".
+std::string compact(std::string duration) {
+  std::erase(duration, ' ');
+  const std::size_t minutes = duration.find("min");
+  return minutes == std::string::npos ? duration : duration.replace(minutes, 3, "m");
+}
+
+// What a live line may say, the most important first.
+std::vector<std::string> live_fields(const StepRecord& r, std::int64_t total_steps) {
+  std::vector<std::string> fields;
+  fields.push_back(total_steps > 0 ? fmt::format("{}/{}", r.step, total_steps)
+                                   : fmt::format("step {}", r.step));
+  fields.push_back(fmt::format("loss {:.4f}", r.loss));
+  if (const auto left = seconds_left(r, total_steps))
+    fields.push_back("ETA " + compact(format_duration(*left)));
+  fields.push_back(format_count(r.tokens_per_s) + " tok/s");
+  fields.push_back(fmt::format("grad {:.3g}", r.grad_norm));
+  if (!r.routed_fraction.empty()) fields.push_back("routed " + format_percent(mean(r.routed_fraction)));
+  fields.push_back(fmt::format("lr {:.2e}", r.lr));
+  if (r.mfu) fields.push_back("MFU " + format_percent(*r.mfu));
+  if (r.loss_average) fields.push_back(fmt::format("avg {:.4f}", *r.loss_average));
+  if (r.memory_bytes) fields.push_back("memory " + format_bytes(*r.memory_bytes));
+  if (r.predictor_accuracy) fields.push_back("predictor " + format_percent(*r.predictor_accuracy));
+  fields.push_back(format_rate(r.flops_per_s));
+  return fields;
 }
 
 }  // namespace
 
-// What matters most comes first: a narrow terminal cuts the end off.
 std::string format_step(const StepRecord& r, std::int64_t total_steps) {
   std::string out = fmt::format("step {}", r.step);
   if (total_steps > 0) out += fmt::format("/{}", total_steps);
   out += fmt::format("  loss {:.4f}", r.loss);
   if (r.loss_average) out += fmt::format(" (avg {:.4f})", *r.loss_average);
-  if (const std::string left = eta(r, total_steps); !left.empty()) out += "  ETA " + left;
+  if (const auto left = seconds_left(r, total_steps)) out += "  ETA " + format_duration(*left);
   out += fmt::format("  {} tok/s  {}", format_count(r.tokens_per_s), format_rate(r.flops_per_s));
   if (r.mfu) out += fmt::format("  MFU {}", format_percent(*r.mfu));
   out += fmt::format("  lr {:.2e}  grad norm {:.3g}", r.lr, r.grad_norm);
@@ -42,6 +71,18 @@ std::string format_step(const StepRecord& r, std::int64_t total_steps) {
   if (r.predictor_accuracy) out += fmt::format("  predictor {}", format_percent(*r.predictor_accuracy));
   if (r.memory_bytes) out += "  memory " + format_bytes(*r.memory_bytes);
   return out;
+}
+
+std::string format_live_step(const StepRecord& r, std::int64_t total_steps, int width) {
+  std::string line;
+  for (const std::string& field : live_fields(r, total_steps)) {
+    if (line.empty()) {
+      line = cut_to_width(field, width);
+    } else if (static_cast<int>(line.size() + field.size()) + 2 <= width) {
+      line += "  " + field;
+    }
+  }
+  return line;
 }
 
 std::string format_evaluation(const EvalRecord& r) {
