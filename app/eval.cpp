@@ -40,7 +40,7 @@ Config with_flags(Config config, const EvalFlags& flags) {
 
 void print_text(const EvalResult& e, const Config& config, const std::string& checkpoint) {
   std::cout << fmt::format("{}: {} tokens\n", checkpoint, e.tokens);
-  if (e.layers.empty()) {
+  if (!e.sees_future) {
     std::cout << fmt::format("  loss        {:.4f} nats/token\n", e.loss);
   } else {
     std::cout << fmt::format("  val_topk    {:.4f} nats/token (routed as in training; sees the future)\n",
@@ -71,7 +71,7 @@ void print_json(const EvalResult& e, const std::string& checkpoint) {
                          {"bits_per_byte", e.bytes > 0 ? nlohmann::json(e.bits_per_byte()) : nullptr},
                          {"tokens", e.tokens},
                          {"bytes", e.bytes}};
-  if (!e.layers.empty()) {
+  if (e.sees_future) {
     json["val_topk"] = e.loss;
     json["val_causal"] = e.causal ? nlohmann::json(*e.causal) : nullptr;
     json["routed_layers"] = e.layers;
@@ -85,7 +85,7 @@ void print_json(const EvalResult& e, const std::string& checkpoint) {
 
 void dump_logits(Context& c, const Transformer& model, const Config& config, const EvalFlags& flags,
                  const Globals& globals) {
-  const Causal rule = model.routed_layers().empty() ? Causal{} : causal_rule(config.routing);
+  const Causal rule = config.routing.kind == RoutingKind::None ? Causal{} : causal_rule(config.routing);
   const std::vector<float> logits = causal_logits(c, model, flags.prompt_ids, rule);
   H5Writer file(flags.dump_logits, kLogitsKind);
   const auto rows = static_cast<std::int64_t>(flags.prompt_ids.size());

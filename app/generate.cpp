@@ -115,7 +115,7 @@ void run(const GenerateFlags& flags, Globals& globals) {
     options.vocab = tokenizer->vocab_size();
   }
   const std::vector<std::int64_t> layers = loaded.model->routed_layers();
-  if (!layers.empty()) options.rule = causal_rule(routing);
+  if (routing.kind != RoutingKind::None) options.rule = causal_rule(routing);
 
   for (const Prompt& prompt : prompts) {
     const std::vector<std::int32_t> ids = prompt.ids.empty() ? tokenizer->encode(prompt.text) : prompt.ids;

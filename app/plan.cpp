@@ -51,6 +51,7 @@ constexpr NamedTerm kTerms[] = {
     {"attention_proj", &FlopTerms::attention_proj},
     {"attention_scores", &FlopTerms::attention_scores},
     {"mlp", &FlopTerms::mlp},
+    {"experts", &FlopTerms::experts},
     {"router", &FlopTerms::router},
     {"predictor", &FlopTerms::predictor},
     {"head", &FlopTerms::head},
@@ -99,7 +100,13 @@ std::string shape(const Config& c) {
   const ModelConfig& m = c.model;
   std::string text = fmt::format("{} blocks of width {}, {} heads, hidden {}, vocabulary {}", m.depth,
                                  m.width, m.heads, m.ffn_hidden, m.vocab_size);
-  if (c.routing.kind == RoutingKind::Mod) {
+  if (c.routing.has_experts()) {
+    const ExpertsConfig& e = c.routing.experts;
+    text += fmt::format("; {} experts, {} of {} tokens each", e.count, expert_tokens(e, c.train.seq_len),
+                        c.train.seq_len);
+    if (e.noop > 0) text += fmt::format(", {} no-ops", e.noop);
+  }
+  if (c.routing.routes_depth()) {
     std::int64_t routed = 0;
     for (std::int64_t l = 0; l < m.depth; ++l) routed += c.routing.routes(l) ? 1 : 0;
     text += fmt::format("; {} of them routed, {} of {} tokens, causal: {}", routed,

@@ -6,9 +6,10 @@
 // contiguous. Dtypes: activations and the weights of products and lookups (linear, embedding) are of one
 // compute dtype (fp32, fp64, bf16); "stat" views (router scores, norms' reciprocals, losses, gradients of
 // parameters, and the weights that are vectors: of norms, biases and scores) are fp32, or fp64 when the
-// compute dtype is fp64; indices are int32. A backward overwrites its outputs, unless its name ends in
-// _accumulate. Outputs never alias inputs unless said. Errors: InternalError for views whose sizes contradict
-// the shape; CUDA and library codes are checked.
+// compute dtype is fp64; indices are int32. E experts have S slots each: rows of the stream that they
+// compute. A backward overwrites its outputs, unless its name ends in _accumulate. Outputs never alias inputs
+// unless said. Errors: InternalError for views whose sizes contradict the shape; CUDA and library codes are
+// checked.
 #pragma once
 
 #include <cstddef>
@@ -27,6 +28,8 @@ struct LinearShape {
   std::int64_t rows = 0;  // N
   std::int64_t in = 0;
   std::int64_t out = 0;
+  /// So many products side by side, each of `rows` rows and weights of its own: operands are [batch, ...].
+  std::int64_t batch = 1;
 };
 
 struct NormShape {
@@ -61,6 +64,15 @@ struct GatherShape {
   std::int64_t source_rows = 0;  // B*T
   std::int64_t rows = 0;         // B*K in training; any number under a threshold
   std::int64_t width = 0;
+};
+
+/// What the experts of one MLP work on: `slots` of the `rows` of a stream, each expert. Several experts may
+/// have a slot for one row, one expert has at most one.
+struct ExpertShape {
+  std::int64_t rows = 0;     // N
+  std::int64_t experts = 0;  // E
+  std::int64_t slots = 0;    // S
+  std::int64_t width = 0;    // D
 };
 
 struct AdamWParams {
@@ -129,7 +141,8 @@ class Backend {
   virtual void sum_squares(View out, ConstView in) = 0;  // likewise
   virtual std::int64_t count_nonfinite(ConstView in) = 0;
 
-  // --- y = x W^T: x [rows, in], W [out, in], y [rows, out]
+  // --- y = x W^T: x [rows, in], W [out, in], y [rows, out], of the compute dtype; y of the stat dtype for
+  // ------------------------------------------------------ scores. All with a leading [batch] (LinearShape).
   virtual void linear_forward(View y, ConstView x, ConstView w, const LinearShape& s) = 0;
   virtual void linear_backward_input(View dx, ConstView dy, ConstView w, const LinearShape& s) = 0;
   virtual void linear_backward_weight(View dw, ConstView dy, ConstView x, const LinearShape& s) = 0;
@@ -222,6 +235,38 @@ class Backend {
   /// df = g(r_i) dy_i; dr[i] += <dy_i, f> g'(r_i). The gradient of x is dy itself.
   virtual void gated_scatter_backward(View df, View dr_accumulate, ConstView dy, ConstView f, ConstView r,
                                       ConstView indices, GateKind gate, const GatherShape& s) = 0;
+
+  // --- experts: their router's softmax, and rows to their slots and back
+  /// affinity stat [choices, rows] = the softmax of each row of logits stat [rows, choices], transposed, so
+  /// that each choice has its rows one after the other. lse stat [rows] or null: the log of the sum of
+  /// exponentials.
+  virtual void expert_affinity_forward(View affinity, View lse, ConstView logits, std::int64_t rows,
+                                       std::int64_t choices) = 0;
+  /// dlogits [rows, choices] of the compute dtype, with p the affinity: p (dp - sum_e p_e dp_e) + p dlse.
+  /// Either gradient may be null.
+  virtual void expert_affinity_backward(View dlogits, ConstView daffinity, ConstView dlse, ConstView affinity,
+                                        std::int64_t rows, std::int64_t choices) = 0;
+  /// From indices int32 [E, S], which count through [E, N] (e * N + row): rows int32 [E, S], the row of each
+  /// slot, and slots int32 [E, N], the slot (counted through [E, S]) that each row has with each expert; -1:
+  /// none.
+  virtual void expert_slots(View rows, View slots, ConstView indices, const ExpertShape& s) = 0;
+  /// out [E, S, D] = x[rows], zeros for a slot without a row. x [N, D].
+  virtual void expert_gather_forward(View out, ConstView x, ConstView rows, const ExpertShape& s) = 0;
+  /// dx [N, D] = the sum of dout over each row's slots, in the order of the experts.
+  virtual void expert_gather_backward(View dx, ConstView dout, ConstView slots, const ExpertShape& s) = 0;
+  /// y [N, D] = the sum over each row's slots of weights[e, row] * f[slot], in the order of the experts;
+  /// zeros for a row without slots. f [E, S, D], weights stat [E, N].
+  virtual void expert_combine_forward(View y, ConstView f, ConstView weights, ConstView slots,
+                                      const ExpertShape& s) = 0;
+  /// df[slot] = weights[e, row] dy[row]; dweights[e, row] = <dy[row], f[slot]>, 0 where there is no slot.
+  virtual void expert_combine_backward(View df, View dweights, ConstView dy, ConstView f, ConstView weights,
+                                       ConstView rows, const ExpertShape& s) = 0;
+  /// What the metrics say of the experts of a layer, into stat [8]: share of rows without a slot; slots a
+  /// row, mean and most; slots of the busiest and of the idlest expert, 1 being the mean over experts; the
+  /// mean affinity of all choices after the E experts together (no-ops); share of rows whose largest affinity
+  /// is one of those; mean entropy of the affinity, nats. affinity stat [choices, N], choices >= E.
+  virtual void expert_statistics(View out, ConstView affinity, ConstView slots, std::int64_t choices,
+                                 const ExpertShape& s) = 0;
 
   // --- losses
   /// losses stat [rows] = logsumexp(logits) - logits[target]; a target below 0 has loss 0 and gradient 0.

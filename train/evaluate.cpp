@@ -52,7 +52,8 @@ std::optional<EvalResult> evaluate(Context& c, const Transformer& model, const C
   EvalResult result;
   result.layers = model.routed_layers();
   const bool routed = !result.layers.empty();
-  const bool causal = routed && config.routing.causal.method != CausalMethod::None;
+  const bool causal = routed && !config.routing.needs_future();
+  result.sees_future = config.routing.kind != RoutingKind::None;
   std::vector<LayerSums> layers(result.layers.size());
   const SelectionRule trained_by = training_rule(config.routing, config.seed, 0);
 
@@ -89,7 +90,7 @@ std::optional<EvalResult> evaluate(Context& c, const Transformer& model, const C
     result.precision.push_back(layers[i].positives > 0 ? layers[i].true_positives / layers[i].positives : 0);
     capacity[static_cast<std::size_t>(result.layers[i])] = result.realised_capacity.back();
   }
-  if (causal || !routed) {
+  if (causal || !result.sees_future) {
     Config measured = config;  // scores cost what these sequences are long, not those of training
     measured.train.seq_len = data.seq_len();
     result.causal_flops_per_token = causal_flops_per_token(measured, capacity).total();

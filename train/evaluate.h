@@ -23,7 +23,8 @@ struct EvalOptions {
 struct EvalResult {
   std::int64_t tokens = 0;
   double bytes = 0;              // of text behind these tokens, from the store's average; 0 if it is unknown
-  double loss = 0;               // nats a token: top-k for a routed model
+  double loss = 0;               // nats a token, routed as in training
+  bool sees_future = false;      // whether that routing looks at whole sequences
   std::optional<double> causal;  // nats a token, each token routed by itself alone
   // By routed layer, in the causal pass; recall and precision hold the causal decision against top-k in the
   // top-k pass.

@@ -65,6 +65,8 @@ StepRecord step_record(const Config& config, const TrainingState& state, const S
     r.router.push_back({s.mean, s.min, s.max, s.above_half});
     accuracy.push_back(s.accuracy());
   }
+  r.experts = outcome.experts;
+  for (std::size_t i = 0; i < r.experts.size(); ++i) r.expert_layers.push_back(static_cast<std::int64_t>(i));
   if (!accuracy.empty() && config.routing.causal.method != CausalMethod::None) {
     r.predictor_accuracy = mean(accuracy);
   }
@@ -77,7 +79,7 @@ EvalRecord evaluation_record(const TrainingState& state, const EvalResult& resul
   r.tokens = state.tokens;
   r.flops = state.flops;
   r.seconds = state.seconds;
-  if (result.layers.empty()) {
+  if (!result.sees_future) {
     r.val_loss = result.loss;
   } else {
     r.val_topk = result.loss;

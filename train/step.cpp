@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "src/autograd/tape.h"
+#include "train/expert_stats.h"
 #include "train/signals.h"
 
 namespace fathom {
@@ -25,7 +26,8 @@ bool StepOutcome::finite() const {
 StepRunner::StepRunner(Context& c, Transformer& model, const Config& config, Source source)
     : context_(c), model_(model), config_(config), source_(std::move(source)), memory_(c.allocator().pool()) {
   const auto layers = static_cast<std::int64_t>(model.routed_layers().size());
-  report_ = c.zeros({config.accumulation() * model.loss_slots() + kSummary * layers +
+  const auto experts = static_cast<std::int64_t>(model.expert_layers().size());
+  report_ = c.zeros({config.accumulation() * model.loss_slots() + kSummary * layers + kExpertStats * experts +
                      static_cast<std::int64_t>(kParameterGroups)},
                     c.stat_dtype());
 }
@@ -108,6 +110,11 @@ bool StepRunner::record_step(std::int64_t step) {
         record_summary(context_, routed, config_.routing, report_.rows(at, at + kSummary));
         at += kSummary;
       }
+      for (const ExpertLayer& experts : result.experts) {
+        if (part + 1 < parts) break;
+        record_expert_stats(context_, experts, report_.rows(at, at + kExpertStats));
+        at += kExpertStats;
+      }
     }
     tape.backward();
   }
@@ -133,6 +140,9 @@ StepOutcome StepRunner::read() const {
     outcome.predictor += sums.predictor / all;
   }
   for (std::int64_t i = 0; i < layers; ++i, at += kSummary) outcome.routing.push_back(summary_of(at));
+  for (std::size_t i = 0; i < model_.expert_layers().size(); ++i, at += kExpertStats) {
+    outcome.experts.push_back(expert_stats_of(at));
+  }
   outcome.norms = AdamW::norms_of(at);
   return outcome;
 }

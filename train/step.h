@@ -16,6 +16,7 @@
 #include "src/autograd/context.h"
 #include "src/model/transformer.h"
 #include "train/evaluate.h"
+#include "train/metrics/record.h"
 #include "train/optimizer.h"
 
 namespace fathom {
@@ -27,6 +28,7 @@ struct StepOutcome {
   double predictor = 0;  // BCE of the predictors
   AdamW::Norms norms;
   std::vector<RouterSummary> routing;  // of the last micro-batch, by routed layer
+  std::vector<ExpertStats> experts;    // likewise, by layer with experts
   bool finite() const;
 };
 
@@ -65,8 +67,8 @@ class StepRunner {
   Source source_;
   std::vector<Batch> batches_;  // by micro-batch; the captured work reads them
   Prefetched next_;
-  // What the step leaves on the device: the losses of each micro-batch, the summaries of the routed layers,
-  // the gradients' sums of squares.
+  // What the step leaves on the device: the losses of each micro-batch, the summaries of the routed layers
+  // and of the experts, the gradients' sums of squares.
   Tensor report_;
   Allocator memory_;  // of all that lives within a step
   std::unique_ptr<CapturedWork> captured_;

@@ -102,6 +102,19 @@ class CudaBackend final : public Backend {
                              const GatherShape& s) override;
   void gated_scatter_backward(View df, View dr_accumulate, ConstView dy, ConstView f, ConstView r,
                               ConstView indices, GateKind gate, const GatherShape& s) override;
+  void expert_affinity_forward(View affinity, View lse, ConstView logits, std::int64_t rows,
+                               std::int64_t choices) override;
+  void expert_affinity_backward(View dlogits, ConstView daffinity, ConstView dlse, ConstView affinity,
+                                std::int64_t rows, std::int64_t choices) override;
+  void expert_slots(View rows, View slots, ConstView indices, const ExpertShape& s) override;
+  void expert_gather_forward(View out, ConstView x, ConstView rows, const ExpertShape& s) override;
+  void expert_gather_backward(View dx, ConstView dout, ConstView slots, const ExpertShape& s) override;
+  void expert_combine_forward(View y, ConstView f, ConstView weights, ConstView slots,
+                              const ExpertShape& s) override;
+  void expert_combine_backward(View df, View dweights, ConstView dy, ConstView f, ConstView weights,
+                               ConstView rows, const ExpertShape& s) override;
+  void expert_statistics(View out, ConstView affinity, ConstView slots, std::int64_t choices,
+                         const ExpertShape& s) override;
   void cross_entropy(View losses, View gradient, ConstView logits, ConstView targets, std::int64_t rows,
                      std::int64_t vocab, double gradient_scale) override;
   void membership_bce(View losses, View dr, ConstView r, ConstView indices, std::int64_t rows,

@@ -24,8 +24,8 @@ constexpr int kCandidates = 32;
 
 void check_lt(cublasStatus_t status, const GemmShape& s) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
-  throw InternalError(fmt::format("[linear] cuBLASLt: {}: C [{}, {}] of k = {}, {} in, {} out",
-                                  cublaslt().get_status_string(status), s.m, s.n, s.k, name_of(s.in),
+  throw InternalError(fmt::format("[linear] cuBLASLt: {}: {} of C [{}, {}] of k = {}, {} in, {} out",
+                                  cublaslt().get_status_string(status), s.batch, s.m, s.n, s.k, name_of(s.in),
                                   name_of(s.out)));
 }
 
@@ -73,13 +73,33 @@ struct Descriptors {
     check_lt(cublaslt().matrix_layout_create(&layouts[i], type_of(t), static_cast<std::uint64_t>(rows),
                                              static_cast<std::uint64_t>(columns), rows),
              s);
+    if (s.batch == 1) return;
+    const auto count = static_cast<std::int32_t>(s.batch);
+    const std::int64_t apart = rows * columns;  // elements
+    const auto set = [&](cublasLtMatrixLayoutAttribute_t attribute, const auto& value) {
+      check_lt(cublaslt().matrix_layout_set_attribute(layouts[i], attribute, &value, sizeof value), s);
+    };
+    set(CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, count);
+    set(CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, apart);
   }
 };
 
-/// The largest power of two, up to 256, that divides the address.
-std::uint32_t alignment_of(const void* data) {
-  const auto address = reinterpret_cast<std::uintptr_t>(data);
+/// The largest power of two, up to 256, that divides the number.
+std::uint32_t alignment_of(std::uintptr_t address) {
   return address == 0 ? 256U : static_cast<std::uint32_t>(std::min<std::uintptr_t>(256, address & -address));
+}
+
+/// That of a batch of matrices of `elements` each, of the type `t`: of the first and of all that follow.
+std::uint32_t alignment_of(const void* data, std::int64_t elements, DType t, const GemmShape& s) {
+  const std::uint32_t first = alignment_of(reinterpret_cast<std::uintptr_t>(data));
+  if (s.batch == 1) return first;
+  return std::min(first, alignment_of(static_cast<std::uintptr_t>(elements) * size_of(t)));
+}
+
+/// Of A, B and C.
+std::array<std::uint32_t, 3> alignments_of(const void* a, const void* b, const void* c, const GemmShape& s) {
+  return {alignment_of(a, s.m * s.k, s.in, s), alignment_of(b, s.k * s.n, s.in, s),
+          alignment_of(c, s.m * s.n, s.out, s)};
 }
 
 // A file of lines "<shape> <algorithm in hexadecimal>", for one device and one version of cuBLASLt. It saves
@@ -228,7 +248,7 @@ struct Gemm::State {
   cublasLtMatmulAlgo_t fastest(const Descriptors& d, const std::vector<cublasLtMatmulHeuristicResult_t>& all,
                                const void* a, const void* b, const GemmShape& s) const {
     void* c = nullptr;
-    const auto bytes = static_cast<std::size_t>(s.m * s.n) * size_of(s.out);
+    const auto bytes = static_cast<std::size_t>(s.batch * s.m * s.n) * size_of(s.out);
     if (cudaMalloc(&c, bytes) != cudaSuccess) {
       cudaGetLastError();
       return all.front().algo;
@@ -249,7 +269,7 @@ struct Gemm::State {
   static bool worth_timing(const GemmShape& s) {
     constexpr std::int64_t kRound = 64;
     return s.m % kRound == 0 && s.n % kRound == 0 && s.k % kRound == 0 &&
-           s.m * s.n * s.k >= (std::int64_t{1} << 27);
+           s.batch * s.m * s.n * s.k >= (std::int64_t{1} << 27);
   }
 
   cublasLtMatmulAlgo_t choose(const Descriptors& d, const void* a, const void* b, std::uint32_t aligned,
@@ -258,9 +278,10 @@ struct Gemm::State {
     // Timing has noise, and another choice other rounding.
     if (deterministic || !worth_timing(s) || capturing()) return all.front().algo;
     // An algorithm may rely on the addresses that it was chosen for.
-    const std::string shape = fmt::format("{} {} {} {} {} {} {} {} {}", s.m, s.n, s.k,
-                                          s.transpose_a ? "t" : "n", s.transpose_b ? "t" : "n", name_of(s.in),
-                                          name_of(s.out), s.accumulate ? "accumulate" : "overwrite", aligned);
+    std::string shape = fmt::format("{} {} {} {} {} {} {} {} {}", s.m, s.n, s.k, s.transpose_a ? "t" : "n",
+                                    s.transpose_b ? "t" : "n", name_of(s.in), name_of(s.out),
+                                    s.accumulate ? "accumulate" : "overwrite", aligned);
+    if (s.batch > 1) shape += fmt::format(" batch {}", s.batch);
     cublasLtMatmulAlgo_t algorithm{};
     cublasLtMatmulHeuristicResult_t result{};
     if (disk.find(shape, algorithm) &&
@@ -289,13 +310,14 @@ Gemm::~Gemm() {
 }
 
 void Gemm::run(void* c, const void* a, const void* b, const GemmShape& s) {
-  if (s.m == 0 || s.n == 0) return;
+  if (s.m == 0 || s.n == 0 || s.batch == 0) return;
   if ((s.k == 0 || state_->clear_outputs) && !s.accumulate) {
-    state_->clear(c, static_cast<std::size_t>(s.m * s.n) * size_of(s.out));
+    state_->clear(c, static_cast<std::size_t>(s.batch * s.m * s.n) * size_of(s.out));
   }
   if (s.k == 0) return;
   // What an algorithm may assume of the addresses belongs to the choice.
-  const std::uint32_t aligned = std::min({alignment_of(a), alignment_of(b), alignment_of(c)});
+  const auto [of_a, of_b, of_c] = alignments_of(a, b, c, s);
+  const std::uint32_t aligned = std::min({of_a, of_b, of_c});
   std::unique_ptr<Plan>& plan = plans_[std::tuple_cat(s.key(), std::tuple(aligned))];
   if (!plan) {
     plan = std::make_unique<Plan>(s);

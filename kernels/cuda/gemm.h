@@ -22,8 +22,9 @@ struct GemmShape {
   DType in = DType::F32;     // of A and B
   DType out = DType::F32;    // of C
   bool accumulate = false;   // C += A B
+  std::int64_t batch = 1;    // products side by side: A, B and C are so many, one after the other
 
-  auto key() const { return std::tuple(m, n, k, transpose_a, transpose_b, in, out, accumulate); }
+  auto key() const { return std::tuple(m, n, k, transpose_a, transpose_b, in, out, accumulate, batch); }
 };
 
 class Gemm {

@@ -13,11 +13,25 @@ void check_shape(const char* op, ConstView rows_in, ConstView weight, ConstView 
                  const LinearShape& s, DType weight_dtype) {
   const DType t = rows_in.dtype;
   if (t != DType::F32 && t != DType::BF16) fail_dtype(op, t);
-  if (rows_out.dtype != t) fail_type(op, "y", rows_out.dtype, t);
   if (weight.dtype != weight_dtype) fail_type(op, "w", weight.dtype, weight_dtype);
-  if (rows_in.size != s.rows * s.in) fail(op, "x", rows_in.size, s.rows * s.in);
-  if (rows_out.size != s.rows * s.out) fail(op, "y", rows_out.size, s.rows * s.out);
-  if (weight.size != s.out * s.in) fail(op, "w", weight.size, s.out * s.in);
+  if (s.batch < 1) fail(op, "batch", s.batch, 1);
+  if (rows_in.size != s.batch * s.rows * s.in) fail(op, "x", rows_in.size, s.batch * s.rows * s.in);
+  if (rows_out.size != s.batch * s.rows * s.out) fail(op, "y", rows_out.size, s.batch * s.rows * s.out);
+  if (weight.size != s.batch * s.out * s.in) fail(op, "w", weight.size, s.batch * s.out * s.in);
+}
+
+void check_type(const char* op, ConstView rows_in, ConstView rows_out) {
+  if (rows_out.dtype != rows_in.dtype) fail_type(op, "y", rows_out.dtype, rows_in.dtype);
+}
+
+// Scores are of fp32 when x is of bf16.
+template <typename T, typename Out>
+void invariant(View y, ConstView x, ConstView w, const LinearShape& s, cudaStream_t stream) {
+  for (std::int64_t e = 0; e < s.batch; ++e) {
+    linear_invariant(static_cast<Out*>(y.data) + e * s.rows * s.out,
+                     static_cast<const T*>(x.data) + e * s.rows * s.in,
+                     static_cast<const T*>(w.data) + e * s.out * s.in, s, stream);
+  }
 }
 
 GemmShape weight_gradient(const LinearShape& s, DType in, bool accumulate) {
@@ -27,42 +41,53 @@ GemmShape weight_gradient(const LinearShape& s, DType in, bool accumulate) {
           .transpose_a = true,
           .in = in,
           .out = DType::F32,
-          .accumulate = accumulate};
+          .accumulate = accumulate,
+          .batch = s.batch};
 }
 
 }  // namespace
 
 void CudaBackend::linear_forward(View y, ConstView x, ConstView w, const LinearShape& s) {
   check_shape("linear", x, w, y, s, x.dtype);
-  flop_log.gemm(s.rows, s.out, s.in);
+  if (y.dtype != DType::F32) check_type("linear", x, y);
+  flop_log.gemm(s.batch * s.rows, s.out, s.in);
   if (options_.invariant) {
     for_compute_type("linear", x.dtype, [&](auto zero) {
       using T = decltype(zero);
-      linear_invariant(static_cast<T*>(y.data), static_cast<const T*>(x.data), static_cast<const T*>(w.data),
-                       s, stream_);
+      y.dtype == DType::F32 ? invariant<T, float>(y, x, w, s, stream_) : invariant<T, T>(y, x, w, s, stream_);
     });
     return;
   }
   gemm_->run(y.data, x.data, w.data,
-             {.m = s.rows, .n = s.out, .k = s.in, .transpose_b = true, .in = x.dtype, .out = y.dtype});
+             {.m = s.rows,
+              .n = s.out,
+              .k = s.in,
+              .transpose_b = true,
+              .in = x.dtype,
+              .out = y.dtype,
+              .batch = s.batch});
 }
 
 void CudaBackend::linear_backward_input(View dx, ConstView dy, ConstView w, const LinearShape& s) {
   check_shape("linear backward", dx, w, dy, s, dx.dtype);
-  flop_log.gemm(s.rows, s.in, s.out);
-  gemm_->run(dx.data, dy.data, w.data, {.m = s.rows, .n = s.in, .k = s.out, .in = dy.dtype, .out = dx.dtype});
+  check_type("linear backward", dx, dy);
+  flop_log.gemm(s.batch * s.rows, s.in, s.out);
+  gemm_->run(dx.data, dy.data, w.data,
+             {.m = s.rows, .n = s.in, .k = s.out, .in = dy.dtype, .out = dx.dtype, .batch = s.batch});
 }
 
 void CudaBackend::linear_backward_weight(View dw, ConstView dy, ConstView x, const LinearShape& s) {
   check_shape("linear backward", x, dw, dy, s, DType::F32);
-  flop_log.gemm(s.out, s.in, s.rows);
+  check_type("linear backward", x, dy);
+  flop_log.gemm(s.batch * s.out, s.in, s.rows);
   gemm_->run(dw.data, dy.data, x.data, weight_gradient(s, dy.dtype, false));
 }
 
 void CudaBackend::linear_backward_weight_accumulate(View dw, ConstView dy, ConstView x,
                                                     const LinearShape& s) {
   check_shape("linear backward", x, dw, dy, s, DType::F32);
-  flop_log.gemm(s.out, s.in, s.rows);
+  check_type("linear backward", x, dy);
+  flop_log.gemm(s.batch * s.out, s.in, s.rows);
   gemm_->run(dw.data, dy.data, x.data, weight_gradient(s, dy.dtype, true));
 }
 

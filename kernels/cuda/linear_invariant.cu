@@ -16,8 +16,8 @@ constexpr int kThreads = 256;  // 16 x 16, each 4 x 4 elements
 constexpr int kEach = 4;
 
 // Floor: 2 rows*in*out operations of the fp32 units; x and w are read once a tile of the other.
-template <typename T>
-__global__ void __launch_bounds__(kThreads) invariant_product(T* y, const T* x, const T* w, LinearShape s) {
+template <typename T, typename Out>
+__global__ void __launch_bounds__(kThreads) invariant_product(Out* y, const T* x, const T* w, LinearShape s) {
   __shared__ float x_tile[kDepth][kTile + 1];
   __shared__ float w_tile[kDepth][kTile + 1];
   const std::int64_t row0 = static_cast<std::int64_t>(blockIdx.y) * kTile;
@@ -53,27 +53,28 @@ __global__ void __launch_bounds__(kThreads) invariant_product(T* y, const T* x, 
 #pragma unroll
     for (int j = 0; j < kEach; ++j) {
       const std::int64_t row = row0 + ty + 16 * i, column = column0 + tx + 16 * j;
-      if (row < s.rows && column < s.out) y[row * s.out + column] = from_float<T>(sum[i][j]);
+      if (row < s.rows && column < s.out) y[row * s.out + column] = from_float<Out>(sum[i][j]);
     }
   }
 }
 
 }  // namespace
 
-template <typename T>
-void linear_invariant(T* y, const T* x, const T* w, const LinearShape& s, cudaStream_t stream) {
+template <typename T, typename Out>
+void linear_invariant(Out* y, const T* x, const T* w, const LinearShape& s, cudaStream_t stream) {
   if (s.rows == 0 || s.out == 0) return;
   constexpr std::int64_t kMostRows = 65535 * kTile;  // of a grid
   for (std::int64_t done = 0; done < s.rows; done += kMostRows) {
     LinearShape part = s;
     part.rows = s.rows - done < kMostRows ? s.rows - done : kMostRows;
     const dim3 grid(blocks_for(s.out, kTile), blocks_for(part.rows, kTile));
-    invariant_product<T><<<grid, kThreads, 0, stream>>>(y + done * s.out, x + done * s.in, w, part);
+    invariant_product<T, Out><<<grid, kThreads, 0, stream>>>(y + done * s.out, x + done * s.in, w, part);
     check_launch("linear");
   }
 }
 
 template void linear_invariant(float*, const float*, const float*, const LinearShape&, cudaStream_t);
 template void linear_invariant(bf16*, const bf16*, const bf16*, const LinearShape&, cudaStream_t);
+template void linear_invariant(float*, const bf16*, const bf16*, const LinearShape&, cudaStream_t);
 
 }  // namespace fathom::cuda

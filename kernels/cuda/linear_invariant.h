@@ -7,8 +7,9 @@
 
 namespace fathom::cuda {
 
-/// y = x W^T where each element is one sum over k in ascending order, whatever the number of rows.
-template <typename T>
-void linear_invariant(T* y, const T* x, const T* w, const LinearShape& s, cudaStream_t stream);
+/// y = x W^T where each element is one sum over k in ascending order, whatever the number of rows. One
+/// product: s.batch is not read. Out: T or float.
+template <typename T, typename Out>
+void linear_invariant(Out* y, const T* x, const T* w, const LinearShape& s, cudaStream_t stream);
 
 }  // namespace fathom::cuda

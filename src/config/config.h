@@ -31,7 +31,9 @@ struct ModelConfig {
   bool operator==(const ModelConfig&) const = default;
 };
 
-enum class RoutingKind { None, Mod };
+/// Mod, ModeStaged: blocks compute some of the tokens. Moe, ModeStaged, ModeIntegrated: every block's MLP is
+/// one of experts; in ModeIntegrated some of the experts do nothing (no-ops).
+enum class RoutingKind { None, Mod, Moe, ModeStaged, ModeIntegrated };
 enum class Selection { TopK, Stochastic };
 enum class Gate { Raw, Sigmoid, Tanh };
 enum class CausalMethod { None, Aux, Predictor, Both };
@@ -45,7 +47,21 @@ struct CausalConfig {
   bool operator==(const CausalConfig&) const = default;
 };
 
-/// Mixture-of-Depths (Raposo et al. 2024, arXiv 2404.02258).
+enum class ExpertsChoose { Expert };
+
+/// The experts of each block's MLP. Expert choice (Zhou et al. 2022, arXiv 2202.09368): an expert takes the
+/// tokens of each sequence that have the largest affinity for it.
+struct ExpertsConfig {
+  std::int64_t count = 8;  // E
+  ExpertsChoose choice = ExpertsChoose::Expert;
+  double capacity_factor =
+      1.0;                // each expert takes max(1, floor(capacity_factor * T / E)) tokens of each sequence
+  std::int64_t noop = 0;  // choices besides the experts that compute nothing (mode_integrated)
+
+  bool operator==(const ExpertsConfig&) const = default;
+};
+
+/// Mixture-of-Depths (Raposo et al. 2024, arXiv 2404.02258), experts, and both.
 struct RoutingConfig {
   RoutingKind kind = RoutingKind::None;
   std::int64_t every = 2;   // block i is routed when i >= first and (i - first) % every == 0
@@ -54,17 +70,26 @@ struct RoutingConfig {
   Selection selection = Selection::TopK;
   Gate gate = Gate::Raw;
   CausalConfig causal;
+  ExpertsConfig experts;
 
+  /// Whether some blocks compute some tokens only.
+  bool routes_depth() const { return kind == RoutingKind::Mod || kind == RoutingKind::ModeStaged; }
   bool routes(std::int64_t block) const {
-    return kind != RoutingKind::None && block >= first && (block - first) % every == 0;
+    return routes_depth() && block >= first && (block - first) % every == 0;
+  }
+  bool has_experts() const {
+    return kind == RoutingKind::Moe || kind == RoutingKind::ModeStaged || kind == RoutingKind::ModeIntegrated;
+  }
+  /// Whether a token's way depends on those that follow it, and no rule that does without them was trained.
+  bool needs_future() const {
+    return has_experts() || (routes_depth() && causal.method == CausalMethod::None);
   }
   bool has_predictor() const {
-    return kind != RoutingKind::None &&
+    return routes_depth() &&
            (causal.method == CausalMethod::Predictor || causal.method == CausalMethod::Both);
   }
   bool has_aux_loss() const {
-    return kind != RoutingKind::None &&
-           (causal.method == CausalMethod::Aux || causal.method == CausalMethod::Both);
+    return routes_depth() && (causal.method == CausalMethod::Aux || causal.method == CausalMethod::Both);
   }
 
   bool operator==(const RoutingConfig&) const = default;
@@ -133,5 +158,8 @@ struct Config {
 
 /// K of a routed block for a sequence of `seq_len` tokens: max(1, floor(C * T)).
 std::int64_t kept_tokens(double capacity, std::int64_t seq_len);
+
+/// K of an expert for a sequence of `seq_len` tokens: max(1, floor(capacity_factor * T / E)), at most T.
+std::int64_t expert_tokens(const ExpertsConfig& experts, std::int64_t seq_len);
 
 }  // namespace fathom

@@ -172,11 +172,13 @@ std::vector<Key> make_keys() {
   constexpr auto model = &Config::model;
   constexpr auto routing = &Config::routing;
   constexpr auto causal = &RoutingConfig::causal;
+  constexpr auto experts = &RoutingConfig::experts;
   constexpr auto data = &Config::data;
   constexpr auto train = &Config::train;
   using M = ModelConfig;
   using R = RoutingConfig;
   using C = CausalConfig;
+  using E = ExpertsConfig;
   using D = DataConfig;
   using T = TrainConfig;
   return {
@@ -213,9 +215,10 @@ std::vector<Key> make_keys() {
       key<model, &M::tie_embeddings>("model.tie_embeddings", kAny, "",
                                      "The output head is the embedding, transposed."),
 
-      key<routing, &R::kind>("routing.kind", kAny,
-                             "moe, mode_staged and mode_integrated are not in this version",
-                             "none: a dense model; mod: Mixture-of-Depths."),
+      key<routing, &R::kind>("routing.kind", kAny, "",
+                             "none: a dense model; mod: Mixture-of-Depths; moe: experts in every block's "
+                             "MLP; mode_staged: mod, with "
+                             "experts in every MLP; mode_integrated: experts, of which some do nothing."),
       key<routing, &R::every>("routing.every", from_to(1, 4096), "1 routes every block from `first` on",
                               "Block i is routed when i >= first and (i - first) is a multiple of every."),
       key<routing, &R::first>("routing.first", from_to(0, 4095), "blocks are counted from 0",
@@ -242,6 +245,18 @@ std::vector<Key> make_keys() {
       key<routing, causal, &C::threshold>(
           "routing.causal.threshold", between(0, 1), "it is compared with a sigmoid",
           "A token goes through the block when its probability is above this."),
+
+      key<routing, experts, &E::count>("experts.count", from_to(1, 1024), "a MLP of experts has one",
+                                       "E, experts of each MLP (moe, mode_staged, mode_integrated)."),
+      key<routing, experts, &E::choice>(
+          "experts.choice", kAny, "token choice is not in this version",
+          "expert: each expert takes the tokens with the largest affinity for it."),
+      key<routing, experts, &E::capacity_factor>(
+          "experts.capacity_factor", above_upto(0, 1024), "an expert without tokens learns nothing",
+          "Each expert takes max(1, floor(capacity_factor T / E)) tokens of each sequence; at most E."),
+      key<routing, experts, &E::noop>(
+          "experts.noop", from_to(0, 1024), "",
+          "Choices besides the experts that compute nothing and draw affinity from them (mode_integrated)."),
 
       key<data, &D::train>("data.train", kAny, "", "Token store to train on."),
       key<data, &D::valid>("data.valid", kAny, "", "Token store to evaluate on; empty: no evaluation."),

@@ -14,7 +14,11 @@ struct EnumNames;
 
 template <>
 struct EnumNames<RoutingKind> {
-  static constexpr std::array values{"none", "mod"};
+  static constexpr std::array values{"none", "mod", "moe", "mode_staged", "mode_integrated"};
+};
+template <>
+struct EnumNames<ExpertsChoose> {
+  static constexpr std::array values{"expert"};
 };
 template <>
 struct EnumNames<Selection> {

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include "kernels/error.h"
+#include "src/config/names.h"
 #include "src/config/parse.h"
 #include "src/config/scalar.h"
 
@@ -56,12 +57,33 @@ void check_model(const Config& c, const Checker& check) {
 
 void check_routing(const Config& c, const Checker& check) {
   const RoutingConfig& r = c.routing;
-  if (r.kind == RoutingKind::None) return;
+  if (!r.routes_depth()) return;
   check.require(r.first < c.model.depth, {"routing.first", "model.depth"},
                 fmt::format("routing.first is {}, but the {} blocks of the model are counted from 0, so no "
                             "block would be routed.",
                             r.first, c.model.depth),
                 fmt::format("Set routing.first to at most {}, or routing.kind to none.", c.model.depth - 1));
+}
+
+void check_experts(const Config& c, const Checker& check) {
+  if (!c.routing.has_experts()) return;
+  const ExpertsConfig& e = c.routing.experts;
+  check.require(
+      e.capacity_factor <= static_cast<double>(e.count), {"experts.capacity_factor", "experts.count"},
+      fmt::format("experts.capacity_factor is {}, but each of the experts.count = {} experts then takes all "
+                  "tokens from {} on.",
+                  print_number(e.capacity_factor), e.count, e.count),
+      fmt::format("Set it to at most {}; 1 computes as many tokens as a dense MLP.", e.count));
+  const bool integrated = c.routing.kind == RoutingKind::ModeIntegrated;
+  check.require(
+      !integrated || e.noop > 0, {"routing.kind", "experts.noop"},
+      "routing.kind is mode_integrated, but experts.noop is 0, so no expert would do nothing.",
+      fmt::format("Set experts.noop, to experts.count = {} for instance, or routing.kind to moe.", e.count));
+  check.require(
+      integrated || e.noop == 0, {"routing.kind", "experts.noop"},
+      fmt::format("experts.noop is {}, but routing.kind is {}, which has no experts that do nothing.", e.noop,
+                  name_of(c.routing.kind)),
+      "Set routing.kind to mode_integrated, or experts.noop to 0.");
 }
 
 void check_batch(const Config& c, const Checker& check) {
@@ -131,6 +153,7 @@ void validate(const Config& config, const Origins& origins) {
   check_device(config, check);
   check_model(config, check);
   check_routing(config, check);
+  check_experts(config, check);
   check_batch(config, check);
   check_horizon(config, check);
   check_schedule(config, check);
@@ -138,19 +161,25 @@ void validate(const Config& config, const Origins& origins) {
 
 std::vector<std::string> config_notes(const Config& c) {
   std::vector<std::string> notes;
+  if (c.routing.has_experts()) {
+    notes.emplace_back(
+        "experts.choice is expert: experts look at a whole sequence to choose their tokens, so the model "
+        "trains and "
+        "is evaluated (val_topk), but cannot generate or be served.");
+  }
   if (c.routing.kind == RoutingKind::Mod && c.routing.causal.method == CausalMethod::None) {
     notes.emplace_back(
         "routing.causal.method is none: the model trains and is evaluated with top-k, but top-k needs the "
         "future, so it "
         "cannot generate or be served. Use aux, predictor or both for that.");
   }
-  if (c.routing.kind == RoutingKind::Mod && c.routing.selection == Selection::Stochastic) {
+  if (c.routing.routes_depth() && c.routing.selection == Selection::Stochastic) {
     notes.emplace_back(
         "routing.selection is stochastic, the paper's control: blocks compute tokens chosen by chance. "
         "val_topk is "
         "the loss under that choice, and nothing can foretell it for val_causal.");
   }
-  if (c.routing.kind == RoutingKind::Mod && c.routing.has_aux_loss() && c.routing.causal.aux_weight == 0) {
+  if (c.routing.has_aux_loss() && c.routing.causal.aux_weight == 0) {
     notes.emplace_back(
         "routing.causal.aux_weight is 0: nothing trains the router to choose without the future.");
   }

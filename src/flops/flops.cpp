@@ -21,14 +21,28 @@ void require_resolved(const Config& c) {
   }
 }
 
+// Of one MLP of experts over sequences of `tokens` tokens: rows that the experts compute, for each of these
+// tokens.
+double rows_of_experts(const RoutingConfig& r, double tokens) {
+  const auto whole = static_cast<std::int64_t>(std::llround(tokens));
+  return d(r.experts.count) * d(expert_tokens(r.experts, whole)) / tokens;
+}
+
 // FLOPs of one block's attention and MLP for `tokens` of a sequence's T, spread over the T.
-FlopTerms block_flops(const ModelConfig& m, double tokens, double seq_len) {
+FlopTerms block_flops(const Config& c, double tokens, double seq_len) {
+  const ModelConfig& m = c.model;
   const double width = d(m.width), head_dim = d(m.head_dim()), heads = d(m.heads), kv_heads = d(m.kv_heads);
   const double share = tokens / seq_len;
   FlopTerms f;
   f.attention_proj = share * (2 * width * (heads + 2 * kv_heads) * head_dim + 2 * heads * head_dim * width);
   f.attention_scores = share * (2 * tokens * heads * head_dim);  // 2 products * 2 FLOPs * tokens / 2
-  f.mlp = share * (3 * 2 * width * d(m.ffn_hidden));
+  const double mlp = 3 * 2 * width * d(m.ffn_hidden);
+  if (c.routing.has_experts()) {
+    f.experts = share * rows_of_experts(c.routing, tokens) * mlp;
+    f.router = share * 2 * width * d(c.routing.experts.count + c.routing.experts.noop);
+  } else {
+    f.mlp = share * mlp;
+  }
   return f;
 }
 
@@ -42,10 +56,12 @@ FlopTerms forward(const Config& c, TokensOf tokens_of) {
   FlopTerms sum;
   for (std::int64_t l = 0; l < m.depth; ++l) {
     const bool routed = c.routing.routes(l);
-    const FlopTerms f = block_flops(m, routed ? tokens_of(l) : seq_len, seq_len);
+    const FlopTerms f = block_flops(c, routed ? tokens_of(l) : seq_len, seq_len);
     sum.attention_proj += f.attention_proj;
     sum.attention_scores += f.attention_scores;
     sum.mlp += f.mlp;
+    sum.experts += f.experts;
+    sum.router += f.router;
     if (routed) sum.router += 2 * width;
     if (routed && c.routing.has_predictor()) sum.predictor += 2 * (width * hidden + hidden);
   }
@@ -71,6 +87,7 @@ FlopTerms train_flops_per_token(const Config& c) {
   f.attention_proj *= 3;
   f.attention_scores *= 3;
   f.mlp *= 3;
+  f.experts *= 3;
   f.router *= 3;
   f.predictor = 3 * f.predictor - not_computed;
   f.head *= 3;
@@ -93,22 +110,31 @@ FlopTerms causal_flops_per_token(const Config& c, std::span<const double> realis
 ParameterCount count_parameters(const Config& c) {
   require_resolved(c);
   const ModelConfig& m = c.model;
-  const std::int64_t head_dim = m.head_dim();
-  const std::int64_t block = m.width * (m.heads + 2 * m.kv_heads) * head_dim + m.heads * head_dim * m.width +
-                             3 * m.width * m.ffn_hidden + 2 * m.width + (m.qk_norm ? 2 * head_dim : 0);
-  const std::int64_t hidden = c.routing.causal.predictor_hidden;
-  const double share = d(kept_tokens(c.routing.capacity, c.train.seq_len)) / d(c.train.seq_len);
+  const RoutingConfig& r = c.routing;
+  const std::int64_t head_dim = m.head_dim(), mlp = 3 * m.width * m.ffn_hidden;
+  const std::int64_t without_mlp = m.width * (m.heads + 2 * m.kv_heads) * head_dim +
+                                   m.heads * head_dim * m.width + 2 * m.width +
+                                   (m.qk_norm ? 2 * head_dim : 0);
+  const std::int64_t expert_router = r.has_experts() ? (r.experts.count + r.experts.noop) * m.width : 0;
+  const std::int64_t block = without_mlp + expert_router + (r.has_experts() ? r.experts.count : 1) * mlp;
+  const std::int64_t hidden = r.causal.predictor_hidden;
+  const std::int64_t around = m.width + (r.has_predictor() ? m.width * hidden + hidden + hidden + 1 : 0);
 
   ParameterCount n;
-  std::int64_t routed_blocks = 0;
-  for (std::int64_t l = 0; l < m.depth; ++l) routed_blocks += c.routing.routes(l) ? 1 : 0;
   const std::int64_t table = m.vocab_size * m.width;
   n.embedding = m.tie_embeddings ? 0 : table;
-  n.total = n.embedding + table + m.width + m.depth * block;  // table: the head; width: the last norm
-  n.total += routed_blocks * m.width;
-  if (c.routing.has_predictor())
-    n.total += routed_blocks * (m.width * hidden + hidden + hidden + 1);  // with biases
-  n.active = n.total - std::llround((1 - share) * d(routed_blocks * block));
+  n.total = n.embedding + table + m.width;  // table: the head; width: the last norm
+  double active = d(n.total);
+  for (std::int64_t l = 0; l < m.depth; ++l) {
+    const double tokens = d(r.routes(l) ? kept_tokens(r.capacity, c.train.seq_len) : c.train.seq_len);
+    const double mlps = r.has_experts() ? rows_of_experts(r, tokens) : 1;
+    active += tokens / d(c.train.seq_len) * (d(without_mlp + expert_router) + mlps * d(mlp));
+    n.total += block;
+    if (!r.routes(l)) continue;
+    n.total += around;
+    active += d(around);
+  }
+  n.active = std::llround(active);
   return n;
 }
 

@@ -3,8 +3,8 @@
 //
 // Only matrix products count, 2 FLOPs a multiply-add; the backward pass is twice the forward pass; causal
 // attention counts the half that is computed; a routed block counts its K = kept_tokens(C, T) tokens and
-// K^2/2 scores. Every function takes a resolved Config with a vocabulary (see resolve); FLOPs are doubles,
-// exact below 2^53.
+// K^2/2 scores; experts count the tokens that they take. Every function takes a resolved Config with a
+// vocabulary (see resolve); FLOPs are doubles, exact below 2^53.
 #pragma once
 
 #include <cstdint>
@@ -18,12 +18,16 @@ namespace fathom {
 struct FlopTerms {
   double attention_proj = 0;    // queries, keys, values, output
   double attention_scores = 0;  // scores, and their product with the values
-  double mlp = 0;
-  double router = 0;     // one scalar a token, on all T tokens of a routed block
+  double mlp = 0;               // dense MLPs
+  double experts = 0;           // expert MLPs, each on the tokens that it takes
+  double router =
+      0;  // one scalar a token, on all T tokens of a routed block; the choices of an expert router
   double predictor = 0;  // the causal predictor, on all T tokens of a routed block
   double head = 0;       // logits
 
-  double total() const { return attention_proj + attention_scores + mlp + router + predictor + head; }
+  double total() const {
+    return attention_proj + attention_scores + mlp + experts + router + predictor + head;
+  }
 };
 
 /// Forward pass of training (top-k of T = train.seq_len), FLOPs a token.

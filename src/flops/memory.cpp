@@ -1,6 +1,7 @@
 // The memory estimate. It counts what the backward pass needs kept, element by element, and one block's
 // gradients.
 #include <algorithm>
+#include <cmath>
 
 #include "src/flops/flops.h"
 
@@ -14,25 +15,37 @@ double d(std::int64_t x) { return static_cast<double>(x); }
 // Bytes of an element of the compute dtype. Training in bf16 is the GPU's.
 double compute_bytes(const Config& c) { return c.train.precision == "bf16" ? 2 : 4; }
 
+// Rows of an MLP for each token of a block that computes `tokens` of each sequence.
+double mlp_rows_per_token(const Config& c, double tokens) {
+  if (!c.routing.has_experts()) return 1;
+  const auto whole = static_cast<std::int64_t>(tokens);
+  return d(c.routing.experts.count) * d(expert_tokens(c.routing.experts, whole)) / tokens;
+}
+
 // Bytes that a block keeps for its backward pass, for each token that it computes: norms and SwiGLU are made
-// again.
-double block_bytes_per_token(const Config& c) {
+// again. `mlp_rows`: of its experts, or 1.
+double block_bytes_per_token(const Config& c, double mlp_rows) {
   const ModelConfig& m = c.model;
   const double heads = d(m.heads), kv_heads = d(m.kv_heads), head_dim = d(m.head_dim());
   const double qkv = (heads + 2 * kv_heads) * head_dim;
   const double elements = 2 * d(m.width)               // the inputs of both norms
                           + qkv * (m.qk_norm ? 2 : 1)  // rotated in place, unless QK-norm reads them again
                           + heads * head_dim           // attention's output
-                          + 2 * d(m.ffn_hidden);       // gate and up
+                          + mlp_rows * 2 * d(m.ffn_hidden)  // gate and up
+                          // experts: the norm's output, the rows that they take and what they make of them
+                          + (c.routing.has_experts() ? (1 + 2 * mlp_rows) * d(m.width) : 0);
+  // Log-sum-exps, norms' reciprocals; of experts affinities, slots and rows.
   const double statistics =
-      heads + 2 + (m.qk_norm ? heads + kv_heads : 0);  // log-sum-exps, norms' reciprocals
+      heads + 2 + (m.qk_norm ? heads + kv_heads : 0) +
+      (c.routing.has_experts() ? d(2 * c.routing.experts.count + c.routing.experts.noop) + 1 + mlp_rows : 0);
   return compute_bytes(c) * elements + kStatBytes * statistics;
 }
 
 // Bytes a token at the widest point of a block's backward pass: the gradients of gate, up and their product,
 // that product again, and the residual's gradient.
-double backward_bytes_per_token(const Config& c) {
-  return compute_bytes(c) * (4 * d(c.model.ffn_hidden) + 2 * d(c.model.width));
+double backward_bytes_per_token(const Config& c, double mlp_rows) {
+  const double rows_and_back = c.routing.has_experts() ? 2 * mlp_rows * d(c.model.width) : 0;
+  return compute_bytes(c) * (mlp_rows * 4 * d(c.model.ffn_hidden) + 2 * d(c.model.width) + rows_and_back);
 }
 
 // What the backends return, for a plan that opens none.
@@ -49,13 +62,14 @@ MemoryEstimate estimate_memory(const Config& c, std::int64_t head_chunk_rows) {
   const double parameters = d(count_parameters(c).total);
   const double tokens = d(c.micro_batch_sequences()) * d(c.train.seq_len);
   const double kept_share = d(kept_tokens(c.routing.capacity, c.train.seq_len)) / d(c.train.seq_len);
-  const double per_token = block_bytes_per_token(c);
   const bool recomputes = c.train.recompute == Recompute::Block;
 
   double kept = 0, largest = 0;
   for (std::int64_t l = 0; l < m.depth; ++l) {
     const bool routed = c.routing.routes(l);
     const double share = routed ? kept_share : 1.0;
+    const double mlp_rows = mlp_rows_per_token(c, std::round(share * d(c.train.seq_len)));
+    const double per_token = block_bytes_per_token(c, mlp_rows);
     // A routed block also keeps its input, what it adds to the stream, the router's scalars and the
     // predictor. The stream that it leaves is the next block's input.
     double around = 0;
@@ -64,7 +78,8 @@ MemoryEstimate estimate_memory(const Config& c, std::int64_t head_chunk_rows) {
       around += tokens * bytes * 2 * d(c.routing.causal.predictor_hidden);
     const double block = per_token * tokens * share;
     kept += around + (recomputes ? bytes * tokens * share * d(m.width) * 2 : block);
-    largest = std::max(largest, share * tokens * backward_bytes_per_token(c) + (recomputes ? block : 0.0));
+    largest = std::max(largest,
+                       share * tokens * backward_bytes_per_token(c, mlp_rows) + (recomputes ? block : 0.0));
   }
   kept += largest;
   kept += 2 * bytes * tokens * d(m.width);  // the last norm's input, and the head's gradient

@@ -13,6 +13,8 @@ struct Transformer::Rows {
   Tensor documents;  // over the whole batch, never falling
   bool document_mask = false;
   Tensor first_key;  // the first key that each row sees; undefined: its sequence's first
+  /// What the experts of the block decide for these rows; null: its MLP is dense.
+  std::shared_ptr<ExpertLayer> experts;
 };
 
 /// The residual stream is x + delta: the sum is left to the norm that reads it. delta may be undefined.

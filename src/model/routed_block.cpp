@@ -5,7 +5,7 @@
 //   S    = the rows chosen by the rule        top-k of each sequence, or a causal threshold    S  [B*K]
 //   X~   = (x_i : i in S), in the order of i  only these rows are computed                     X~ [B*K, D]
 //   a    = attention(norm(X~))                at their original positions, among themselves    a  [B*K, D]
-//   m    = mlp(norm(X~ + a))                  reads the unscaled sum                           m  [B*K, D]
+//   m    = mlp(norm(X~ + a))                  reads the unscaled sum; or experts (staged MoDE) m  [B*K, D]
 //   x'_i = x_i + g(r_i) * (a + m)_i           for i in S                                       (eq. 1)
 //   x'_i = x_i                                for all others: a skipped token is no key for anyone
 // clang-format on
@@ -69,7 +69,7 @@ Tensor Transformer::predict(Context& c, std::int64_t layer, const Tensor& x) con
 
 Transformer::Stream Transformer::routed_block(Context& c, std::int64_t layer, const Stream& stream,
                                               const Rows& rows, const SelectionRule& rule,
-                                              std::vector<RoutedLayer>& routing) const {
+                                              ForwardResult& result) const {
   const Tensor x = stream.delta.defined() ? ops::add(c, stream.x, stream.delta) : stream.x;
 
   RoutedLayer routed{layer, {}, {}, {}};
@@ -79,12 +79,12 @@ Transformer::Stream Transformer::routed_block(Context& c, std::int64_t layer, co
   }
   if (routing_.has_predictor()) routed.predicted = predict(c, layer, x);
   routed.indices = std::visit(Select{c, routing_, routed, rows.batch, rows.seq}, rule);
-  routing.push_back(routed);
+  result.routing.push_back(routed);
   if (routed.indices.size() == 0) return {x, {}};
 
   // Kept rows are sequences of K tokens; under a threshold their lengths differ, so they are one packed
   // sequence in which nobody sees beyond its own.
-  Rows kept{rows.batch, routed.indices.size() / rows.batch, {}, {}, rows.document_mask, {}};
+  Rows kept{rows.batch, routed.indices.size() / rows.batch, {}, {}, rows.document_mask, {}, {}};
   kept.positions = ops::gather_int32(c, rows.positions, routed.indices);
   kept.documents = ops::gather_int32(c, rows.documents, routed.indices);
   const bool ragged = std::holds_alternative<Causal>(rule);
@@ -93,13 +93,16 @@ Transformer::Stream Transformer::routed_block(Context& c, std::int64_t layer, co
     kept.first_key = c.empty({routed.indices.size()}, DType::I32);
     c.backend().first_keys(kept.first_key, kept.documents, kept.batch, kept.seq);
   }
+  if (routing_.has_experts()) kept.experts = std::make_shared<ExpertLayer>(ExpertLayer{layer, {}, {}});
 
   const auto f = [this, layer, kept](Context& ctx, const std::vector<Tensor>& in) -> std::vector<Tensor> {
     const Tensor a = attention_of(ctx, layer, in[0], kept);
-    const Tensor m = mlp_after(ctx, layer, in[0], a).second;
+    const Tensor m = kept.experts ? experts_after(ctx, in[0], a, kept, *kept.experts).second
+                                  : mlp_after(ctx, layer, in[0], a).second;
     return {ops::add(ctx, a, m)};
   };
   const Tensor delta = body(c, f, {ops::gather_rows(c, x, routed.indices)})[0];
+  if (kept.experts) result.experts.push_back(*kept.experts);
   return {ops::gated_scatter(c, x, delta, routed.scores, routed.indices, kind_of(routing_.gate)), {}};
 }
 

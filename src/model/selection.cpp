@@ -9,13 +9,19 @@ namespace fathom {
 double logit(double probability) { return std::log(probability / (1.0 - probability)); }
 
 SelectionRule training_rule(const RoutingConfig& routing, std::uint64_t seed, std::uint64_t step) {
-  if (routing.kind != RoutingKind::None && routing.selection == Selection::Stochastic)
-    return Stochastic{seed, step};
+  if (routing.routes_depth() && routing.selection == Selection::Stochastic) return Stochastic{seed, step};
   return TopK{};
 }
 
 Causal causal_rule(const RoutingConfig& routing) {
-  if (routing.kind != RoutingKind::None && routing.causal.method == CausalMethod::None) {
+  if (routing.has_experts()) {
+    throw UserError(
+        "The experts of this model choose their tokens from whole sequences (experts.choice: expert), so it "
+        "cannot "
+        "choose without seeing the tokens that follow, and cannot be decoded.",
+        "Only dense models and routing.kind: mod with a causal method generate in this version.");
+  }
+  if (routing.routes_depth() && routing.causal.method == CausalMethod::None) {
     throw UserError(
         "This model was trained with routing.causal.method: none, so it has no way to choose tokens without "
         "seeing the ones that follow, and cannot be decoded.",

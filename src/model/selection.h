@@ -34,7 +34,7 @@ double logit(double probability);
 SelectionRule training_rule(const RoutingConfig& routing, std::uint64_t seed, std::uint64_t step);
 
 /// The rule that serves, with the config's threshold. With method `both`, the predictor decides.
-/// UserError when the model was trained with causal.method none.
+/// UserError when there is none: the model was trained with causal.method none, or its experts choose tokens.
 Causal causal_rule(const RoutingConfig& routing);
 
 }  // namespace fathom

@@ -1,6 +1,7 @@
 #include "src/model/transformer.h"
 
 #include <cmath>
+#include <numeric>
 #include <tuple>
 
 #include <fmt/format.h>
@@ -43,8 +44,19 @@ void declare_block(ParameterSet& p, const ModelConfig& m, const RoutingConfig& r
     vector("self_attn.k_norm.weight", d, ones);
   }
   vector("post_attention_layernorm.weight", m.width, ones);
-  matrix("mlp.gate_up_proj.weight", 2 * m.ffn_hidden, m.width, normal);
-  matrix("mlp.down_proj.weight", m.width, m.ffn_hidden, residual);
+  if (r.has_experts()) {
+    const auto product = [&](const char* name, const Shape& shape, ParameterGroup group, const Init& init) {
+      p.declare({layer_name(layer, name), shape, group, init, true});
+    };
+    const std::int64_t e = r.experts.count;
+    product("mlp.router.weight", {e + r.experts.noop, m.width}, ParameterGroup::Undecayed, normal);
+    product("mlp.experts.gate_up_proj.weight", {e, 2 * m.ffn_hidden, m.width}, ParameterGroup::Decayed,
+            normal);
+    product("mlp.experts.down_proj.weight", {e, m.width, m.ffn_hidden}, ParameterGroup::Decayed, residual);
+  } else {
+    matrix("mlp.gate_up_proj.weight", 2 * m.ffn_hidden, m.width, normal);
+    matrix("mlp.down_proj.weight", m.width, m.ffn_hidden, residual);
+  }
   if (!r.routes(layer)) return;
   // Small and random, never zero: equal scores would be all ties, and a zero raw gate lets no gradient
   // through.
@@ -139,13 +151,23 @@ std::vector<std::int64_t> Transformer::routed_layers() const {
   return layers;
 }
 
+std::vector<std::int64_t> Transformer::expert_layers() const {
+  std::vector<std::int64_t> layers(routing_.has_experts() ? static_cast<std::size_t>(model_.depth) : 0);
+  std::iota(layers.begin(), layers.end(), std::int64_t{0});
+  return layers;
+}
+
 const Tensor& Transformer::weight(std::int64_t layer, const char* name) const {
   return parameters_.get(layer_name(layer, name));
 }
 
 ForwardResult Transformer::forward(Context& c, const Batch& batch, const SelectionRule& rule,
                                    const StreamObserver& observe) const {
-  Rows rows{batch.batch, batch.seq, batch.positions, batch.documents, batch.document_mask, {}};
+  if (routing_.has_experts() && std::holds_alternative<Causal>(rule)) {
+    throw InternalError(
+        "[transformer] expert choice looks at whole sequences, so there is no causal rule for it");
+  }
+  Rows rows{batch.batch, batch.seq, batch.positions, batch.documents, batch.document_mask, {}, {}};
   if (batch.document_mask) {
     rows.first_key = c.empty({batch.batch * batch.seq}, DType::I32);
     c.backend().first_keys(rows.first_key, batch.documents, batch.batch, batch.seq);
@@ -160,8 +182,8 @@ ForwardResult Transformer::forward(Context& c, const Batch& batch, const Selecti
   show(0);
   for (std::int64_t layer = 0; layer < model_.depth; ++layer) {
     const LayerScope scope(c, fmt::format("layer {}", layer));
-    stream = routing_.routes(layer) ? routed_block(c, layer, stream, rows, rule, result.routing)
-                                    : dense_block(c, layer, stream, rows);
+    stream = routing_.routes(layer) ? routed_block(c, layer, stream, rows, rule, result)
+                                    : dense_block(c, layer, stream, rows, result);
     show(layer + 1);
   }
   const Tensor& norm = parameters_.get(kFinalNorm);
@@ -211,7 +233,9 @@ std::vector<Tensor> Transformer::body(Context& c, const BlockFunction& f,
 }
 
 Transformer::Stream Transformer::dense_block(Context& c, std::int64_t layer, const Stream& stream,
-                                             const Rows& rows) const {
+                                             const Rows& all_rows, ForwardResult& result) const {
+  Rows rows = all_rows;
+  if (routing_.has_experts()) rows.experts = std::make_shared<ExpertLayer>(ExpertLayer{layer, {}, {}});
   const auto f = [this, layer, rows](Context& ctx, const std::vector<Tensor>& in) -> std::vector<Tensor> {
     Tensor h = in[0];
     Tensor a;
@@ -227,10 +251,12 @@ Transformer::Stream Transformer::dense_block(Context& c, std::int64_t layer, con
     } else {
       a = attention_of(ctx, layer, h, rows);
     }
-    auto [sum, m] = mlp_after(ctx, layer, h, a);
+    auto [sum, m] =
+        rows.experts ? experts_after(ctx, h, a, rows, *rows.experts) : mlp_after(ctx, layer, h, a);
     return {sum, m};
   };
   std::vector<Tensor> out = body(c, f, {stream.x, stream.delta});
+  if (rows.experts) result.experts.push_back(*rows.experts);
   return {out[0], out[1]};
 }
 

@@ -1,8 +1,9 @@
 // One transformer, Llama-style: RMSNorm before, RoPE, SwiGLU, grouped-query attention, optional QK-norm, tied
-// or untied embeddings, no biases. Dense and Mixture-of-Depths models are configurations of it.
+// or untied embeddings, no biases. Dense models, Mixture-of-Depths, experts and both together are
+// configurations of it.
 //
 // Legend of shapes: B sequences, T tokens of a sequence, N = B*T rows, K kept tokens of a sequence, D width,
-// H query heads, G key/value heads, d head size, F hidden width of the MLP, V vocabulary.
+// H query heads, G key/value heads, d head size, F hidden width of the MLP, E experts, V vocabulary.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +15,7 @@
 #include "src/autograd/recompute.h"
 #include "src/model/selection.h"
 #include "src/nn/parameters.h"
+#include "src/ops/experts.h"
 
 namespace fathom {
 
@@ -57,9 +59,17 @@ struct RoutedLayer {
   Tensor indices;    // kept rows, int32
 };
 
+/// What the experts of a block decided, over the rows that the block computes.
+struct ExpertLayer {
+  std::int64_t layer = 0;
+  Tensor affinity;  // stat [E + no-ops, rows]: the softmax of the router, transposed
+  ops::Dispatch dispatch;
+};
+
 struct ForwardResult {
   Tensor hidden;  // [N, D], after the final norm
   std::vector<RoutedLayer> routing;
+  std::vector<ExpertLayer> experts;
 };
 
 /// Sees the residual stream [N, D] after `blocks` blocks: 0 is the embedding. Nothing is recorded meanwhile.
@@ -99,6 +109,7 @@ class Transformer {
   ParameterSet& parameters() { return parameters_; }
   const ParameterSet& parameters() const { return parameters_; }
   std::vector<std::int64_t> routed_layers() const;
+  std::vector<std::int64_t> expert_layers() const;
 
   void set_recompute(Recompute r) { recompute_ = r; }
   void initialise(Context& c, std::uint64_t seed) { parameters_.initialise(c, seed); }
@@ -124,12 +135,15 @@ class Transformer {
   struct Rows;    // the rows that a block works on
   struct Stream;  // the residual stream between blocks
 
-  Stream dense_block(Context& c, std::int64_t layer, const Stream& stream, const Rows& rows) const;
+  Stream dense_block(Context& c, std::int64_t layer, const Stream& stream, const Rows& rows,
+                     ForwardResult& result) const;
   Stream routed_block(Context& c, std::int64_t layer, const Stream& stream, const Rows& rows,
-                      const SelectionRule& rule, std::vector<RoutedLayer>& routing) const;
+                      const SelectionRule& rule, ForwardResult& result) const;
   Tensor attend(Context& c, std::int64_t layer, Tensor qkv, const Rows& rows) const;
   Tensor attention_of(Context& c, std::int64_t layer, const Tensor& x, const Rows& rows) const;
   std::pair<Tensor, Tensor> mlp_after(Context& c, std::int64_t layer, const Tensor& x, const Tensor& a) const;
+  std::pair<Tensor, Tensor> experts_after(Context& c, const Tensor& x, const Tensor& a, const Rows& rows,
+                                          ExpertLayer& experts) const;
   Tensor predict(Context& c, std::int64_t layer, const Tensor& x) const;
   std::vector<Tensor> body(Context& c, const BlockFunction& f, const std::vector<Tensor>& inputs) const;
   const Tensor& weight(std::int64_t layer, const char* name) const;

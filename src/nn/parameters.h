@@ -16,7 +16,7 @@ namespace fathom {
 /// What the optimizer does with a parameter.
 enum class ParameterGroup : std::uint8_t {
   Decayed,    // matrices: AdamW with weight decay
-  Undecayed,  // norms, router vectors
+  Undecayed,  // norms, routers
   Predictor,  // predictor routers: clipped on their own, so that they never change what the model learns
 };
 inline constexpr std::size_t kParameterGroups = 3;
@@ -32,10 +32,11 @@ struct ParameterSpec {
   Shape shape;
   ParameterGroup group = ParameterGroup::Decayed;
   Init init;
+  bool is_product = false;  // the weight of a product, even with one row or of one expert
 
   /// Vectors (norms, biases, the weights of scores) are computed with in the stat dtype, matrices in the
   /// compute dtype (kernels/backend.h).
-  bool is_vector() const { return shape.rank() == 1 || shape[0] == 1; }
+  bool is_vector() const { return !is_product && (shape.rank() == 1 || shape[0] == 1); }
 };
 
 /// A run of elements of the arenas.

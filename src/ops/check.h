@@ -19,4 +19,9 @@ void expect_matrix(const Context& c, const char* op, const char* what, const Ten
 std::int64_t expect_rows(const Context& c, const char* op, const char* what, const Tensor& x,
                          std::int64_t width);
 
+/// The products x W^T of rows with one weight [out, in], or of E equal runs of rows with weights [E, out,
+/// in], where x has `in` columns.
+LinearShape linear_shape(const Context& c, const char* op, const char* what, const Tensor& x,
+                         const Tensor& w);
+
 }  // namespace fathom::ops

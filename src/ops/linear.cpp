@@ -6,9 +6,8 @@
 namespace fathom::ops {
 
 Tensor linear(Context& c, const Tensor& x, const Tensor& w) {
-  expect_matrix(c, "linear", "w", w);
-  const LinearShape s{expect_rows(c, "linear", "x", x, w.dim(1)), w.dim(1), w.dim(0)};
-  Tensor y = c.empty({s.rows, s.out});
+  const LinearShape s = linear_shape(c, "linear", "x", x, w);
+  Tensor y = c.empty({s.batch * s.rows, s.out});
   c.backend().linear_forward(y, x, w, s);
   c.check("linear", "", y);
   if (wants_record(c, {x, w})) {

@@ -4,7 +4,7 @@
 
 namespace fathom::ops {
 
-/// y = x W^T. x [N, in], w [out, in] -> [N, out].
+/// y = x W^T. x [N, in], w [out, in] -> [N, out]; or w [E, out, in], each for the next N/E rows of x.
 Tensor linear(Context& c, const Tensor& x, const Tensor& w);
 
 /// a + b, of one shape.

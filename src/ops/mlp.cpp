@@ -25,24 +25,27 @@ Tensor swiglu(Context& c, const Tensor& gate_up) {
 }
 
 Tensor swiglu_linear(Context& c, const Tensor& gate_up, const Tensor& w) {
-  expect_matrix(c, "swiglu_linear", "w", w);
-  const std::int64_t hidden = w.dim(1);
-  const LinearShape s{expect_rows(c, "swiglu_linear", "gate_up", gate_up, 2 * hidden), hidden, w.dim(0)};
-  Tensor y = c.empty({s.rows, s.out});
+  expect_matrix(c, "swiglu_linear", "gate_up", gate_up);
+  const std::int64_t rows = gate_up.dim(0), hidden = w.shape()[-1];
+  expect_shape(c, "swiglu_linear", "gate_up", gate_up, {rows, 2 * hidden});
+  Tensor y;
+  LinearShape s;
   {
-    const Tensor h = c.empty({s.rows, hidden});
-    c.backend().swiglu_forward(h, gate_up, s.rows, hidden);
+    const Tensor h = c.empty({rows, hidden});
+    s = linear_shape(c, "swiglu_linear", "h", h, w);
+    y = c.empty({rows, s.out});
+    c.backend().swiglu_forward(h, gate_up, rows, hidden);
     c.backend().linear_forward(y, h, w, s);
   }
   c.check("swiglu_linear", "", y);
   if (wants_record(c, {gate_up, w})) {
-    c.tape()->record("swiglu_linear", {y}, [&c, gate_up, w, s](Tape& t) {
+    c.tape()->record("swiglu_linear", {y}, [&c, gate_up, w, rows, s](Tape& t) {
       const Tensor dy = t.gradient();
-      const Tensor dh = c.empty({s.rows, s.in});
-      const Tensor h = c.empty({s.rows, s.in});
+      const Tensor dh = c.empty({rows, s.in});
+      const Tensor h = c.empty({rows, s.in});
       Tensor dgate_up = c.empty(gate_up.shape());
       c.backend().linear_backward_input(dh, dy, w, s);
-      c.backend().swiglu_backward(dgate_up, h, dh, gate_up, s.rows, s.in);
+      c.backend().swiglu_backward(dgate_up, h, dh, gate_up, rows, s.in);
       add_weight_gradient(c, t, w, dy, h, s);
       t.give(gate_up, std::move(dgate_up));
     });

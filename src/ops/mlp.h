@@ -8,7 +8,7 @@ namespace fathom::ops {
 Tensor swiglu(Context& c, const Tensor& gate_up);
 
 /// swiglu(gate_up) W^T, without keeping the SwiGLU's output: its backward makes it again on the way. gate_up
-/// [N, 2F], w [out, F] -> [N, out].
+/// [N, 2F], w [out, F] -> [N, out]; or w [E, out, F], each for the next N/E rows.
 Tensor swiglu_linear(Context& c, const Tensor& gate_up, const Tensor& w);
 
 /// Rows of a table. table [V, D], tokens int32 [N] -> [N, D].

@@ -47,6 +47,55 @@ TEST(KeptTokens, FloorsAndKeepsAtLeastOne) {
   EXPECT_EQ(kept_tokens(1.0, 100), 100);
 }
 
+TEST(ExpertTokens, FloorsAndKeepsAtLeastOneAndAtMostAll) {
+  EXPECT_EQ(expert_tokens({.count = 8, .capacity_factor = 1.0}, 256), 32);
+  EXPECT_EQ(expert_tokens({.count = 4, .capacity_factor = 0.7}, 20), 3);  // 3.5
+  EXPECT_EQ(expert_tokens({.count = 8, .capacity_factor = 1.0}, 7), 1);
+  EXPECT_EQ(expert_tokens({.count = 1, .capacity_factor = 1.0}, 20), 20);
+  EXPECT_EQ(expert_tokens({.count = 2, .capacity_factor = 100.0}, 20), 20);
+}
+
+Config tiny_experts(RoutingKind kind, std::int64_t noop) {
+  Config c = tiny_mod(CausalMethod::None);
+  c.routing.kind = kind;
+  c.routing.experts = {.count = 3, .capacity_factor = 0.75, .noop = noop};
+  return c;
+}
+
+// 0.75 * 8 / 3 = 2 tokens each: 6 rows of 8 tokens, of 288 multiply-adds each; a router of 3 choices, and 2
+// no-ops.
+TEST(Flops, ExpertsByHand) {
+  const FlopTerms f = forward_flops_per_token(tiny_experts(RoutingKind::Moe, 0));
+  EXPECT_EQ(f.mlp, 0);
+  EXPECT_EQ(f.experts, 2 * 2 * 288 * 0.75);
+  EXPECT_EQ(f.router, 2 * 2 * 8 * 3);
+  const Config integrated = tiny_experts(RoutingKind::ModeIntegrated, 2);
+  EXPECT_EQ(forward_flops_per_token(integrated).experts, 2 * 2 * 288 * 0.75);
+  EXPECT_EQ(forward_flops_per_token(integrated).router, 2 * 2 * 8 * 5);
+  EXPECT_EQ(train_flops_per_token(integrated).experts, 3 * 2 * 2 * 288 * 0.75);
+  EXPECT_EQ(train_flops_per_token(integrated).router, 3 * 2 * 2 * 8 * 5);
+}
+
+// The second block keeps 2 of 8 tokens; floor(0.75 * 2 / 3) = 0, so each of its experts takes one of them.
+TEST(Flops, StagedByHand) {
+  const FlopTerms f = forward_flops_per_token(tiny_experts(RoutingKind::ModeStaged, 0));
+  EXPECT_EQ(f.experts, 2 * 288 * (0.75 + 3.0 / 8));
+  EXPECT_EQ(f.router, 2 * 8 + 2 * 8 * 3 * (1 + 0.25));
+  EXPECT_EQ(f.attention_proj, 2 * 192 * 1.25);
+}
+
+TEST(Parameters, ExpertsByHand) {
+  // A block: 192 of attention, two norms of 8, a router of 3 x 8, three MLPs of 288.
+  const ParameterCount moe = count_parameters(tiny_experts(RoutingKind::Moe, 0));
+  EXPECT_EQ(moe.total, 80 + 80 + 8 + 2 * (192 + 16 + 24 + 3 * 288));
+  EXPECT_EQ(moe.active, 80 + 80 + 8 + 2 * (192 + 16 + 24 + 288 * 0.75));
+  const ParameterCount integrated = count_parameters(tiny_experts(RoutingKind::ModeIntegrated, 2));
+  EXPECT_EQ(integrated.total, moe.total + 2 * 2 * 8);
+  const ParameterCount staged = count_parameters(tiny_experts(RoutingKind::ModeStaged, 0));
+  EXPECT_EQ(staged.total, moe.total + 8);
+  EXPECT_EQ(staged.active, 80 + 80 + 8 + 8 + (192 + 16 + 24) * 1.25 + 288 * (0.75 + 3.0 / 8));
+}
+
 TEST(Flops, DenseByHand) {
   const FlopTerms f = forward_flops_per_token(tiny());
   // A block: q 8x8, k and v 8x4, o 8x8: 192 multiply-adds.

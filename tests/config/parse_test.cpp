@@ -118,8 +118,14 @@ TEST(Parse, WrongTypesSayWhatWasExpected) {
   EXPECT_THAT(of("model", "depth: 0x10"), HasSubstr("model.depth is 0x10"));
   EXPECT_THAT(of("model", "qk_norm: yes"), HasSubstr("true or false"));
   EXPECT_THAT(of("data", "train: [a]"), HasSubstr("text"));
-  EXPECT_THAT(of("routing", "kind: moe"),
-              AllOf(HasSubstr("one of none, mod"), HasSubstr("not in this version")));
+  EXPECT_THAT(of("routing", "kind: mode"), HasSubstr("one of none, mod, moe, mode_staged, mode_integrated"));
+  EXPECT_THAT(of("experts", "choice: token"),
+              AllOf(HasSubstr("one of expert"), HasSubstr("not in this version")));
+  EXPECT_THAT(of("experts", "count: 0"), AllOf(HasSubstr("experts.count is 0"), HasSubstr("from 1 to 1024")));
+  EXPECT_THAT(of("experts", "capacity_factor: 0"), HasSubstr("an expert without tokens learns nothing"));
+  EXPECT_THAT(of("experts", "capacity_factor: .inf"), HasSubstr("experts.capacity_factor is .inf"));
+  EXPECT_THAT(of("experts", "noop: -1"), HasSubstr("experts.noop is -1"));
+  EXPECT_THAT(of("experts", "counts: 4"), HasSubstr("experts.count"));
   EXPECT_THAT(of("routing", "causal: aux"), AllOf(HasSubstr("routing.causal is aux"), HasSubstr("section")));
   EXPECT_THAT(of("", "model: 7"), AllOf(HasSubstr("model is 7"), HasSubstr("section")));
   EXPECT_THAT(of("", "seed: -1"), HasSubstr("seed is -1"));
@@ -198,6 +204,17 @@ TEST(Parse, ContradictionsNameBothKeys) {
   EXPECT_THAT(of({"train.micro_batch=3"}), HasSubstr("divide the 8 sequences"));
   EXPECT_THAT(of({"model.max_seq_len=128"}), HasSubstr("model.max_seq_len"));
   EXPECT_THAT(of({"routing.kind=mod", "routing.first=6"}), HasSubstr("no block would be routed"));
+  EXPECT_THAT(of({"routing.kind=mode_staged", "routing.first=6"}), HasSubstr("no block would be routed"));
+  EXPECT_NO_THROW(parse(kBase, {"routing.kind=moe", "routing.first=6"}));  // no block is routed by depth
+  EXPECT_THAT(of({"routing.kind=moe", "experts.count=4", "experts.capacity_factor=4.5"}),
+              AllOf(HasSubstr("--set experts.capacity_factor=4.5"), HasSubstr("all tokens from 4 on"),
+                    HasSubstr("at most 4")));
+  EXPECT_THAT(of({"routing.kind=mode_integrated"}),
+              AllOf(HasSubstr("experts.noop is 0"), HasSubstr("experts.count = 8"), HasSubstr("to moe")));
+  EXPECT_THAT(of({"routing.kind=moe", "experts.noop=2"}),
+              AllOf(HasSubstr("experts.noop is 2"), HasSubstr("routing.kind is moe")));
+  EXPECT_THAT(of({"routing.kind=mode_staged", "experts.noop=2"}), HasSubstr("routing.kind is mode_staged"));
+  EXPECT_NO_THROW(parse(kBase, {"experts.noop=2"}));  // a dense model has no experts
   EXPECT_THAT(of({"train.schedule=wsd", "train.warmup=0.9"}), HasSubstr("more than all of them"));
   EXPECT_THAT(of({"device=gpu"}), HasSubstr("cpu, cuda, cuda:N or auto"));
   EXPECT_THAT(of({"device=cuda:x"}), HasSubstr("cuda:N"));
@@ -234,6 +251,9 @@ TEST(Parse, NotesWhatCannotBeServed) {
   const auto notes = config_notes(parse(kBase, {"routing.kind=mod", "routing.causal.method=none"}));
   ASSERT_EQ(notes.size(), 1u);
   EXPECT_THAT(notes[0], HasSubstr("cannot generate or be served"));
+  const auto experts = config_notes(parse(kBase, {"routing.kind=moe"}));
+  ASSERT_EQ(experts.size(), 1u);
+  EXPECT_THAT(experts[0], HasSubstr("cannot generate or be served"));
 }
 
 }  // namespace

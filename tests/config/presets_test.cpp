@@ -23,7 +23,8 @@ TEST(Presets, EveryFileLoads) {
     SCOPED_TRACE(entry.path().string());
     const Config c = resolve(load_config(entry.path()), 4096);
     EXPECT_EQ(parse_config(to_yaml(c), "printed", {}), c);
-    EXPECT_TRUE(config_notes(c).empty());
+    EXPECT_EQ(config_notes(c).empty(),
+              !c.routing.has_experts());  // whose note is that they do not generate yet
     EXPECT_GE(plan_horizon(c).steps, 50);
     ++files;
   }
@@ -50,6 +51,21 @@ TEST(Presets, PairsDifferInRoutingOnlyAndSpendTheSame) {
     EXPECT_EQ(mod.routing.kind, RoutingKind::Mod);
     mod.routing = dense.routing;
     EXPECT_EQ(mod, dense) << difference(mod, dense);
+  }
+}
+
+TEST(Presets, ExpertsDifferInRoutingOnlyAndSpendTheSame) {
+  for (const auto& [name, kind] : {std::pair{"quick-moe", RoutingKind::Moe},
+                                   {"quick-mode-staged", RoutingKind::ModeStaged},
+                                   {"quick-mode-integrated", RoutingKind::ModeIntegrated}}) {
+    SCOPED_TRACE(name);
+    const Config dense = load("quick-dense");
+    Config experts = load(name);
+    const double least = train_flops_per_step(dense);
+    EXPECT_LT(std::abs(plan_horizon(dense).flops - plan_horizon(experts).flops), 1.01 * least);
+    EXPECT_EQ(experts.routing.kind, kind);
+    experts.routing = dense.routing;
+    EXPECT_EQ(experts, dense) << difference(experts, dense);
   }
 }
 

@@ -69,6 +69,8 @@ double GoldenFile::attribute(const std::string& name) const {
   return value;
 }
 
+bool GoldenFile::has_attribute(const std::string& name) const { return H5Aexists(file_, name.c_str()) > 0; }
+
 std::vector<std::string> GoldenFile::names(const std::string& group) const {
   const Handle g(H5Gopen2(file_, group.c_str(), H5P_DEFAULT), H5Gclose, name_ + ":" + group);
   std::vector<std::string> found;

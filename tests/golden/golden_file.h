@@ -24,6 +24,7 @@ class GoldenFile {
   double number(const std::string& path) const { return doubles(path).at(0); }
   /// A scalar attribute of the file.
   double attribute(const std::string& name) const;
+  bool has_attribute(const std::string& name) const;
   /// The names in a group.
   std::vector<std::string> names(const std::string& group) const;
 

@@ -16,8 +16,9 @@ namespace fathom::golden {
 inline constexpr std::int64_t kBatch = 3;
 inline constexpr std::int64_t kSeq = 20;
 inline constexpr const char* kModels[] = {
-    "dense",        "dense_gqa",         "dense_tied",       "mod_raw_aux",     "mod_sigmoid_aux",
-    "mod_tanh_aux", "mod_raw_predictor", "mod_sigmoid_both", "mod_raw_both_gqa"};
+    "dense",        "dense_gqa",         "dense_tied",       "mod_raw_aux",      "mod_sigmoid_aux",
+    "mod_tanh_aux", "mod_raw_predictor", "mod_sigmoid_both", "mod_raw_both_gqa", "moe",
+    "moe_few",      "moe_many",          "mode_integrated",  "mode_staged",      "mode_staged_raw"};
 
 /// The largest error of a tensor, relative to its largest element.
 inline double relative_error(const std::vector<double>& ours, const std::vector<double>& theirs) {
@@ -48,10 +49,16 @@ inline ModelConfig model_config(const GoldenFile& file, std::int64_t seq) {
 
 inline RoutingConfig routing_config(const GoldenFile& file) {
   RoutingConfig r;
+  if (file.has_attribute("experts")) {
+    r.kind = static_cast<RoutingKind>(file.attribute("kind"));
+    r.experts.count = static_cast<std::int64_t>(file.attribute("experts"));
+    r.experts.noop = static_cast<std::int64_t>(file.attribute("noop"));
+    r.experts.capacity_factor = file.attribute("capacity_factor");
+  }
   if (file.attribute("routed") == 0) return r;
   const bool aux = file.attribute("aux_weight") > 0;
   const bool predictor = file.attribute("predictor") != 0;
-  r.kind = RoutingKind::Mod;
+  if (!file.has_attribute("experts")) r.kind = RoutingKind::Mod;
   r.every = 2;
   r.first = 1;
   r.capacity = file.attribute("capacity");
@@ -66,12 +73,17 @@ inline RoutingConfig routing_config(const GoldenFile& file) {
   return r;
 }
 
-/// Loads the shared parameters; with fewer key/value heads, the first ones of the keys and of the values.
+/// Loads the shared parameters; with fewer key/value heads, the first ones of the keys and of the values;
+/// with fewer no-ops, the first rows of the experts' router.
 inline void load_parameters(Context& c, Transformer& model) {
-  const GoldenFile shared("shared.h5");
+  const GoldenFile shared("shared.h5"), experts("shared_experts.h5");
   const ModelConfig& m = model.config();
   for (const ParameterSpec& spec : model.parameters().specs()) {
-    std::vector<double> values = shared.doubles("parameter/" + spec.name);
+    const std::string path = "parameter/" + spec.name;
+    std::vector<double> values = (experts.has(path) ? experts : shared).doubles(path);
+    if (spec.name.find("mlp.router") != std::string::npos) {
+      values.resize(static_cast<std::size_t>(spec.shape.size()));
+    }
     if (spec.name.find("qkv_proj") != std::string::npos) {
       const auto rows = [&](std::int64_t begin, std::int64_t heads, std::vector<double>& out) {
         const auto from = values.begin() + begin * m.head_dim() * m.width;

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include "kernels/error.h"
 #include "tests/devices.h"
 #include "tests/golden/golden_model.h"
 
@@ -81,6 +82,11 @@ TEST_P(Golden, ActivationsAndSelection) {
     ASSERT_EQ(routed.predicted.defined(), file_.has(predicted));
     if (routed.predicted.defined()) agree(predicted, host(routed.predicted));
   }
+  EXPECT_EQ(result.experts.size(), file_.has("experts/rows") ? file_.names("experts/rows").size() : 0);
+  for (const ExpertLayer& experts : result.experts) {
+    agree(fmt::format("experts/affinity/{}", experts.layer), host(experts.affinity));
+    agree_on_rows(fmt::format("experts/rows/{}", experts.layer), experts.dispatch.rows);
+  }
 }
 
 TEST_P(Golden, LossesAndEveryGradient) {
@@ -113,6 +119,10 @@ TEST_P(Golden, LossesAndEveryGradient) {
 
 // The reference computes every token and masks; Fathom gathers the chosen ones, as many as each sequence has.
 TEST_P(Golden, CausalSelection) {
+  if (model_->routing().has_experts()) {  // they look at whole sequences: there is no rule
+    EXPECT_THROW(causal_rule(model_->routing()), UserError);
+    return;
+  }
   const ForwardResult result = model_->forward(*context_, batch_, causal_rule(model_->routing()));
   if (model_->routed_layers().empty()) {  // nothing chooses: the rule must change nothing
     EXPECT_TRUE(result.routing.empty());

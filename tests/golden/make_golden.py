@@ -232,6 +232,14 @@ def write_case(lm, folder, name, changes, values, tokens, targets):
                 put(f, f"causal/indices/{i}", row_numbers(keep))
 
 
+def case_tokens():
+    """Tokens and targets of the cases, [BATCH, SEQ] each."""
+    rng = np.random.default_rng(3)
+    text = rng.integers(0, VOCAB, (BATCH, SEQ + 1))
+    assert (text[:, 0] != text[:, 1]).all()  # an exact tie of their scores otherwise
+    return torch.from_numpy(text[:, :-1]), torch.from_numpy(text[:, 1:])
+
+
 def curve_tokens():
     """Sequences that a model can learn: each token follows from the two before it, but for one in eight."""
     rng = np.random.default_rng(7)
@@ -298,10 +306,7 @@ def main():
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     values = shared_parameters(lm)
-    rng = np.random.default_rng(3)
-    text = rng.integers(0, VOCAB, (BATCH, SEQ + 1))
-    assert (text[:, 0] != text[:, 1]).all()  # an exact tie of their scores otherwise
-    tokens, targets = torch.from_numpy(text[:, :-1]), torch.from_numpy(text[:, 1:])
+    tokens, targets = case_tokens()
 
     # The curves first: in fp32 the reference runs as it is; make_double() cannot be undone.
     data, rates = curve_tokens(), learning_rates()

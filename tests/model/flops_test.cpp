@@ -50,6 +50,7 @@ Items items_of(const FlopTerms& f, double tokens) {
   for (const auto& [name, flops] : {std::pair{"attention_proj", f.attention_proj},
                                     {"attention_scores", f.attention_scores},
                                     {"mlp", f.mlp},
+                                    {"experts", f.experts},
                                     {"router", f.router},
                                     {"predictor", f.predictor},
                                     {"head", f.head}}) {
@@ -137,7 +138,13 @@ TEST_P(Launched, RecomputationLaunchesOneMoreForwardOfTheBlocks) {
   train(b);
   Items expected = items_of(train_flops_per_token(config_), 4.0 * 29);
   const Items forward = items_of(forward_flops_per_token(config_), 4.0 * 29);
-  for (const char* item : {"attention_proj", "attention_scores", "mlp"}) expected[item] += forward.at(item);
+  for (const char* item : {"attention_proj", "attention_scores", "mlp", "experts"}) {
+    if (forward.contains(item)) expected[item] += forward.at(item);
+  }
+  if (config_.routing.has_experts()) {  // the experts' routers are of the block, those of the depth before it
+    const auto routed = static_cast<double>(model_.routed_layers().size());
+    expected["router"] += forward.at("router") - routed * 2.0 * 24 * 4 * 29;
+  }
   expect_items(expected);
 }
 
@@ -211,9 +218,31 @@ std::vector<Case> causal_cases() {
            }}};
 }
 
+void experts(Config& c, RoutingKind kind, double capacity_factor) {
+  c.routing.kind = kind;
+  c.routing.experts = {.count = 3, .capacity_factor = capacity_factor};
+}
+
+std::vector<Case> expert_cases() {
+  return {{"moe", [](Config& c) { experts(c, RoutingKind::Moe, 1.0); }},  // 9 of 29 tokens each
+          {"moe_all", [](Config& c) { experts(c, RoutingKind::Moe, 3.0); }},
+          {"moe_one_token", [](Config& c) { experts(c, RoutingKind::Moe, 0.01); }},
+          {"mode_integrated",
+           [](Config& c) {
+             experts(c, RoutingKind::ModeIntegrated, 0.7);
+             c.routing.experts.noop = 4;
+           }},
+          {"mode_staged", [](Config& c) {
+             routed(c, CausalMethod::Both);
+             experts(c, RoutingKind::ModeStaged, 1.0);  // 2 of 8 kept tokens each
+             c.model.tie_embeddings = true;
+           }}};
+}
+
 constexpr auto kName = [](const auto& p) { return p.param.name; };
 INSTANTIATE_TEST_SUITE_P(Dense, Launched, ::testing::ValuesIn(dense_cases()), kName);
 INSTANTIATE_TEST_SUITE_P(Uncausal, Launched, ::testing::ValuesIn(uncausal_cases()), kName);
+INSTANTIATE_TEST_SUITE_P(Experts, Launched, ::testing::ValuesIn(expert_cases()), kName);
 INSTANTIATE_TEST_SUITE_P(Causal, Launched, ::testing::ValuesIn(causal_cases()), kName);
 INSTANTIATE_TEST_SUITE_P(Causal, Served, ::testing::ValuesIn(causal_cases()), kName);
 

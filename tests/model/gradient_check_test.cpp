@@ -46,6 +46,9 @@ class GradientCheck : public ::testing::TestWithParam<Case> {
     for (const RoutedLayer& r : result.routing) {
       chosen.push_back(to_host<std::int32_t>(m_.context.backend(), r.indices));
     }
+    for (const ExpertLayer& e : result.experts) {
+      chosen.push_back(to_host<std::int32_t>(m_.context.backend(), e.dispatch.rows));
+    }
     if (chosen_.empty()) chosen_ = chosen;
     EXPECT_EQ(chosen, chosen_) << "the perturbation changed the choice of tokens";
     const LossSums sums = m_.model.objective(m_.context, batch_, result, 1.0);
@@ -126,6 +129,21 @@ std::vector<Case> cases() {
       {"mod_stochastic", base, both, Stochastic{3, 5}, {}},
       {"mod_causal_by_router", base, both, Causal{Causal::Logit::Router, 0.5}, {}},
       {"mod_causal_by_predictor_documents", base, both, Causal{Causal::Logit::Predictor, 0.5}, documents},
+      {"moe", base, with_experts(none, RoutingKind::Moe), TopK{}, {}},
+      {"moe_few_recompute", normed, with_experts(none, RoutingKind::Moe, 0.5), TopK{}, {}, Recompute::Block},
+      {"moe_many_documents", base, with_experts(none, RoutingKind::Moe, 2.0), TopK{}, documents},
+      {"mode_integrated", tied, with_experts(none, RoutingKind::ModeIntegrated), TopK{}, {}},
+      {"mode_staged",
+       base,
+       with_experts(routed(CausalMethod::Both, Gate::Sigmoid, 0.5), RoutingKind::ModeStaged),
+       TopK{},
+       {}},
+      {"mode_staged_stochastic_recompute",
+       base,
+       with_experts(routed(CausalMethod::Aux, Gate::Raw, 0.5), RoutingKind::ModeStaged),
+       Stochastic{3, 5},
+       {},
+       Recompute::Block},
   };
 }
 

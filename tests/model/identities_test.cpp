@@ -131,6 +131,13 @@ std::vector<Variant> variants() {
     all.push_back({"aux", dtype, routed(CausalMethod::Aux), {}, device});
     all.push_back({"both", dtype, routed(CausalMethod::Both, Gate::Tanh), {}, device});
     all.push_back({"both_documents", dtype, routed(CausalMethod::Both, Gate::Sigmoid), documents, device});
+    all.push_back({"moe_documents", dtype, with_experts({}, RoutingKind::Moe), documents, device});
+    all.push_back({"mode_integrated", dtype, with_experts({}, RoutingKind::ModeIntegrated), {}, device});
+    all.push_back({"mode_staged",
+                   dtype,
+                   with_experts(routed(CausalMethod::Both, Gate::Sigmoid, 0.5), RoutingKind::ModeStaged),
+                   {},
+                   device});
   };
   for (DType dtype : {DType::F32, DType::F64}) add(dtype, Device::Cpu);
   if (testing_support::devices().back() == Device::Cuda) {
@@ -209,6 +216,17 @@ std::vector<Variant> routings() {
           {"both", DType::F64, routed(CausalMethod::Both), {}}};
 }
 
+// Of those, and of experts, who choose within a sequence.
+std::vector<Variant> accumulated() {
+  std::vector<Variant> all = routings();
+  all.push_back({"mode_integrated", DType::F64, with_experts({}, RoutingKind::ModeIntegrated), {}});
+  all.push_back({"mode_staged",
+                 DType::F64,
+                 with_experts(routed(CausalMethod::Both, Gate::Raw, 0.5), RoutingKind::ModeStaged),
+                 {}});
+  return all;
+}
+
 class Accumulation : public OnDevice<Variant> {};
 
 TEST_P(Accumulation, TwoMicroBatchesAreOneBatch) {
@@ -230,7 +248,7 @@ TEST_P(Accumulation, TwoMicroBatchesAreOneBatch) {
   expect_close(parts.gradients(), whole.gradients(), 1e-12);
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Accumulation, ::testing::ValuesIn(routings()),
+INSTANTIATE_TEST_SUITE_P(Models, Accumulation, ::testing::ValuesIn(accumulated()),
                          [](const auto& p) { return p.param.name; });
 
 // --- document masks ---

@@ -45,6 +45,15 @@ inline RoutingConfig routed(CausalMethod method, Gate gate = Gate::Raw, double c
   return r;
 }
 
+/// Three experts in every MLP, with two no-ops where `kind` has them.
+inline RoutingConfig with_experts(RoutingConfig r, RoutingKind kind, double capacity_factor = 1.0) {
+  r.kind = kind;
+  r.experts.count = 3;
+  r.experts.capacity_factor = capacity_factor;
+  r.experts.noop = kind == RoutingKind::ModeIntegrated ? 2 : 0;
+  return r;
+}
+
 /// A copy of every gradient, or value, by name.
 using Snapshot = std::map<std::string, std::vector<double>>;
 

@@ -314,11 +314,13 @@ Table table_of(const Shapes& shapes) {
 std::vector<OpCase> op_table() {
   Table t = table_of(kSmall);
   add_fused(t);
+  add_experts(t, Size::Small);
   return t;
 }
 
 std::vector<OpCase> large_op_table() {
   Table t = table_of(kLarge);
+  add_experts(t, Size::Large);
   // Sums are longer and positions larger: what is rounded is rounded more often.
   for (OpCase& of : t) of.tolerance *= of.op == "rope" ? 8 : 4;
   return t;

@@ -45,6 +45,10 @@ struct OpCase {
 /// Ops that make again in their backward what they did not keep (op_table_fused.cpp).
 void add_fused(std::vector<OpCase>& table);
 
+enum class Size : std::uint8_t { Small, Large };
+/// Expert layers (op_table_experts.cpp).
+void add_experts(std::vector<OpCase>& table, Size size);
+
 /// Every differentiable op of src/ops, ragged shapes included.
 std::vector<OpCase> op_table();
 /// The same at the sizes of trainings, for backends that are fast enough.

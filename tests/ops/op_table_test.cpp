@@ -87,10 +87,26 @@ TEST(OpTableItself, HasEveryDifferentiableOpAndNoNameTwice) {
     ops.insert(of.op);
     EXPECT_TRUE(names.insert(of.name()).second) << of.name();
   }
-  EXPECT_EQ(ops, (std::set<std::string>{"linear", "add", "bias_silu", "row_score", "rms_norm", "add_rms_norm",
-                                        "rms_norm_linear", "add_rms_norm_linear", "rope", "attention",
-                                        "swiglu", "swiglu_linear", "embedding", "gather_rows",
-                                        "gated_scatter", "linear_cross_entropy", "membership_bce"}));
+  EXPECT_EQ(ops, (std::set<std::string>{"linear",
+                                        "add",
+                                        "bias_silu",
+                                        "row_score",
+                                        "rms_norm",
+                                        "add_rms_norm",
+                                        "rms_norm_linear",
+                                        "add_rms_norm_linear",
+                                        "rope",
+                                        "attention",
+                                        "swiglu",
+                                        "swiglu_linear",
+                                        "embedding",
+                                        "gather_rows",
+                                        "gated_scatter",
+                                        "linear_cross_entropy",
+                                        "membership_bce",
+                                        "expert_affinity",
+                                        "expert_gather",
+                                        "expert_combine"}));
 }
 
 }  // namespace

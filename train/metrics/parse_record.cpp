@@ -102,6 +102,13 @@ StepRecord parse_step(const Json& json) {
   get(json, "router_above_half", above_half);
   const std::size_t layers = std::min({mean.size(), min.size(), max.size(), above_half.size()});
   for (std::size_t i = 0; i < layers; ++i) r.router.push_back({mean[i], min[i], max[i], above_half[i]});
+  get(json, "expert_layers", r.expert_layers);
+  for (const auto& [key, member] : kExpertKeys) {
+    std::vector<double> values;
+    get(json, key, values);
+    if (r.experts.size() < values.size()) r.experts.resize(values.size());
+    for (std::size_t i = 0; i < values.size(); ++i) r.experts[i].*member = values[i];
+  }
   return r;
 }
 

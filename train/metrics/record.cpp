@@ -25,6 +25,14 @@ void put(Json& json, const char* key, const std::string& value) {
   if (!value.empty()) json[key] = value;
 }
 
+void put_experts(Json& json, const std::vector<ExpertStats>& experts) {
+  for (const auto& [key, member] : kExpertKeys) {
+    std::vector<double> values;
+    for (const ExpertStats& e : experts) values.push_back(e.*member);
+    put(json, key, values);
+  }
+}
+
 void put_router(Json& json, const std::vector<RouterStats>& router) {
   if (router.empty()) return;
   for (const RouterStats& r : router) {
@@ -112,6 +120,8 @@ std::string to_json_line(const StepRecord& r) {
   put(json, "routed_layers", r.routed_layers);
   put(json, "routed_fraction", r.routed_fraction);
   put_router(json, r.router);
+  put(json, "expert_layers", r.expert_layers);
+  put_experts(json, r.experts);
   return dump(json);
 }
 

@@ -2,7 +2,8 @@
 // the keys.
 //
 // A number that is not finite is written as null and read back as NaN. By-layer lists have one entry for each
-// *routed* layer, in the order of `routed_layers` (0-based block indices); a dense model has none of them.
+// *routed* layer, in the order of `routed_layers` (0-based block indices), and those of experts one for each
+// of `expert_layers`; a dense model has none of them.
 #pragma once
 
 #include <cmath>
@@ -22,6 +23,31 @@ struct RouterStats {
   double max = 0.0;
   double above_half = 0.0;  // share of tokens with sigma(r) > 0.5
 };
+
+/// How the experts of one layer shared the tokens of one logged step.
+struct ExpertStats {
+  double uncovered = 0.0;      // share of tokens that no expert took: they skip the MLP
+  double per_token = 0.0;      // experts a token, mean
+  double per_token_max = 0.0;  // of the token that most experts took
+  double load_max = 0.0;       // tokens of the busiest expert, 1 being the mean over experts
+  double load_min = 0.0;       // of the idlest one
+  double noop_affinity = 0.0;  // mean affinity that the no-ops have of a token, together
+  double noop_share = 0.0;     // share of tokens whose largest affinity is a no-op's
+  double entropy = 0.0;        // of a token's affinity, nats, mean
+};
+
+struct ExpertKey {
+  const char* key;  // in metrics.jsonl, a list by layer
+  double ExpertStats::*member;
+};
+inline constexpr ExpertKey kExpertKeys[] = {{"expert_uncovered", &ExpertStats::uncovered},
+                                            {"expert_per_token", &ExpertStats::per_token},
+                                            {"expert_per_token_max", &ExpertStats::per_token_max},
+                                            {"expert_load_max", &ExpertStats::load_max},
+                                            {"expert_load_min", &ExpertStats::load_min},
+                                            {"noop_affinity", &ExpertStats::noop_affinity},
+                                            {"noop_share", &ExpertStats::noop_share},
+                                            {"expert_entropy", &ExpertStats::entropy}};
 
 /// A logged optimizer step. `step` counts the optimizer steps done, this one included; `tokens`, `flops` and
 /// `seconds` count since the run's first start, earlier parts of a resumed run included.
@@ -44,6 +70,8 @@ struct StepRecord {
   std::vector<std::int64_t> routed_layers;
   std::vector<double> routed_fraction;  // by routed layer: share of tokens that went through the block
   std::vector<RouterStats> router;      // by routed layer
+  std::vector<std::int64_t> expert_layers;
+  std::vector<ExpertStats> experts;  // by layer with experts
 };
 
 /// An evaluation on the fixed validation slice. A dense model fills val_loss; a routed one val_topk and

@@ -178,6 +178,11 @@ void TensorBoardWriter::add(const StepRecord& r) {
     s.add(prefix + "max", r.router[i].max);
     s.add(prefix + "above_half", r.router[i].above_half);
   }
+  for (const auto& [key, member] : kExpertKeys) {
+    std::vector<double> values;
+    for (const ExpertStats& e : r.experts) values.push_back(e.*member);
+    s.add_by_layer(key, r.expert_layers, values);
+  }
   write(s.framed_event(r.step));
 }
 

@@ -76,16 +76,33 @@ void few_rows(T* y, const T* x, const T* w, const LinearShape& s) {
 
 void check_shape(const char* op, const LinearShape& s) {
   if (s.in < 1) fail(op, "in", s.in, 1);
+  if (s.batch < 1) fail(op, "batch", s.batch, 1);
+}
+
+/// y = x W^T of one product.
+template <typename T>
+void product(T* y, const T* x, const T* w, const LinearShape& s, bool invariant) {
+  if (s.rows * s.out == 0) return;
+  if (!invariant && s.rows <= kFewRows) {
+    few_rows<T>(y, x, w, s);
+  } else if (invariant || s.rows <= kSomeRows) {
+    linear_invariant<T>(y, x, w, s);
+  } else {
+    library_gemm(Transpose::No, Transpose::Yes, s.rows, s.out, s.in, x, w, T(0), y);
+  }
 }
 
 /// dw = dy^T x + kept * dw. Without rows the library would leave dw as it is.
 template <typename T>
 void weight_gradient(const char* op, View dw, ConstView dy, ConstView x, const LinearShape& s, T kept) {
-  T* out = output<T>(op, "dw", dw, s.in * s.out);
-  const T* gradient = input<T>(op, "dy", dy, s.rows * s.out);
-  const T* in = input<T>(op, "x", x, s.rows * s.in);
+  T* out = output<T>(op, "dw", dw, s.batch * s.in * s.out);
+  const T* gradient = input<T>(op, "dy", dy, s.batch * s.rows * s.out);
+  const T* in = input<T>(op, "x", x, s.batch * s.rows * s.in);
   if (s.rows > 0 && dw.size > 0) {
-    library_gemm(Transpose::Yes, Transpose::No, s.out, s.in, s.rows, gradient, in, kept, out);
+    for (std::int64_t e = 0; e < s.batch; ++e) {
+      library_gemm(Transpose::Yes, Transpose::No, s.out, s.in, s.rows, gradient + e * s.rows * s.out,
+                   in + e * s.rows * s.in, kept, out + e * s.out * s.in);
+    }
   } else if (kept == T(0)) {
     for (std::int64_t i = 0; i < dw.size; ++i) out[i] = T(0);
   }
@@ -98,17 +115,13 @@ void CpuBackend::linear_forward(View y, ConstView x, ConstView w, const LinearSh
   check_shape(op, s);
   for_compute_type(op, w.dtype, [&](auto zero) {
     using T = decltype(zero);
-    T* out = output<T>(op, "y", y, s.rows * s.out);
-    const T* in = input<T>(op, "x", x, s.rows * s.in);
-    const T* weights = input<T>(op, "w", w, s.in * s.out);
-    flop_log.gemm(s.rows, s.out, s.in);
-    if (y.size == 0) return;
-    if (!options_.invariant && s.rows <= kFewRows) {
-      few_rows<T>(out, in, weights, s);
-    } else if (options_.invariant || s.rows <= kSomeRows) {
-      linear_invariant<T>(out, in, weights, s);
-    } else {
-      library_gemm(Transpose::No, Transpose::Yes, s.rows, s.out, s.in, in, weights, T(0), out);
+    T* out = output<T>(op, "y", y, s.batch * s.rows * s.out);
+    const T* in = input<T>(op, "x", x, s.batch * s.rows * s.in);
+    const T* weights = input<T>(op, "w", w, s.batch * s.in * s.out);
+    flop_log.gemm(s.batch * s.rows, s.out, s.in);
+    for (std::int64_t e = 0; e < s.batch; ++e) {
+      product<T>(out + e * s.rows * s.out, in + e * s.rows * s.in, weights + e * s.out * s.in, s,
+                 options_.invariant);
     }
   });
 }
@@ -118,19 +131,22 @@ void CpuBackend::linear_backward_input(View dx, ConstView dy, ConstView w, const
   check_shape(op, s);
   for_compute_type(op, w.dtype, [&](auto zero) {
     using T = decltype(zero);
-    T* out = output<T>(op, "dx", dx, s.rows * s.in);
-    const T* in = input<T>(op, "dy", dy, s.rows * s.out);
-    const T* weights = input<T>(op, "w", w, s.in * s.out);
-    flop_log.gemm(s.rows, s.in, s.out);
+    T* out = output<T>(op, "dx", dx, s.batch * s.rows * s.in);
+    const T* in = input<T>(op, "dy", dy, s.batch * s.rows * s.out);
+    const T* weights = input<T>(op, "w", w, s.batch * s.in * s.out);
+    flop_log.gemm(s.batch * s.rows, s.in, s.out);
     if (dx.size == 0) return;
-    library_gemm(Transpose::No, Transpose::No, s.rows, s.in, s.out, in, weights, T(0), out);
+    for (std::int64_t e = 0; e < s.batch; ++e) {
+      library_gemm(Transpose::No, Transpose::No, s.rows, s.in, s.out, in + e * s.rows * s.out,
+                   weights + e * s.out * s.in, T(0), out + e * s.rows * s.in);
+    }
   });
 }
 
 void CpuBackend::linear_backward_weight(View dw, ConstView dy, ConstView x, const LinearShape& s) {
   const char* op = "linear_backward_weight";
   check_shape(op, s);
-  flop_log.gemm(s.out, s.in, s.rows);
+  flop_log.gemm(s.batch * s.out, s.in, s.rows);
   for_compute_type(op, dw.dtype,
                    [&](auto zero) { weight_gradient<decltype(zero)>(op, dw, dy, x, s, decltype(zero)(0)); });
 }
@@ -138,7 +154,7 @@ void CpuBackend::linear_backward_weight(View dw, ConstView dy, ConstView x, cons
 void CpuBackend::linear_backward_weight_accumulate(View dw, ConstView dy, ConstView x, const LinearShape& s) {
   const char* op = "linear_backward_weight_accumulate";
   check_shape(op, s);
-  flop_log.gemm(s.out, s.in, s.rows);
+  flop_log.gemm(s.batch * s.out, s.in, s.rows);
   for_compute_type(op, dw.dtype,
                    [&](auto zero) { weight_gradient<decltype(zero)>(op, dw, dy, x, s, decltype(zero)(1)); });
 }
