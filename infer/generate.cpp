@@ -26,8 +26,8 @@ void check_prompt(const Transformer& model, const std::vector<std::int32_t>& pro
 }
 
 SelectionRule rule_for(const Transformer& model, const Causal& rule) {
-  if (model.routing().has_experts()) return causal_rule(model.routing());  // refuses
-  if (model.routed_layers().empty()) return TopK{};                        // no block chooses
+  if (model.routing().kind == RoutingKind::None) return TopK{};               // nothing chooses
+  if (model.routing().experts_choose()) return causal_rule(model.routing());  // refuses
   return rule;
 }
 

@@ -75,6 +75,13 @@ struct ExpertShape {
   std::int64_t width = 0;    // D
 };
 
+/// Choices of the rows of sequences: `seq` rows each.
+struct SequenceChoices {
+  std::int64_t rows = 0;
+  std::int64_t seq = 0;
+  std::int64_t choices = 0;  // experts, and no-ops
+};
+
 struct AdamWParams {
   double lr = 0, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0;
   std::int64_t step = 1;        // 1 at the first update, for bias correction
@@ -261,12 +268,27 @@ class Backend {
   /// df[slot] = weights[e, row] dy[row]; dweights[e, row] = <dy[row], f[slot]>, 0 where there is no slot.
   virtual void expert_combine_backward(View df, View dweights, ConstView dy, ConstView f, ConstView weights,
                                        ConstView rows, const ExpertShape& s) = 0;
+  /// Token choice: weights stat [choices, rows] are 0 but for the `top_k` choices of largest affinity of each
+  /// row (of equal ones the lower). There they are the affinity when top_k is 1 (Fedus et al. 2021), else the
+  /// affinity over the sum of those chosen (Lepikhin et al. 2020).
+  virtual void token_choice_forward(View weights, ConstView affinity, std::int64_t rows, std::int64_t choices,
+                                    std::int64_t top_k) = 0;
+  virtual void token_choice_backward(View daffinity, ConstView dweights, ConstView affinity,
+                                     ConstView weights, std::int64_t rows, std::int64_t choices,
+                                     std::int64_t top_k) = 0;
+  /// rows and slots as expert_slots leaves them, from weights stat [E, N]: of each sequence of `seq` rows,
+  /// each expert takes the first S * seq / N rows that have a weight above 0. What a row's slot is depends on
+  /// no later row.
+  virtual void expert_fill(View rows, View slots, ConstView weights, std::int64_t seq,
+                           const ExpertShape& s) = 0;
   /// What the metrics say of the experts of a layer, into stat [8]: share of rows without a slot; slots a
-  /// row, mean and most; slots of the busiest and of the idlest expert, 1 being the mean over experts; the
-  /// mean affinity of all choices after the E experts together (no-ops); share of rows whose largest affinity
-  /// is one of those; mean entropy of the affinity, nats. affinity stat [choices, N], choices >= E.
-  virtual void expert_statistics(View out, ConstView affinity, ConstView slots, std::int64_t choices,
-                                 const ExpertShape& s) = 0;
+  /// row; share of the rows' weights above 0 that have no slot (0 when weights is null: expert choice drops
+  /// nothing); slots of the busiest and of the idlest expert, 1 being the mean over experts; the mean
+  /// affinity of all choices after the E experts together (no-ops); share of rows whose largest affinity is
+  /// one of those; mean entropy of the affinity, nats. affinity stat [choices, N], choices >= E; weights stat
+  /// [choices, N] or null.
+  virtual void expert_statistics(View out, ConstView affinity, ConstView weights, ConstView slots,
+                                 std::int64_t choices, const ExpertShape& s) = 0;
 
   // --- losses
   /// losses stat [rows] = logsumexp(logits) - logits[target]; a target below 0 has loss 0 and gradient 0.
@@ -277,6 +299,15 @@ class Backend {
   /// [rows], and dr [rows] = (sigmoid(r) - target) * gradient_scale when not null.
   virtual void membership_bce(View losses, View dr, ConstView r, ConstView indices, std::int64_t rows,
                               double gradient_scale) = 0;
+  /// Load balance of choices (Fedus et al. 2021, equations 4 to 6), for each sequence alone: losses stat
+  /// [rows / seq] = choices * sum_e f_e P_e, with f_e the share of the weights above 0 that are e's and P_e
+  /// the mean affinity of e. daffinity [choices, rows], when not null, is its gradient * gradient_scale; f_e
+  /// is a constant there.
+  virtual void balance_loss(View losses, View daffinity, ConstView affinity, ConstView weights,
+                            const SequenceChoices& s, double gradient_scale) = 0;
+  /// losses = x^2, dx = 2 x gradient_scale (when not null), all stat: of log-sum-exps, the z-loss (Zoph et
+  /// al. 2022).
+  virtual void square_loss(View losses, View dx, ConstView x, double gradient_scale) = 0;
   /// What the metrics say of a routed layer, into stat [8]: mean, min and max of r; share of r >
   /// threshold_logit; then, of the decision p > threshold_logit against membership: true positives, positives
   /// decided, members (as shares of rows); the last element is 0. `p` may be r itself.

@@ -51,9 +51,8 @@ std::optional<EvalResult> evaluate(Context& c, const Transformer& model, const C
   const std::int64_t sequences = std::min(wanted, data.sequences());
   EvalResult result;
   result.layers = model.routed_layers();
-  const bool routed = !result.layers.empty();
-  const bool causal = routed && !config.routing.needs_future();
   result.sees_future = config.routing.kind != RoutingKind::None;
+  const bool causal = result.sees_future && !config.routing.needs_future();
   std::vector<LayerSums> layers(result.layers.size());
   const SelectionRule trained_by = training_rule(config.routing, config.seed, 0);
 
@@ -90,7 +89,8 @@ std::optional<EvalResult> evaluate(Context& c, const Transformer& model, const C
     result.precision.push_back(layers[i].positives > 0 ? layers[i].true_positives / layers[i].positives : 0);
     capacity[static_cast<std::size_t>(result.layers[i])] = result.realised_capacity.back();
   }
-  if (causal || !result.sees_future) {
+  // What a token's own choice of experts costs depends on how they are served.
+  if (!config.routing.has_experts() && (causal || !result.sees_future)) {
     Config measured = config;  // scores cost what these sequences are long, not those of training
     measured.train.seq_len = data.seq_len();
     result.causal_flops_per_token = causal_flops_per_token(measured, capacity).total();

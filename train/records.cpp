@@ -58,6 +58,10 @@ StepRecord step_record(const Config& config, const TrainingState& state, const S
   r.memory_bytes = pace.memory_bytes;
   if (config.routing.has_aux_loss()) r.aux_loss = outcome.aux;
   if (config.routing.has_predictor()) r.predictor_loss = outcome.predictor;
+  if (config.routing.tokens_choose()) {
+    r.balance_loss = outcome.balance;
+    r.z_loss = outcome.z;
+  }
   r.routed_layers = routed_layers;
   std::vector<double> accuracy;
   for (const RouterSummary& s : outcome.routing) {
@@ -86,7 +90,7 @@ EvalRecord evaluation_record(const TrainingState& state, const EvalResult& resul
     r.val_causal = result.causal;
   }
   if (result.bytes > 0) r.bits_per_byte = result.bits_per_byte();
-  if (result.causal) {
+  if (result.causal && !result.layers.empty()) {
     r.routed_layers = result.layers;
     r.realised_capacity = result.realised_capacity;
     r.router_recall_by_layer = result.recall;

@@ -19,8 +19,8 @@ constexpr std::int64_t kSummary = 8;  // elements of a routed layer's summary
 }  // namespace
 
 bool StepOutcome::finite() const {
-  return std::isfinite(loss) && std::isfinite(aux) && std::isfinite(predictor) &&
-         std::isfinite(norms.model) && std::isfinite(norms.predictor);
+  return std::isfinite(loss) && std::isfinite(aux) && std::isfinite(predictor) && std::isfinite(balance) &&
+         std::isfinite(z) && std::isfinite(norms.model) && std::isfinite(norms.predictor);
 }
 
 StepRunner::StepRunner(Context& c, Transformer& model, const Config& config, Source source)
@@ -133,11 +133,13 @@ StepOutcome StepRunner::read() const {
   StepOutcome outcome;
   const double* at = values.data();
   for (std::int64_t part = 0; part < parts; ++part, at += model_.loss_slots()) {
-    const LossSums sums = loss_sums_of(at, layers, rows);
+    const LossSums sums = loss_sums_of(at, model_.loss_layers(), rows);
     const double all = static_cast<double>(rows) * static_cast<double>(parts);
     outcome.loss += sums.cross_entropy / all;
     outcome.aux += sums.aux / all;
     outcome.predictor += sums.predictor / all;
+    outcome.balance += sums.balance / all;
+    outcome.z += sums.z / all;
   }
   for (std::int64_t i = 0; i < layers; ++i, at += kSummary) outcome.routing.push_back(summary_of(at));
   for (std::size_t i = 0; i < model_.expert_layers().size(); ++i, at += kExpertStats) {

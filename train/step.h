@@ -26,6 +26,8 @@ struct StepOutcome {
   double loss = 0;       // cross-entropy, nats a token
   double aux = 0;        // BCE of the routers, mean over layers
   double predictor = 0;  // BCE of the predictors
+  double balance = 0;    // of token choice
+  double z = 0;          // likewise
   AdamW::Norms norms;
   std::vector<RouterSummary> routing;  // of the last micro-batch, by routed layer
   std::vector<ExpertStats> experts;    // likewise, by layer with experts

@@ -13,7 +13,7 @@ constexpr int kThreads = 256;
 constexpr std::int64_t kMostBlocks = 128;
 
 /// What a block leaves: these, then the load of each expert. Counts stay exact in fp32 up to 2^24.
-enum Part { kUncovered, kFilled, kMost, kToNoop, kNoop, kEntropy, kParts };
+enum Part { kUncovered, kFilled, kChosen, kDropped, kToNoop, kNoop, kEntropy, kParts };
 
 struct Min {
   __device__ __forceinline__ float operator()(float a, float b) const { return fminf(a, b); }
@@ -23,11 +23,12 @@ struct Min {
 struct Layer {
   float* parts;               // [blocks, kParts + E]
   const float* affinity;      // [choices, N]
+  const float* weights;       // [choices, N], or null
   const std::int32_t* slots;  // [E, N]
   std::int64_t rows, experts, choices;
 };
 
-/// Reads the affinity once and the slots twice, the second time from cache.
+/// Reads the affinity and the weights once and the slots twice, the second time from cache.
 __global__ void __launch_bounds__(kThreads) rows_kernel(Layer l) {
   __shared__ float shared[32];
   const std::int64_t first = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
@@ -44,11 +45,14 @@ __global__ void __launch_bounds__(kThreads) rows_kernel(Layer l) {
         favours_noop = e >= l.experts;
       }
       if (e >= l.experts) noop += p;
+      if (l.weights != nullptr && l.weights[e * l.rows + n] > 0.0F) {
+        part[kChosen] += 1.0F;
+        if (e < l.experts && l.slots[e * l.rows + n] < 0) part[kDropped] += 1.0F;
+      }
       if (p > 0.0F) entropy -= p * logf(p);
     }
     part[kUncovered] += own == 0.0F ? 1.0F : 0.0F;
     part[kFilled] += own;
-    part[kMost] = fmaxf(part[kMost], own);
     part[kToNoop] += favours_noop ? 1.0F : 0.0F;
     part[kNoop] += noop;
     part[kEntropy] += entropy;
@@ -56,8 +60,7 @@ __global__ void __launch_bounds__(kThreads) rows_kernel(Layer l) {
   float* out = l.parts + std::int64_t{blockIdx.x} * (kParts + l.experts);
 #pragma unroll
   for (int i = 0; i < kParts; ++i) {
-    const float total =
-        i == kMost ? block_reduce(part[i], Max{}, shared) : block_reduce(part[i], Sum{}, shared);
+    const float total = block_reduce(part[i], Sum{}, shared);
     if (threadIdx.x == 0) out[i] = total;
   }
   for (std::int64_t e = 0; e < l.experts; ++e) {
@@ -76,10 +79,7 @@ __global__ void __launch_bounds__(kThreads) layer_kernel(float* out, Layer l, st
   float busiest = 0.0F, idlest = INFINITY;
   for (std::int64_t column = threadIdx.x; column < columns; column += kThreads) {
     float total = 0.0F;
-    for (std::int64_t b = 0; b < blocks; ++b) {
-      const float part = l.parts[b * columns + column];
-      total = column == kMost ? fmaxf(total, part) : total + part;
-    }
+    for (std::int64_t b = 0; b < blocks; ++b) total += l.parts[b * columns + column];
     if (column < kParts) {
       totals[column] = total;
     } else {
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kThreads) layer_kernel(float* out, Layer l, st
   const float mean = totals[kFilled] > 0.0F ? totals[kFilled] / static_cast<float>(l.experts) : 1.0F;
   out[0] = totals[kUncovered] / rows;
   out[1] = totals[kFilled] / rows;
-  out[2] = totals[kMost];
+  out[2] = totals[kChosen] > 0.0F ? totals[kDropped] / totals[kChosen] : 0.0F;
   out[3] = busiest / mean;
   out[4] = idlest / mean;
   out[5] = totals[kNoop] / rows;
@@ -104,8 +104,8 @@ __global__ void __launch_bounds__(kThreads) layer_kernel(float* out, Layer l, st
 
 }  // namespace
 
-void CudaBackend::expert_statistics(View out, ConstView affinity, ConstView slots, std::int64_t choices,
-                                    const ExpertShape& s) {
+void CudaBackend::expert_statistics(View out, ConstView affinity, ConstView weights, ConstView slots,
+                                    std::int64_t choices, const ExpertShape& s) {
   const char* op = "expert_statistics";
   if (s.rows < 1) fail(op, "rows", s.rows, 1);
   if (s.experts < 1 || choices < s.experts) fail(op, "choices", choices, s.experts);
@@ -113,6 +113,7 @@ void CudaBackend::expert_statistics(View out, ConstView affinity, ConstView slot
   const std::int64_t blocks = needed < kMostBlocks ? needed : kMostBlocks;
   const Layer l{scratch_of<float>(blocks * (kParts + s.experts)),
                 input<float>(op, "affinity", affinity, choices * s.rows),
+                optional_input<float>(op, "weights", weights, choices * s.rows),
                 input<std::int32_t>(op, "slots", slots, s.experts * s.rows),
                 s.rows,
                 s.experts,

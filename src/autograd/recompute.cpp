@@ -42,11 +42,7 @@ std::vector<Tensor> recompute(Context& c, const BlockFunction& f, const std::vec
   const auto backward = [context = &c, f, inputs, n = outputs.size()](Tape& t) {
     run_backward(*context, t, f, inputs, n);
   };
-  if (outputs.size() == 1) {
-    tape->record("recompute", {outputs[0]}, backward);
-  } else {
-    tape->record("recompute", {outputs.at(0), outputs.at(1)}, backward);
-  }
+  tape->record("recompute", outputs, backward);
   return outputs;
 }
 

@@ -14,7 +14,7 @@ bool wants_record(const Context& c, std::initializer_list<Tensor> inputs) {
          std::any_of(inputs.begin(), inputs.end(), [](const Tensor& t) { return t.requires_grad(); });
 }
 
-void Tape::record(const char* op, std::initializer_list<Tensor> outputs, Backward backward) {
+void Tape::record(const char* op, const std::vector<Tensor>& outputs, Backward backward) {
   Node node{op, context_.layer(), context_.backend().flop_log.item(), {}, std::move(backward), false};
   for (Tensor t : outputs) {
     t.set_requires_grad(true);

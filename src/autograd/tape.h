@@ -29,7 +29,7 @@ class Tape {
 
   /// Records an op. The outputs' gradients are wanted; the closure must not capture the outputs unless it
   /// reads them.
-  void record(const char* op, std::initializer_list<Tensor> outputs, Backward backward);
+  void record(const char* op, const std::vector<Tensor>& outputs, Backward backward);
   /// Records an op that ends in a loss: its closure always runs.
   void record_loss(const char* op, Backward backward);
   /// Runs every closure once, last first, and forgets them.

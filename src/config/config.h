@@ -47,16 +47,20 @@ struct CausalConfig {
   bool operator==(const CausalConfig&) const = default;
 };
 
-enum class ExpertsChoose { Expert };
+enum class ExpertsChoose { Expert, Token };
 
 /// The experts of each block's MLP. Expert choice (Zhou et al. 2022, arXiv 2202.09368): an expert takes the
-/// tokens of each sequence that have the largest affinity for it.
+/// tokens of each sequence that have the largest affinity for it. Token choice (Fedus et al. 2021, arXiv
+/// 2101.03961): a token goes to the experts that it has the largest affinity for, while they have room.
 struct ExpertsConfig {
   std::int64_t count = 8;  // E
   ExpertsChoose choice = ExpertsChoose::Expert;
   double capacity_factor =
-      1.0;                // each expert takes max(1, floor(capacity_factor * T / E)) tokens of each sequence
-  std::int64_t noop = 0;  // choices besides the experts that compute nothing (mode_integrated)
+      1.0;                 // room of an expert, 1: if all take the same; token: 0: no limit (expert_tokens)
+  std::int64_t top_k = 2;  // token: experts that a token chooses
+  std::int64_t noop = 0;   // choices besides the experts that compute nothing (mode_integrated)
+  double balance_weight = 0.01;  // token: of the load-balancing loss
+  double z_weight = 0.001;       // token: of the router's z-loss
 
   bool operator==(const ExpertsConfig&) const = default;
 };
@@ -80,9 +84,11 @@ struct RoutingConfig {
   bool has_experts() const {
     return kind == RoutingKind::Moe || kind == RoutingKind::ModeStaged || kind == RoutingKind::ModeIntegrated;
   }
+  bool experts_choose() const { return has_experts() && experts.choice == ExpertsChoose::Expert; }
+  bool tokens_choose() const { return has_experts() && experts.choice == ExpertsChoose::Token; }
   /// Whether a token's way depends on those that follow it, and no rule that does without them was trained.
   bool needs_future() const {
-    return has_experts() || (routes_depth() && causal.method == CausalMethod::None);
+    return experts_choose() || (routes_depth() && causal.method == CausalMethod::None);
   }
   bool has_predictor() const {
     return routes_depth() &&
@@ -159,7 +165,9 @@ struct Config {
 /// K of a routed block for a sequence of `seq_len` tokens: max(1, floor(C * T)).
 std::int64_t kept_tokens(double capacity, std::int64_t seq_len);
 
-/// K of an expert for a sequence of `seq_len` tokens: max(1, floor(capacity_factor * T / E)), at most T.
+/// Tokens of a sequence of `seq_len` that each expert has room for: max(1, floor(capacity_factor * k * T /
+/// E)), at most T, where a token chooses k = top_k experts and, under expert choice, k = 1. Without a limit:
+/// T.
 std::int64_t expert_tokens(const ExpertsConfig& experts, std::int64_t seq_len);
 
 }  // namespace fathom

@@ -248,15 +248,25 @@ std::vector<Key> make_keys() {
 
       key<routing, experts, &E::count>("experts.count", from_to(1, 1024), "a MLP of experts has one",
                                        "E, experts of each MLP (moe, mode_staged, mode_integrated)."),
-      key<routing, experts, &E::choice>(
-          "experts.choice", kAny, "token choice is not in this version",
-          "expert: each expert takes the tokens with the largest affinity for it."),
+      key<routing, experts, &E::choice>("experts.choice", kAny, "",
+                                        "expert: each expert takes the tokens with the largest affinity for "
+                                        "it; token: each token goes to the experts "
+                                        "with the largest affinity for it."),
       key<routing, experts, &E::capacity_factor>(
-          "experts.capacity_factor", above_upto(0, 1024), "an expert without tokens learns nothing",
-          "Each expert takes max(1, floor(capacity_factor T / E)) tokens of each sequence; at most E."),
+          "experts.capacity_factor", from_to(0, 1024), "",
+          "Room of an expert: max(1, floor(capacity_factor k T / E)) tokens of each sequence, k being top_k "
+          "or, with "
+          "choice: expert, 1. 0 (token): no limit; each expert then has room, and computes, for all T."),
+      key<routing, experts, &E::top_k>("experts.top_k", from_to(1, 1024), "a token goes somewhere",
+                                       "token: experts that a token chooses."),
       key<routing, experts, &E::noop>(
           "experts.noop", from_to(0, 1024), "",
           "Choices besides the experts that compute nothing and draw affinity from them (mode_integrated)."),
+      key<routing, experts, &E::balance_weight>("experts.balance_weight", from_to(0, 1000),
+                                                "a weight is not negative",
+                                                "token: weight of the load-balancing loss."),
+      key<routing, experts, &E::z_weight>("experts.z_weight", from_to(0, 1000), "a weight is not negative",
+                                          "token: weight of the router's z-loss."),
 
       key<data, &D::train>("data.train", kAny, "", "Token store to train on."),
       key<data, &D::valid>("data.valid", kAny, "", "Token store to evaluate on; empty: no evaluation."),

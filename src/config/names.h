@@ -18,7 +18,7 @@ struct EnumNames<RoutingKind> {
 };
 template <>
 struct EnumNames<ExpertsChoose> {
-  static constexpr std::array values{"expert"};
+  static constexpr std::array values{"expert", "token"};
 };
 template <>
 struct EnumNames<Selection> {

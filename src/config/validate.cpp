@@ -68,12 +68,25 @@ void check_routing(const Config& c, const Checker& check) {
 void check_experts(const Config& c, const Checker& check) {
   if (!c.routing.has_experts()) return;
   const ExpertsConfig& e = c.routing.experts;
+  const bool tokens = c.routing.tokens_choose();
+  check.require(tokens || e.capacity_factor > 0, {"experts.capacity_factor"},
+                "experts.capacity_factor is 0, but experts that choose (experts.choice: expert) need a "
+                "number of tokens "
+                "to choose.",
+                "1 computes as many tokens as a dense MLP. Without a limit: experts.choice: token.");
+  const double most = static_cast<double>(e.count) / (tokens ? static_cast<double>(e.top_k) : 1.0);
   check.require(
-      e.capacity_factor <= static_cast<double>(e.count), {"experts.capacity_factor", "experts.count"},
-      fmt::format("experts.capacity_factor is {}, but each of the experts.count = {} experts then takes all "
-                  "tokens from {} on.",
-                  print_number(e.capacity_factor), e.count, e.count),
-      fmt::format("Set it to at most {}; 1 computes as many tokens as a dense MLP.", e.count));
+      e.capacity_factor <= most, {"experts.capacity_factor", "experts.count"},
+      fmt::format(
+          "experts.capacity_factor is {}, but each of the experts.count = {} experts has room for all "
+          "tokens from {} on.",
+          print_number(e.capacity_factor), e.count, print_number(most)),
+      fmt::format("Set it to at most {}; 1 is as many as there are if all experts take the same.",
+                  print_number(most)));
+  check.require(!tokens || e.top_k <= e.count, {"experts.top_k", "experts.count"},
+                fmt::format("experts.top_k is {}, but there are only experts.count = {} experts to choose.",
+                            e.top_k, e.count),
+                "Lower experts.top_k.");
   const bool integrated = c.routing.kind == RoutingKind::ModeIntegrated;
   check.require(
       !integrated || e.noop > 0, {"routing.kind", "experts.noop"},
@@ -161,13 +174,14 @@ void validate(const Config& config, const Origins& origins) {
 
 std::vector<std::string> config_notes(const Config& c) {
   std::vector<std::string> notes;
-  if (c.routing.has_experts()) {
+  if (c.routing.experts_choose()) {
     notes.emplace_back(
         "experts.choice is expert: experts look at a whole sequence to choose their tokens, so the model "
         "trains and "
         "is evaluated (val_topk), but cannot generate or be served.");
   }
-  if (c.routing.kind == RoutingKind::Mod && c.routing.causal.method == CausalMethod::None) {
+  if (c.routing.routes_depth() && !c.routing.experts_choose() &&
+      c.routing.causal.method == CausalMethod::None) {
     notes.emplace_back(
         "routing.causal.method is none: the model trains and is evaluated with top-k, but top-k needs the "
         "future, so it "

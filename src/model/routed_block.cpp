@@ -93,16 +93,23 @@ Transformer::Stream Transformer::routed_block(Context& c, std::int64_t layer, co
     kept.first_key = c.empty({routed.indices.size()}, DType::I32);
     c.backend().first_keys(kept.first_key, kept.documents, kept.batch, kept.seq);
   }
-  if (routing_.has_experts()) kept.experts = std::make_shared<ExpertLayer>(ExpertLayer{layer, {}, {}});
+  kept.experts = begin_experts(layer);
+  kept.without_limit = ragged;
 
   const auto f = [this, layer, kept](Context& ctx, const std::vector<Tensor>& in) -> std::vector<Tensor> {
     const Tensor a = attention_of(ctx, layer, in[0], kept);
-    const Tensor m = kept.experts ? experts_after(ctx, in[0], a, kept, *kept.experts).second
-                                  : mlp_after(ctx, layer, in[0], a).second;
+    if (kept.experts) {
+      std::vector<Tensor> out =
+          experts_after(ctx, in[0], a, kept, *kept.experts);  // the sum X~ + a, and m, ...
+      out[1] = ops::add(ctx, a, out[1]);
+      return {out.begin() + 1, out.end()};
+    }
+    const Tensor m = mlp_after(ctx, layer, in[0], a).second;
     return {ops::add(ctx, a, m)};
   };
-  const Tensor delta = body(c, f, {ops::gather_rows(c, x, routed.indices)})[0];
-  if (kept.experts) result.experts.push_back(*kept.experts);
+  const std::vector<Tensor> out = body(c, f, {ops::gather_rows(c, x, routed.indices)});
+  const Tensor& delta = out[0];
+  keep_experts(kept.experts.get(), out, 1, result);
   return {ops::gated_scatter(c, x, delta, routed.scores, routed.indices, kind_of(routing_.gate)), {}};
 }
 

@@ -14,12 +14,12 @@ SelectionRule training_rule(const RoutingConfig& routing, std::uint64_t seed, st
 }
 
 Causal causal_rule(const RoutingConfig& routing) {
-  if (routing.has_experts()) {
+  if (routing.experts_choose()) {
     throw UserError(
         "The experts of this model choose their tokens from whole sequences (experts.choice: expert), so it "
         "cannot "
         "choose without seeing the tokens that follow, and cannot be decoded.",
-        "Only dense models and routing.kind: mod with a causal method generate in this version.");
+        "Models with experts.choice: token generate, and so do those without experts.");
   }
   if (routing.routes_depth() && routing.causal.method == CausalMethod::None) {
     throw UserError(

@@ -157,13 +157,18 @@ std::vector<std::int64_t> Transformer::expert_layers() const {
   return layers;
 }
 
+LossLayers Transformer::loss_layers() const {
+  return {static_cast<std::int64_t>(routed_layers().size()),
+          routing_.tokens_choose() ? static_cast<std::int64_t>(expert_layers().size()) : 0};
+}
+
 const Tensor& Transformer::weight(std::int64_t layer, const char* name) const {
   return parameters_.get(layer_name(layer, name));
 }
 
 ForwardResult Transformer::forward(Context& c, const Batch& batch, const SelectionRule& rule,
                                    const StreamObserver& observe) const {
-  if (routing_.has_experts() && std::holds_alternative<Causal>(rule)) {
+  if (routing_.experts_choose() && std::holds_alternative<Causal>(rule)) {
     throw InternalError(
         "[transformer] expert choice looks at whole sequences, so there is no causal rule for it");
   }
@@ -172,6 +177,7 @@ ForwardResult Transformer::forward(Context& c, const Batch& batch, const Selecti
     rows.first_key = c.empty({batch.batch * batch.seq}, DType::I32);
     c.backend().first_keys(rows.first_key, batch.documents, batch.batch, batch.seq);
   }
+  rows.without_limit = std::holds_alternative<Causal>(rule);
   ForwardResult result;
   Stream stream{ops::embedding(c, parameters_.get(kEmbedding), batch.tokens), {}};
   const auto show = [&](std::int64_t blocks) {
@@ -232,10 +238,28 @@ std::vector<Tensor> Transformer::body(Context& c, const BlockFunction& f,
   return recompute_ == Recompute::Block ? recompute(c, f, inputs) : f(c, inputs);
 }
 
+std::shared_ptr<ExpertLayer> Transformer::begin_experts(std::int64_t layer) const {
+  if (!routing_.has_experts()) return nullptr;
+  auto experts = std::make_shared<ExpertLayer>();
+  experts->layer = layer;
+  return experts;
+}
+
+// What the losses of an expert router read are the outputs of the block from `first` on.
+void Transformer::keep_experts(ExpertLayer* experts, const std::vector<Tensor>& outputs, std::size_t first,
+                               ForwardResult& result) {
+  if (experts == nullptr) return;
+  if (outputs.size() > first) {
+    experts->affinity = outputs.at(first);
+    experts->lse = outputs.at(first + 1);
+  }
+  result.experts.push_back(*experts);
+}
+
 Transformer::Stream Transformer::dense_block(Context& c, std::int64_t layer, const Stream& stream,
                                              const Rows& all_rows, ForwardResult& result) const {
   Rows rows = all_rows;
-  if (routing_.has_experts()) rows.experts = std::make_shared<ExpertLayer>(ExpertLayer{layer, {}, {}});
+  rows.experts = begin_experts(layer);
   const auto f = [this, layer, rows](Context& ctx, const std::vector<Tensor>& in) -> std::vector<Tensor> {
     Tensor h = in[0];
     Tensor a;
@@ -251,12 +275,12 @@ Transformer::Stream Transformer::dense_block(Context& c, std::int64_t layer, con
     } else {
       a = attention_of(ctx, layer, h, rows);
     }
-    auto [sum, m] =
-        rows.experts ? experts_after(ctx, h, a, rows, *rows.experts) : mlp_after(ctx, layer, h, a);
+    if (rows.experts) return experts_after(ctx, h, a, rows, *rows.experts);
+    auto [sum, m] = mlp_after(ctx, layer, h, a);
     return {sum, m};
   };
   std::vector<Tensor> out = body(c, f, {stream.x, stream.delta});
-  if (rows.experts) result.experts.push_back(*rows.experts);
+  keep_experts(rows.experts.get(), out, 2, result);
   return {out[0], out[1]};
 }
 
@@ -274,9 +298,9 @@ Tensor Transformer::cross_entropy(Context& c, const Tensor& hidden, const Tensor
 
 DeviceLosses Transformer::record_objective(Context& c, const Batch& batch, const ForwardResult& result,
                                            double weight, const Tensor& sums) const {
-  const DeviceLosses losses{sums, batch.batch * batch.seq};
+  const DeviceLosses losses{sums, loss_layers(), batch.batch * batch.seq};
   Backend& backend = c.backend();
-  if (!result.routing.empty()) backend.fill(sums, 0.0);
+  if (sums.size() > 1) backend.fill(sums, 0.0);
   backend.sum(sums.rows(0, 1), cross_entropy(c, result.hidden, batch.targets, weight));
   const auto layers = static_cast<std::int64_t>(result.routing.size());
   const double scale = weight / static_cast<double>(losses.rows * layers);
@@ -289,6 +313,7 @@ DeviceLosses Transformer::record_objective(Context& c, const Batch& batch, const
     if (routing_.has_aux_loss()) add(1 + i, routed.scores, scale * routing_.causal.aux_weight);
     if (routed.predicted.defined()) add(1 + layers + i, routed.predicted, scale);
   }
+  record_expert_losses(c, result, weight, sums, losses.rows);
   return losses;
 }
 
@@ -298,20 +323,26 @@ LossSums Transformer::objective(Context& c, const Batch& batch, const ForwardRes
   return read_losses(c, record_objective(c, batch, result, weight, sums));
 }
 
-LossSums loss_sums_of(const double* sums, std::int64_t routed_layers, std::int64_t rows) {
+LossSums loss_sums_of(const double* sums, const LossLayers& layers, std::int64_t rows) {
   LossSums s;
   s.rows = rows;
   s.cross_entropy = sums[0];
-  for (std::int64_t i = 0; i < routed_layers; ++i) {
-    s.aux += sums[1 + i] / static_cast<double>(routed_layers);
-    s.predictor += sums[1 + routed_layers + i] / static_cast<double>(routed_layers);
-  }
+  const auto mean = [](const double* first, std::int64_t n) {
+    double sum = 0;
+    for (std::int64_t i = 0; i < n; ++i) sum += first[i] / static_cast<double>(n);
+    return sum;
+  };
+  s.aux = mean(sums + 1, layers.routed);
+  s.predictor = mean(sums + 1 + layers.routed, layers.routed);
+  const double* of_experts = sums + 1 + 2 * layers.routed;
+  s.balance = mean(of_experts, layers.experts);
+  s.z = mean(of_experts + layers.experts, layers.experts);
   return s;
 }
 
 LossSums read_losses(Context& c, const DeviceLosses& losses) {
   const std::vector<double> values = to_doubles(c.backend(), losses.sums);
-  return loss_sums_of(values.data(), (losses.sums.size() - 1) / 2, losses.rows);
+  return loss_sums_of(values.data(), losses.layers, losses.rows);
 }
 
 }  // namespace fathom

@@ -62,7 +62,10 @@ struct RoutedLayer {
 /// What the experts of a block decided, over the rows that the block computes.
 struct ExpertLayer {
   std::int64_t layer = 0;
-  Tensor affinity;  // stat [E + no-ops, rows]: the softmax of the router, transposed
+  std::int64_t seq = 0;  // rows of a sequence
+  Tensor affinity;       // stat [E + no-ops, rows]: the softmax of the router, transposed
+  Tensor lse;            // stat [rows]: the log of its sums of exponentials
+  Tensor weights;        // token choice: what each row gives its choices [E + no-ops, rows]
   ops::Dispatch dispatch;
 };
 
@@ -80,20 +83,28 @@ struct LossSums {
   double cross_entropy = 0;
   double aux = 0;        // mean over routed layers
   double predictor = 0;  // mean over routed layers
+  double balance = 0;    // of token choice, mean over its layers; as if each row had its sequence's
+  double z = 0;          // likewise
   std::int64_t rows = 0;
 };
 
-/// The same sums on the device, where a training step leaves them until its end: stat [1 + 2 L],
+struct LossLayers {
+  std::int64_t routed = 0;   // L
+  std::int64_t experts = 0;  // X, whose tokens choose
+};
+
+/// The same sums on the device, where a training step leaves them until its end: stat [1 + 2 L + 2 X],
 /// cross-entropy, then BCE(router) and BCE(predictor) of each of the L routed layers (zeros where a layer has
-/// no such loss).
+/// no such loss), then the balance and the z-loss of each of the X layers whose tokens choose experts.
 struct DeviceLosses {
   Tensor sums;
+  LossLayers layers;
   std::int64_t rows = 0;
 };
 /// Waits for the device.
 LossSums read_losses(Context& c, const DeviceLosses& losses);
 /// From the values of DeviceLosses::sums.
-LossSums loss_sums_of(const double* sums, std::int64_t routed_layers, std::int64_t rows);
+LossSums loss_sums_of(const double* sums, const LossLayers& layers, std::int64_t rows);
 
 /// The parameters of a model, declared and not allocated: what it would need. The config must be resolved.
 ParameterSet declare_parameters(const ModelConfig& model, const RoutingConfig& routing);
@@ -122,14 +133,16 @@ class Transformer {
   /// Cross-entropy of every row, in nats [N], and, while a tape records, the gradient of its mean times
   /// `weight`.
   Tensor cross_entropy(Context& c, const Tensor& hidden, const Tensor& targets, double weight) const;
-  /// The training objective: cross-entropy + aux_weight * BCE(router) + BCE(predictor), each a mean over rows
-  /// (and over routed layers), times `weight`. Recorded on the tape; returns what it was made of.
+  /// The training objective: cross-entropy + aux_weight * BCE(router) + BCE(predictor) + balance_weight *
+  /// balance + z_weight * z, each a mean over rows or sequences (and over its layers), times `weight`.
+  /// Recorded on the tape; returns what it was made of.
   LossSums objective(Context& c, const Batch& batch, const ForwardResult& result, double weight) const;
-  /// The same without waiting for the device; into `sums` of 1 + 2 L elements.
+  /// The same without waiting for the device; into `sums` of loss_slots() elements.
   DeviceLosses record_objective(Context& c, const Batch& batch, const ForwardResult& result, double weight,
                                 const Tensor& sums) const;
-  /// 1 + 2 L
-  std::int64_t loss_slots() const { return 1 + 2 * static_cast<std::int64_t>(routed_layers().size()); }
+  LossLayers loss_layers() const;
+  /// 1 + 2 L + 2 X
+  std::int64_t loss_slots() const { return 1 + 2 * (loss_layers().routed + loss_layers().experts); }
 
  private:
   struct Rows;    // the rows that a block works on
@@ -142,8 +155,13 @@ class Transformer {
   Tensor attend(Context& c, std::int64_t layer, Tensor qkv, const Rows& rows) const;
   Tensor attention_of(Context& c, std::int64_t layer, const Tensor& x, const Rows& rows) const;
   std::pair<Tensor, Tensor> mlp_after(Context& c, std::int64_t layer, const Tensor& x, const Tensor& a) const;
-  std::pair<Tensor, Tensor> experts_after(Context& c, const Tensor& x, const Tensor& a, const Rows& rows,
-                                          ExpertLayer& experts) const;
+  std::vector<Tensor> experts_after(Context& c, const Tensor& x, const Tensor& a, const Rows& rows,
+                                    ExpertLayer& experts) const;
+  std::shared_ptr<ExpertLayer> begin_experts(std::int64_t layer) const;
+  static void keep_experts(ExpertLayer* experts, const std::vector<Tensor>& outputs, std::size_t first,
+                           ForwardResult& result);
+  void record_expert_losses(Context& c, const ForwardResult& result, double weight, const Tensor& sums,
+                            std::int64_t rows) const;
   Tensor predict(Context& c, std::int64_t layer, const Tensor& x) const;
   std::vector<Tensor> body(Context& c, const BlockFunction& f, const std::vector<Tensor>& inputs) const;
   const Tensor& weight(std::int64_t layer, const char* name) const;

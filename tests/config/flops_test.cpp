@@ -53,6 +53,9 @@ TEST(ExpertTokens, FloorsAndKeepsAtLeastOneAndAtMostAll) {
   EXPECT_EQ(expert_tokens({.count = 8, .capacity_factor = 1.0}, 7), 1);
   EXPECT_EQ(expert_tokens({.count = 1, .capacity_factor = 1.0}, 20), 20);
   EXPECT_EQ(expert_tokens({.count = 2, .capacity_factor = 100.0}, 20), 20);
+  const ExpertsConfig token{.count = 8, .choice = ExpertsChoose::Token, .capacity_factor = 1.25, .top_k = 2};
+  EXPECT_EQ(expert_tokens(token, 256), 80);
+  EXPECT_EQ(expert_tokens({.count = 8, .choice = ExpertsChoose::Token, .capacity_factor = 0}, 256), 256);
 }
 
 Config tiny_experts(RoutingKind kind, std::int64_t noop) {

@@ -119,10 +119,11 @@ TEST(Parse, WrongTypesSayWhatWasExpected) {
   EXPECT_THAT(of("model", "qk_norm: yes"), HasSubstr("true or false"));
   EXPECT_THAT(of("data", "train: [a]"), HasSubstr("text"));
   EXPECT_THAT(of("routing", "kind: mode"), HasSubstr("one of none, mod, moe, mode_staged, mode_integrated"));
-  EXPECT_THAT(of("experts", "choice: token"),
-              AllOf(HasSubstr("one of expert"), HasSubstr("not in this version")));
+  EXPECT_THAT(of("experts", "choice: tokens"), HasSubstr("one of expert, token"));
+  EXPECT_THAT(of("experts", "top_k: 0"), HasSubstr("a token goes somewhere"));
+  EXPECT_THAT(of("experts", "balance_weight: -0.1"), HasSubstr("a weight is not negative"));
   EXPECT_THAT(of("experts", "count: 0"), AllOf(HasSubstr("experts.count is 0"), HasSubstr("from 1 to 1024")));
-  EXPECT_THAT(of("experts", "capacity_factor: 0"), HasSubstr("an expert without tokens learns nothing"));
+  EXPECT_THAT(of("experts", "capacity_factor: -1"), HasSubstr("a number from 0 to 1024"));
   EXPECT_THAT(of("experts", "capacity_factor: .inf"), HasSubstr("experts.capacity_factor is .inf"));
   EXPECT_THAT(of("experts", "noop: -1"), HasSubstr("experts.noop is -1"));
   EXPECT_THAT(of("experts", "counts: 4"), HasSubstr("experts.count"));
@@ -214,6 +215,12 @@ TEST(Parse, ContradictionsNameBothKeys) {
   EXPECT_THAT(of({"routing.kind=moe", "experts.noop=2"}),
               AllOf(HasSubstr("experts.noop is 2"), HasSubstr("routing.kind is moe")));
   EXPECT_THAT(of({"routing.kind=mode_staged", "experts.noop=2"}), HasSubstr("routing.kind is mode_staged"));
+  EXPECT_THAT(of({"routing.kind=moe", "experts.capacity_factor=0"}), HasSubstr("need a number of tokens"));
+  EXPECT_NO_THROW(parse(kBase, {"routing.kind=moe", "experts.choice=token", "experts.capacity_factor=0"}));
+  EXPECT_THAT(of({"routing.kind=moe", "experts.choice=token", "experts.capacity_factor=4.5"}),
+              AllOf(HasSubstr("all tokens from 4 on"), HasSubstr("at most 4")));
+  EXPECT_THAT(of({"routing.kind=moe", "experts.choice=token", "experts.count=2", "experts.top_k=3"}),
+              AllOf(HasSubstr("experts.top_k is 3"), HasSubstr("experts.count = 2")));
   EXPECT_NO_THROW(parse(kBase, {"experts.noop=2"}));  // a dense model has no experts
   EXPECT_THAT(of({"train.schedule=wsd", "train.warmup=0.9"}), HasSubstr("more than all of them"));
   EXPECT_THAT(of({"device=gpu"}), HasSubstr("cpu, cuda, cuda:N or auto"));
@@ -254,6 +261,7 @@ TEST(Parse, NotesWhatCannotBeServed) {
   const auto experts = config_notes(parse(kBase, {"routing.kind=moe"}));
   ASSERT_EQ(experts.size(), 1u);
   EXPECT_THAT(experts[0], HasSubstr("cannot generate or be served"));
+  EXPECT_TRUE(config_notes(parse(kBase, {"routing.kind=moe", "experts.choice=token"})).empty());
 }
 
 }  // namespace

@@ -24,7 +24,7 @@ TEST(Presets, EveryFileLoads) {
     const Config c = resolve(load_config(entry.path()), 4096);
     EXPECT_EQ(parse_config(to_yaml(c), "printed", {}), c);
     EXPECT_EQ(config_notes(c).empty(),
-              !c.routing.has_experts());  // whose note is that they do not generate yet
+              !c.routing.experts_choose());  // whose note is that they do not generate yet
     EXPECT_GE(plan_horizon(c).steps, 50);
     ++files;
   }

@@ -18,7 +18,8 @@ inline constexpr std::int64_t kSeq = 20;
 inline constexpr const char* kModels[] = {
     "dense",        "dense_gqa",         "dense_tied",       "mod_raw_aux",      "mod_sigmoid_aux",
     "mod_tanh_aux", "mod_raw_predictor", "mod_sigmoid_both", "mod_raw_both_gqa", "moe",
-    "moe_few",      "moe_many",          "mode_integrated",  "mode_staged",      "mode_staged_raw"};
+    "moe_few",      "moe_many",          "mode_integrated",  "mode_staged",      "mode_staged_raw",
+    "token_top1",   "token_top2",        "token_dropless",   "token_integrated", "token_staged"};
 
 /// The largest error of a tensor, relative to its largest element.
 inline double relative_error(const std::vector<double>& ours, const std::vector<double>& theirs) {
@@ -54,6 +55,12 @@ inline RoutingConfig routing_config(const GoldenFile& file) {
     r.experts.count = static_cast<std::int64_t>(file.attribute("experts"));
     r.experts.noop = static_cast<std::int64_t>(file.attribute("noop"));
     r.experts.capacity_factor = file.attribute("capacity_factor");
+    if (file.has_attribute("top_k")) {
+      r.experts.choice = ExpertsChoose::Token;
+      r.experts.top_k = static_cast<std::int64_t>(file.attribute("top_k"));
+      r.experts.balance_weight = file.attribute("balance_weight");
+      r.experts.z_weight = file.attribute("z_weight");
+    }
   }
   if (file.attribute("routed") == 0) return r;
   const bool aux = file.attribute("aux_weight") > 0;

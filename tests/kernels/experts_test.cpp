@@ -107,15 +107,83 @@ TEST_P(Experts, Statistics) {
   const Buffer slots = integers({0, 1, -1, -1, 2, -1, -1, -1});
   const Buffer affinity(dtype(),
                         {0.5, 0.25, 0, 0.25, 0.25, 0.25, 0, 0.25, 0.25, 0.25, 1, 0.5, 0, 0.25, 0, 0});
+  // Row 2 wanted expert 1 and had no slot there, row 3 a no-op.
+  const Buffer weights(dtype(), {0.6, 1, 0, 0, 0.4, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0});
   Buffer out(dtype(), 8, 9);
   const ExpertShape s{.rows = 4, .experts = 2, .slots = 2};
-  backend()->expert_statistics(out.view(), affinity.view(), slots.view(), 4, s);
   const double half = std::log(2.0);
-  // Busiest 2, idlest 1, of 1.5 on average; equal affinities are the first choice's.
-  expect_close(out,
-               {0.5, 0.75, 2, 4.0 / 3, 2.0 / 3, (0.25 + 0.5 + 1 + 0.5) / 4, 0.5,
-                (1.5 * half + 2 * half + 0 + 1.5 * half) / 4},
-               tolerance(), "statistics");
+  for (const ConstView& w : {ConstView(weights.view()), ConstView()}) {
+    backend()->expert_statistics(out.view(), affinity.view(), w, slots.view(), 4, s);
+    // Busiest 2, idlest 1, of 1.5 on average; equal affinities are the first choice's.
+    expect_close(out,
+                 {0.5, 0.75, w ? 0.2 : 0.0, 4.0 / 3, 2.0 / 3, (0.25 + 0.5 + 1 + 0.5) / 4, 0.5,
+                  (1.5 * half + 2 * half + 0 + 1.5 * half) / 4},
+                 tolerance(), "statistics");
+  }
+}
+
+TEST_P(Experts, TokensChooseTheLargestAndTiesGoToTheLower) {
+  // Three choices over three rows: clear, all equal, the last two equal.
+  const Buffer affinity(dtype(), {0.5, 0.25, 0.2, 0.3, 0.25, 0.4, 0.2, 0.25, 0.4});
+  Buffer weights(dtype(), 9, 7);
+  backend()->token_choice_forward(weights.view(), affinity.view(), 3, 3, 1);
+  expect_close(weights, {0.5, 0.25, 0, 0, 0, 0.4, 0, 0, 0}, tolerance(), "top 1");
+  backend()->token_choice_forward(weights.view(), affinity.view(), 3, 3, 2);
+  expect_close(weights, {0.5 / 0.8, 0.5, 0, 0.3 / 0.8, 0.5, 0.5, 0, 0, 0.5}, tolerance(), "top 2");
+  backend()->token_choice_forward(weights.view(), affinity.view(), 3, 3, 3);
+  expect_close(weights, {0.5, 1.0 / 3, 0.2, 0.3, 1.0 / 3, 0.4, 0.2, 1.0 / 3, 0.4}, tolerance(), "all");
+}
+
+TEST_P(Experts, SlotsFillInTheOrderOfRowsWithinEachSequence) {
+  // Two experts, two sequences of three rows, two slots each: row 2 is one too many for expert 0.
+  const Buffer weights(dtype(), {1, 0.5, 0.5, 0, 0, 1, 0, 0.5, 0.5, 0, 0, 0});
+  Buffer rows(DType::I32, 8), slots(DType::I32, 12);
+  const ExpertShape s{.rows = 6, .experts = 2, .slots = 4};
+  backend()->expert_fill(rows.view(), slots.view(), weights.view(), 3, s);
+  EXPECT_EQ(all_of(rows), (Values{0, 1, 5, -1, 1, 2, -1, -1}));
+  EXPECT_EQ(all_of(slots), (Values{0, 1, -1, -1, -1, 2, -1, 4, 5, -1, -1, -1}));
+}
+
+TEST_P(Experts, LongSequencesFillTheSame) {
+  on_threads([&](Backend& b) {
+    const std::int64_t seq = 700, sequences = 3, capacity = 150;
+    const ExpertShape s{.rows = seq * sequences, .experts = 4, .slots = sequences * capacity};
+    const Buffer affinity = random(dtype(), s.rows * 4, 5);
+    Buffer positive(dtype(), s.rows * 4), weights = positive;
+    for (std::int64_t i = 0; i < positive.size(); ++i) positive.set(i, std::exp(affinity[i]));
+    b.token_choice_forward(weights.view(), positive.view(), s.rows, 4, 2);
+    Buffer rows(DType::I32, s.experts * s.slots), slots(DType::I32, s.experts * s.rows);
+    b.expert_fill(rows.view(), slots.view(), weights.view(), seq, s);
+    for (std::int64_t e = 0; e < 4; ++e) {
+      for (std::int64_t n = 0, taken = 0; n < s.rows; ++n) {
+        if (n % seq == 0) taken = 0;
+        const bool chosen = weights[e * s.rows + n] > 0;
+        const double expected = chosen && taken < capacity
+                                    ? static_cast<double>((e * sequences + n / seq) * capacity + taken)
+                                    : -1.0;
+        EXPECT_EQ(slots[e * s.rows + n], expected);
+        if (expected >= 0) EXPECT_EQ(rows[static_cast<std::int64_t>(expected)], static_cast<double>(n));
+        taken += chosen ? 1 : 0;
+      }
+    }
+    return std::vector<Buffer>{weights, rows, slots};
+  });
+}
+
+TEST_P(Experts, BalanceAndSquareLoss) {
+  // Two choices, two sequences of two rows. First: both choose 0; second: one each.
+  const Buffer weights(dtype(), {0.7, 0.8, 0, 0.6, 0, 0, 0.9, 0});
+  const Buffer affinity(dtype(), {0.7, 0.8, 0.1, 0.6, 0.3, 0.2, 0.9, 0.4});
+  Buffer losses(dtype(), 2), gradient(dtype(), 8);
+  backend()->balance_loss(losses.view(), gradient.view(), affinity.view(), weights.view(),
+                          {.rows = 4, .seq = 2, .choices = 2}, 10.0);
+  expect_close(losses, {2 * 1 * 0.75, 2 * (0.5 * 0.35 + 0.5 * 0.65)}, tolerance(), "losses");
+  expect_close(gradient, {10, 10, 5, 5, 0, 0, 5, 5}, tolerance(), "gradient");
+  const Buffer x(dtype(), {1, -2, 3, 0});
+  Buffer squares(dtype(), 4), dx(dtype(), 4);
+  backend()->square_loss(squares.view(), dx.view(), x.view(), 0.5);
+  EXPECT_EQ(all_of(squares), (Values{1, 4, 9, 0}));
+  EXPECT_EQ(all_of(dx), (Values{1, -2, 3, 0}));
 }
 
 // A batch of products is those products one after the other, to the bit.
@@ -179,7 +247,11 @@ TEST_P(Experts, ErrorsNameTheOp) {
   expect_error(
       [&] { b->expert_combine_forward(twelve.view(), twelve.view(), twelve.view(), slots.view(), s); },
       "expert_combine_forward", "y");
-  expect_error([&] { b->expert_statistics(eight.view(), eight.view(), slots.view(), 2, s); },
+  expect_error([&] { b->token_choice_forward(twelve.view(), twelve.view(), 4, 3, 4); },
+               "token_choice_forward", "top_k");
+  expect_error([&] { b->expert_fill(rows.view(), slots.view(), twelve.view(), 3, s); }, "expert_fill",
+               "rows");
+  expect_error([&] { b->expert_statistics(eight.view(), eight.view(), ConstView{}, slots.view(), 2, s); },
                "expert_statistics", "choices");
 }
 

@@ -165,14 +165,17 @@ TEST(TopKLooksAhead, AndTheComparisonSeesIt) {
 }
 
 std::vector<Case> cases() {
-  std::vector<Case> all = {{"dense", {}},
-                           {"dense_qk_norm", {}, true},
-                           {"mod_aux", routed(CausalMethod::Aux)},
-                           {"mod_predictor", routed(CausalMethod::Predictor, Gate::Sigmoid)},
-                           {"mod_both_tanh", routed(CausalMethod::Both, Gate::Tanh), true},
-                           {"large_dense", {}, false, Size::Large},
-                           {"large_mod_aux", routed(CausalMethod::Aux, Gate::Sigmoid), true, Size::Large},
-                           {"large_mod_predictor", routed(CausalMethod::Predictor), false, Size::Large}};
+  std::vector<Case> all = {
+      {"dense", {}},
+      {"dense_qk_norm", {}, true},
+      {"mod_aux", routed(CausalMethod::Aux)},
+      {"mod_predictor", routed(CausalMethod::Predictor, Gate::Sigmoid)},
+      {"mod_both_tanh", routed(CausalMethod::Both, Gate::Tanh), true},
+      {"token_integrated", tokens_choose({}, RoutingKind::ModeIntegrated, 2)},
+      {"token_staged", tokens_choose(routed(CausalMethod::Both, Gate::Sigmoid), RoutingKind::ModeStaged, 1)},
+      {"large_dense", {}, false, Size::Large},
+      {"large_mod_aux", routed(CausalMethod::Aux, Gate::Sigmoid), true, Size::Large},
+      {"large_mod_predictor", routed(CausalMethod::Predictor), false, Size::Large}};
   if (testing_support::devices().back() != Device::Cuda) return all;
   const std::vector<Case> models = all;
   for (const DType dtype : {DType::F32, DType::BF16}) {

@@ -1,4 +1,6 @@
 // What models of experts have to agree with: dense models, and each other.
+#include <algorithm>
+
 #include <gtest/gtest.h>
 
 #include "kernels/error.h"
@@ -64,6 +66,54 @@ TEST_P(Experts, OneAtFullCapacityIsTheDenseModel) {
   expect_same(moe, dense, routers);
   for (const std::string& name : routers) {
     for (const double g : moe.gradients().at(name)) EXPECT_EQ(g, 0.0) << name;
+  }
+}
+
+// Where every token has room with its only choice, as where its only expert chooses all tokens.
+TEST_P(Experts, TokensThatChooseTheOnlyExpertAreExpertChoice) {
+  RoutingConfig expert = with_experts({}, RoutingKind::Moe), token = tokens_choose({}, RoutingKind::Moe, 1);
+  expert.experts.count = token.experts.count = 1;
+  token.experts.balance_weight = token.experts.z_weight = 0;
+  SmallModel a = make(expert), b = make(token);
+  EXPECT_EQ(a.backward(a.random_batch(2, kSeq, 3), TopK{}).cross_entropy,
+            b.backward(b.random_batch(2, kSeq, 3), TopK{}).cross_entropy);
+  EXPECT_EQ(a.gradients(), b.gradients());
+}
+
+// With room for all, nothing is dropped, and each token is in as many slots as it chose experts.
+TEST_P(Experts, TokensWithoutLimitAreNeverDropped) {
+  SmallModel free = make(tokens_choose({}, RoutingKind::Moe, 2));
+  SmallModel roomy = make(tokens_choose({}, RoutingKind::Moe, 2, 1.5));  // 1.5 * 2 * 16 / 3 = 16
+  EXPECT_EQ(free.backward(free.random_batch(2, kSeq, 3), TopK{}).cross_entropy,
+            roomy.backward(roomy.random_batch(2, kSeq, 3), TopK{}).cross_entropy);
+  EXPECT_EQ(free.gradients(), roomy.gradients());
+  for (const ExpertLayer& layer :
+       free.model.forward(free.context, free.random_batch(2, kSeq, 3), TopK{}).experts) {
+    const std::vector<std::int32_t> slots =
+        to_host<std::int32_t>(free.context.backend(), layer.dispatch.slots);
+    EXPECT_EQ(std::count_if(slots.begin(), slots.end(), [](std::int32_t s) { return s >= 0; }), 2 * 2 * kSeq);
+  }
+}
+
+// A sequence's experts, drops and losses do not depend on the sequences beside it.
+TEST_P(Experts, SequencesAreIndependent) {
+  for (const RoutingConfig& routing :
+       {with_experts({}, RoutingKind::Moe), tokens_choose({}, RoutingKind::ModeIntegrated, 2, 0.8)}) {
+    SmallModel m = make(routing);
+    const std::vector<std::int32_t> tokens = m.random_tokens(2 * kSeq, 3),
+                                    targets = m.random_tokens(2 * kSeq, 4);
+    const auto sums = [&](std::int64_t first, std::int64_t count) {
+      const auto part = [&](const std::vector<std::int32_t>& v) {
+        return std::vector<std::int32_t>(v.begin() + first * kSeq, v.begin() + (first + count) * kSeq);
+      };
+      const Batch batch = make_batch(m.context, count, kSeq, part(tokens), part(targets));
+      return m.model.objective(m.context, batch, m.model.forward(m.context, batch, TopK{}), 1.0);
+    };
+    const LossSums both = sums(0, 2), first = sums(0, 1), second = sums(1, 1);
+    EXPECT_NEAR(both.cross_entropy, first.cross_entropy + second.cross_entropy,
+                tolerance() * both.cross_entropy);
+    EXPECT_NEAR(both.balance, first.balance + second.balance, tolerance() * (1 + both.balance));
+    EXPECT_NEAR(both.z, first.z + second.z, tolerance() * (1 + both.z));
   }
 }
 

@@ -239,9 +239,24 @@ std::vector<Case> expert_cases() {
            }}};
 }
 
+std::vector<Case> token_cases() {
+  const auto tokens = [](Config& c, RoutingKind kind, std::int64_t top_k, double capacity_factor) {
+    experts(c, kind, capacity_factor);
+    c.routing.experts.choice = ExpertsChoose::Token;
+    c.routing.experts.top_k = top_k;
+  };
+  return {{"token_top1", [=](Config& c) { tokens(c, RoutingKind::Moe, 1, 1.0); }},
+          {"token_dropless", [=](Config& c) { tokens(c, RoutingKind::Moe, 2, 0.0); }},
+          {"token_staged", [=](Config& c) {
+             routed(c, CausalMethod::Predictor);
+             tokens(c, RoutingKind::ModeStaged, 2, 1.0);
+           }}};
+}
+
 constexpr auto kName = [](const auto& p) { return p.param.name; };
 INSTANTIATE_TEST_SUITE_P(Dense, Launched, ::testing::ValuesIn(dense_cases()), kName);
 INSTANTIATE_TEST_SUITE_P(Uncausal, Launched, ::testing::ValuesIn(uncausal_cases()), kName);
+INSTANTIATE_TEST_SUITE_P(Tokens, Launched, ::testing::ValuesIn(token_cases()), kName);
 INSTANTIATE_TEST_SUITE_P(Experts, Launched, ::testing::ValuesIn(expert_cases()), kName);
 INSTANTIATE_TEST_SUITE_P(Causal, Launched, ::testing::ValuesIn(causal_cases()), kName);
 INSTANTIATE_TEST_SUITE_P(Causal, Served, ::testing::ValuesIn(causal_cases()), kName);

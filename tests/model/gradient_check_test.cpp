@@ -53,8 +53,12 @@ class GradientCheck : public ::testing::TestWithParam<Case> {
     EXPECT_EQ(chosen, chosen_) << "the perturbation changed the choice of tokens";
     const LossSums sums = m_.model.objective(m_.context, batch_, result, 1.0);
     const auto rows = static_cast<double>(sums.rows);
-    return {(sums.cross_entropy + m_.model.routing().causal.aux_weight * sums.aux) / rows,
-            sums.predictor / rows};
+    const RoutingConfig& routing = m_.model.routing();
+    double main = sums.cross_entropy + routing.causal.aux_weight * sums.aux;
+    if (routing.tokens_choose()) {
+      main += routing.experts.balance_weight * sums.balance + routing.experts.z_weight * sums.z;
+    }
+    return {main / rows, sums.predictor / rows};
   }
 
   double derivative(const Tensor& parameter, std::vector<double>& values, std::size_t i, bool of_predictor) {
@@ -137,6 +141,25 @@ std::vector<Case> cases() {
        base,
        with_experts(routed(CausalMethod::Both, Gate::Sigmoid, 0.5), RoutingKind::ModeStaged),
        TopK{},
+       {}},
+      {"token_top1", base, tokens_choose(none, RoutingKind::Moe, 1, 1.0), TopK{}, {}},
+      {"token_top2_recompute",
+       base,
+       tokens_choose(none, RoutingKind::Moe, 2, 0.8),
+       TopK{},
+       {},
+       Recompute::Block},
+      {"token_integrated_documents", base, tokens_choose(none, RoutingKind::ModeIntegrated, 2), TopK{},
+       documents},
+      {"token_staged",
+       base,
+       tokens_choose(routed(CausalMethod::Both, Gate::Sigmoid, 0.5), RoutingKind::ModeStaged, 2, 1.0),
+       TopK{},
+       {}},
+      {"token_staged_causal",
+       base,
+       tokens_choose(routed(CausalMethod::Both, Gate::Tanh, 0.5), RoutingKind::ModeStaged, 1),
+       Causal{Causal::Logit::Predictor, 0.5},
        {}},
       {"mode_staged_stochastic_recompute",
        base,

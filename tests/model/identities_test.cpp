@@ -133,6 +133,14 @@ std::vector<Variant> variants() {
     all.push_back({"both_documents", dtype, routed(CausalMethod::Both, Gate::Sigmoid), documents, device});
     all.push_back({"moe_documents", dtype, with_experts({}, RoutingKind::Moe), documents, device});
     all.push_back({"mode_integrated", dtype, with_experts({}, RoutingKind::ModeIntegrated), {}, device});
+    all.push_back(
+        {"token_top2", dtype, tokens_choose({}, RoutingKind::ModeIntegrated, 2, 0.8), documents, device});
+    all.push_back(
+        {"token_staged",
+         dtype,
+         tokens_choose(routed(CausalMethod::Both, Gate::Tanh, 0.5), RoutingKind::ModeStaged, 1, 1.0),
+         {},
+         device});
     all.push_back({"mode_staged",
                    dtype,
                    with_experts(routed(CausalMethod::Both, Gate::Sigmoid, 0.5), RoutingKind::ModeStaged),
@@ -159,6 +167,8 @@ TEST_P(Recomputation, IsBitEqual) {
   EXPECT_EQ(a.cross_entropy, b.cross_entropy);
   EXPECT_EQ(a.aux, b.aux);
   EXPECT_EQ(a.predictor, b.predictor);
+  EXPECT_EQ(a.balance, b.balance);
+  EXPECT_EQ(a.z, b.z);
   expect_equal(plain.gradients(), again.gradients());
 }
 
@@ -220,6 +230,7 @@ std::vector<Variant> routings() {
 std::vector<Variant> accumulated() {
   std::vector<Variant> all = routings();
   all.push_back({"mode_integrated", DType::F64, with_experts({}, RoutingKind::ModeIntegrated), {}});
+  all.push_back({"token_top2", DType::F64, tokens_choose({}, RoutingKind::Moe, 2, 0.8), {}});
   all.push_back({"mode_staged",
                  DType::F64,
                  with_experts(routed(CausalMethod::Both, Gate::Raw, 0.5), RoutingKind::ModeStaged),
@@ -291,7 +302,18 @@ TEST_P(Documents, AreEachAsIfAlone) {
   EXPECT_GT(relative_difference(unmasked, alone), 1e-3) << "the mask has to matter for this to mean anything";
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Documents, ::testing::ValuesIn(routings()),
+// Of those, and of tokens that choose experts, each for itself.
+std::vector<Variant> served() {
+  std::vector<Variant> all = routings();
+  all.push_back({"token_top2", DType::F64, tokens_choose({}, RoutingKind::ModeIntegrated, 2), {}});
+  all.push_back({"token_staged",
+                 DType::F64,
+                 tokens_choose(routed(CausalMethod::Both, Gate::Tanh, 0.5), RoutingKind::ModeStaged, 1),
+                 {}});
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, Documents, ::testing::ValuesIn(served()),
                          [](const auto& p) { return p.param.name; });
 
 // --- predictors shape nothing but themselves ---

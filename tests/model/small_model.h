@@ -54,6 +54,17 @@ inline RoutingConfig with_experts(RoutingConfig r, RoutingKind kind, double capa
   return r;
 }
 
+/// The same, of which each token chooses `top_k`; a capacity factor of 0 drops none.
+inline RoutingConfig tokens_choose(RoutingConfig r, RoutingKind kind, std::int64_t top_k,
+                                   double capacity_factor = 0) {
+  r = with_experts(r, kind, capacity_factor);
+  r.experts.choice = ExpertsChoose::Token;
+  r.experts.top_k = top_k;
+  r.experts.balance_weight = 0.2;
+  r.experts.z_weight = 0.1;
+  return r;
+}
+
 /// A copy of every gradient, or value, by name.
 using Snapshot = std::map<std::string, std::vector<double>>;
 

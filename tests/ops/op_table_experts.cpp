@@ -1,4 +1,5 @@
 // The ops of expert layers, and the products that have a weight for each run of rows.
+#include <algorithm>
 #include <cmath>
 
 #include <fmt/format.h>
@@ -6,6 +7,7 @@
 #include "src/ops/experts.h"
 #include "src/ops/linear.h"
 #include "src/ops/mlp.h"
+#include "src/ops/token_choice.h"
 #include "tests/ops/op_table.h"
 #include "tests/ops/operands.h"
 
@@ -96,16 +98,59 @@ void add_rows(std::vector<OpCase>& table, const std::vector<ExpertShape>& shapes
   }
 }
 
+/// Positive, as a softmax is, and clear of ties.
+Operand affinities(std::int64_t choices, std::int64_t rows) {
+  Operand a = stat("affinity", {choices, rows}, 3);
+  for (double& x : a.values) x = std::exp(x);
+  return a;
+}
+
+void add_token_choice(std::vector<OpCase>& table, const std::vector<SequenceChoices>& shapes) {
+  constexpr double kWeight = 0.7;
+  for (const SequenceChoices& s : shapes) {
+    const Operand affinity = affinities(s.choices, s.rows);
+    for (const std::int64_t top_k : {1, 2}) {
+      if (top_k > s.choices) continue;
+      table.push_back({.op = "token_choice",
+                       .variant = fmt::format("top{}of{}_{}rows", top_k, s.choices, s.rows),
+                       .operands = {affinity},
+                       .run = [top_k](Context& c, const Inputs& in) -> Outputs {
+                         return {ops::token_choice(c, in[0], top_k)};
+                       },
+                       .tolerance = 4e-6});
+    }
+    table.push_back({.op = "balance_loss",
+                     .variant = fmt::format("{}of{}_{}choices", s.seq, s.rows, s.choices),
+                     .operands = {affinity},
+                     .run = [s](Context& c, const Inputs& in) -> Outputs {
+                       const Tensor weights =
+                           ops::token_choice(c, in[0].detach(), std::min<std::int64_t>(2, s.choices));
+                       return {ops::balance_loss(c, in[0], weights, s.seq, {.gradient_scale = kWeight})};
+                     },
+                     .tolerance = 4e-6,
+                     .loss_weight = kWeight});
+    table.push_back({.op = "z_loss",
+                     .variant = fmt::format("{}rows_{}choices", s.rows, s.choices),
+                     .operands = {stat("lse", {s.rows}, 4, 2)},
+                     .run = [](Context& c, const Inputs& in) -> Outputs {
+                       return {ops::z_loss(c, in[0], {.gradient_scale = kWeight})};
+                     },
+                     .loss_weight = kWeight});
+  }
+}
+
 }  // namespace
 
 void add_experts(std::vector<OpCase>& table, Size size) {
   if (size == Size::Small) {
     add_products(table, {{5, 7, 3, 2}, {1, 16, 9, 3}, {33, 20, 17, 4}, {2, 3, 4, 1}});
     add_affinity(table, {{5, 7, 3}, {1, 4, 2}, {33, 20, 9}, {70, 16, 40}});
+    add_token_choice(table, {{6, 3, 4}, {1, 1, 1}, {130, 65, 9}, {40, 8, 3}});
     add_rows(table, {{9, 3, 4, 7}, {1, 2, 1, 3}, {66, 4, 17, 20}, {8, 1, 8, 5}, {12, 40, 2, 8}});
   } else {
     add_products(table, {{256, 128, 192, 8}, {130, 64, 33, 3}});
     add_affinity(table, {{1024, 768, 8}, {300, 33, 70}});
+    add_token_choice(table, {{2048, 1024, 8}, {700, 350, 70}});
     add_rows(table, {{1024, 8, 128, 768}, {700, 3, 333, 33}, {512, 64, 16, 2048}});
   }
 }

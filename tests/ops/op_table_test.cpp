@@ -106,7 +106,10 @@ TEST(OpTableItself, HasEveryDifferentiableOpAndNoNameTwice) {
                                         "membership_bce",
                                         "expert_affinity",
                                         "expert_gather",
-                                        "expert_combine"}));
+                                        "expert_combine",
+                                        "token_choice",
+                                        "balance_loss",
+                                        "z_loss"}));
 }
 
 }  // namespace

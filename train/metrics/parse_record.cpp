@@ -92,6 +92,8 @@ StepRecord parse_step(const Json& json) {
   get(json, "memory_bytes", r.memory_bytes);
   get(json, "aux_loss", r.aux_loss);
   get(json, "predictor_loss", r.predictor_loss);
+  get(json, "balance_loss", r.balance_loss);
+  get(json, "z_loss", r.z_loss);
   get(json, "predictor_accuracy", r.predictor_accuracy);
   get(json, "routed_layers", r.routed_layers);
   get(json, "routed_fraction", r.routed_fraction);

@@ -116,6 +116,8 @@ std::string to_json_line(const StepRecord& r) {
   put(json, "memory_bytes", r.memory_bytes);
   put(json, "aux_loss", r.aux_loss);
   put(json, "predictor_loss", r.predictor_loss);
+  put(json, "balance_loss", r.balance_loss);
+  put(json, "z_loss", r.z_loss);
   put(json, "predictor_accuracy", r.predictor_accuracy);
   put(json, "routed_layers", r.routed_layers);
   put(json, "routed_fraction", r.routed_fraction);

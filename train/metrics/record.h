@@ -28,7 +28,7 @@ struct RouterStats {
 struct ExpertStats {
   double uncovered = 0.0;      // share of tokens that no expert took: they skip the MLP
   double per_token = 0.0;      // experts a token, mean
-  double per_token_max = 0.0;  // of the token that most experts took
+  double dropped = 0.0;        // token choice: share of the choices that found no room
   double load_max = 0.0;       // tokens of the busiest expert, 1 being the mean over experts
   double load_min = 0.0;       // of the idlest one
   double noop_affinity = 0.0;  // mean affinity that the no-ops have of a token, together
@@ -40,14 +40,11 @@ struct ExpertKey {
   const char* key;  // in metrics.jsonl, a list by layer
   double ExpertStats::*member;
 };
-inline constexpr ExpertKey kExpertKeys[] = {{"expert_uncovered", &ExpertStats::uncovered},
-                                            {"expert_per_token", &ExpertStats::per_token},
-                                            {"expert_per_token_max", &ExpertStats::per_token_max},
-                                            {"expert_load_max", &ExpertStats::load_max},
-                                            {"expert_load_min", &ExpertStats::load_min},
-                                            {"noop_affinity", &ExpertStats::noop_affinity},
-                                            {"noop_share", &ExpertStats::noop_share},
-                                            {"expert_entropy", &ExpertStats::entropy}};
+inline constexpr ExpertKey kExpertKeys[] = {
+    {"expert_uncovered", &ExpertStats::uncovered}, {"expert_per_token", &ExpertStats::per_token},
+    {"expert_dropped", &ExpertStats::dropped},     {"expert_load_max", &ExpertStats::load_max},
+    {"expert_load_min", &ExpertStats::load_min},   {"noop_affinity", &ExpertStats::noop_affinity},
+    {"noop_share", &ExpertStats::noop_share},      {"expert_entropy", &ExpertStats::entropy}};
 
 /// A logged optimizer step. `step` counts the optimizer steps done, this one included; `tokens`, `flops` and
 /// `seconds` count since the run's first start, earlier parts of a resumed run included.
@@ -66,6 +63,8 @@ struct StepRecord {
   std::optional<double> memory_bytes;        // peak
   std::optional<double> aux_loss;            // BCE on the routers' logits, mean over tokens and layers
   std::optional<double> predictor_loss;      // BCE of the predictors
+  std::optional<double> balance_loss;        // of token choice: 1 when the experts' loads are even
+  std::optional<double> z_loss;              // of its routers
   std::optional<double> predictor_accuracy;  // share of tokens where the causal decision equals top-k
   std::vector<std::int64_t> routed_layers;
   std::vector<double> routed_fraction;  // by routed layer: share of tokens that went through the block

@@ -163,6 +163,8 @@ void TensorBoardWriter::add(const StepRecord& r) {
   s.add("train/grad_norm", r.grad_norm);
   s.add("train/aux_loss", r.aux_loss);
   s.add("train/predictor_loss", r.predictor_loss);
+  s.add("train/balance_loss", r.balance_loss);
+  s.add("train/z_loss", r.z_loss);
   s.add("speed/tokens_per_s", r.tokens_per_s);
   s.add("speed/gflop_per_s", r.flops_per_s * 1e-9);
   s.add("speed/mfu", r.mfu);

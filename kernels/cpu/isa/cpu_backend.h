@@ -99,12 +99,20 @@ class CpuBackend final : public Backend {
                               const ExpertShape& s) override;
   void expert_combine_backward(View df, View dweights, ConstView dy, ConstView f, ConstView weights,
                                ConstView rows, const ExpertShape& s) override;
-  void expert_statistics(View out, ConstView affinity, ConstView slots, std::int64_t choices,
-                         const ExpertShape& s) override;
+  void token_choice_forward(View weights, ConstView affinity, std::int64_t rows, std::int64_t choices,
+                            std::int64_t top_k) override;
+  void token_choice_backward(View daffinity, ConstView dweights, ConstView affinity, ConstView weights,
+                             std::int64_t rows, std::int64_t choices, std::int64_t top_k) override;
+  void expert_fill(View rows, View slots, ConstView weights, std::int64_t seq, const ExpertShape& s) override;
+  void expert_statistics(View out, ConstView affinity, ConstView weights, ConstView slots,
+                         std::int64_t choices, const ExpertShape& s) override;
   void cross_entropy(View losses, View gradient, ConstView logits, ConstView targets, std::int64_t rows,
                      std::int64_t vocab, double gradient_scale) override;
   void membership_bce(View losses, View dr, ConstView r, ConstView indices, std::int64_t rows,
                       double gradient_scale) override;
+  void balance_loss(View losses, View daffinity, ConstView affinity, ConstView weights,
+                    const SequenceChoices& s, double gradient_scale) override;
+  void square_loss(View losses, View dx, ConstView x, double gradient_scale) override;
   void routing_statistics(View out, ConstView r, ConstView p, ConstView indices, double threshold_logit,
                           std::int64_t rows) override;
   void adamw(View master, View working, View m, View v, ConstView gradient, const AdamWParams& p) override;
