@@ -64,8 +64,11 @@ void require_resumable(const RunFolder& folder, ResumeMode mode, const Config& c
         fmt::format("{} already holds a run, and --resume never was given.", folder.path().string()),
         "Choose another --run-dir, or --resume auto to go on with it.");
   }
-  if (std::filesystem::exists(folder.config_path()))
-    require_same_config(folder.path().string(), config, load_config(folder.config_path()));
+  // Without a checkpoint there is nothing to go on with: what failed before the first one begins anew, with
+  // the smaller micro-batch that its error asked for, say. A finished run is kept all the same.
+  if (!std::filesystem::exists(folder.config_path()) || (folder.checkpoints().empty() && !is_done(folder)))
+    return;
+  require_same_config(folder.path().string(), config, load_config(folder.config_path()));
 }
 
 Beginning begin_run(const RunFolder& folder, const ResumeRequest& request, const TrainingInputs& inputs,

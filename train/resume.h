@@ -23,8 +23,8 @@ struct ResumeRequest {
 };
 
 /// Throws UserError when `folder` holds what the request or the config does not allow to go on with: any run
-/// for ResumeMode::Never, or a run of another config (the message says what differs). Keys that do not change
-/// what is computed (logging, evaluation, checkpointing, paths of the stores) may differ.
+/// for ResumeMode::Never, or a run of another config (the message says what differs) that has a checkpoint or
+/// is finished. Keys that do not change what is computed (train/same_run.h) may differ.
 void require_resumable(const RunFolder& folder, ResumeMode mode, const Config& config);
 
 /// What a training changes.

@@ -76,5 +76,28 @@ TEST_F(SameRun, AnotherRunsCheckpointIsOfTheSameModel) {
   e.trained("dense", "new_dense", "--resume dense --set routing.capacity=0.5" + longer);
 }
 
+// What an error before the first checkpoint tells to change may be changed.
+TEST_F(SameRun, AFolderWithoutACheckpointHoldsNoRunToGoOnWith) {
+  const std::string never_saved = "--set train.steps=100000 --set train.checkpoint_every=0";
+  testing::Background run(e, Experiment::train("dense", "run", never_saved));
+  testing::wait_until(
+      [&] {
+        return testing::read_bytes(e / "run/metrics.jsonl").find("{\"step\":3,") != std::string::npos ||
+               !run.running();
+      },
+      "step 3");
+  run.signal(SIGKILL);
+  EXPECT_EQ(run.wait().status, -SIGKILL);
+  e.trained("dense", "whole", "--set train.micro_batch=8");
+  e.trained("dense", "run", "--set train.micro_batch=8");
+  testing::expect_same_run(e, "whole", "run");
+  // A finished run is one, though its checkpoints were removed.
+  const std::string metrics = testing::read_bytes(e / "run/metrics.jsonl");
+  fs::remove_all(e / "run/checkpoints");
+  expect_refusal(train("dense", "run", "--set train.micro_batch=4"), 1,
+                 {"run of another config", "train.micro_batch: 4 here, 8 there"});
+  EXPECT_EQ(testing::read_bytes(e / "run/metrics.jsonl"), metrics);
+}
+
 }  // namespace
 }  // namespace fathom
