@@ -50,6 +50,8 @@ Loaded load_borrowed(const std::filesystem::path& path, const TrainingInputs& in
   Loaded loaded = load(find_checkpoint(path), trainee);
   require_same_model(loaded.checkpoint, loaded.meta, inputs);
   const std::int64_t steps = plan_horizon(inputs.config).steps;
+  loaded.meta.state.best_val_loss = 0;  // of the other run's text, maybe, and not of this run's evaluations
+  loaded.meta.state.best_step = 0;
   if (loaded.meta.state.step < steps) return loaded;
   throw UserError(fmt::format("{} is at step {}, and this config ends at step {}: there is nothing to train.",
                               loaded.checkpoint.string(), loaded.meta.state.step, steps),
@@ -80,7 +82,10 @@ Beginning begin_run(const RunFolder& folder, const ResumeRequest& request, const
     beginning.borrowed = true;
   } else {
     loaded = load_newest(folder, trainee, beginning.damaged);
-    if (loaded) require_same_run(loaded->checkpoint, loaded->meta, inputs);
+    if (loaded) {
+      require_same_run(loaded->checkpoint, loaded->meta, inputs);
+      require_same_validation(folder.metrics_path(), inputs);
+    }
   }
   if (!loaded) {
     trainee.model.initialise(trainee.context, inputs.config.seed);
