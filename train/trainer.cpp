@@ -77,14 +77,13 @@ class Run {
  private:
   // Returns true when there is nothing to do.
   bool start() {
-    require_resumable(folder_, options_.resume.mode, config_);
     const Beginning beginning =
         begin_run(folder_, options_.resume, inputs_, {context_, model_, optimizer_.state()});
     state_ = beginning.state;
     saved_step_ = beginning.borrowed ? 0 : state_.step;
     result_.resumed_at = state_.step;
     result_.checkpoint = beginning.checkpoint;
-    if (state_.step >= steps_ && is_done(folder_)) {
+    if (state_.step >= steps_ && is_done(folder_.path())) {
       result_.already_done = true;
       result_.final_loss = state_.loss_average;
       result_.state = state_;
@@ -287,10 +286,12 @@ class Run {
 
 }  // namespace
 
-Config check_training(const Config& config) {
+Config check_training(const Config& config, const std::filesystem::path& run_dir,
+                      const ResumeRequest& resume) {
   const TrainingInputs inputs = TrainingInputs::open(config);
   inputs.train_loader();
   inputs.valid_loader();
+  if (!run_dir.empty()) check_beginning(run_dir, resume, inputs);
   return inputs.config;
 }
 
