@@ -116,7 +116,10 @@ int main(int argc, char** argv) {
   } catch (const fathom::InternalError& e) {
     return report("internal error (please report it): ", e.what(), 1);
   } catch (const std::bad_alloc&) {
-    return report("", "out of memory. Lower train.micro_batch or set train.recompute: block.", 1);
+    return report("",
+                  "out of memory. Set train.recompute: block, which a run may change at any time, or lower "
+                  "train.micro_batch, which it may until its first checkpoint.",
+                  1);
   } catch (const std::exception& e) {
     return report("", e.what(), 1);
   }

@@ -32,15 +32,16 @@ struct TrainFlags {
   bool dry_run = false;
 };
 
+ResumeRequest resume_of(const TrainFlags& flags) {
+  if (flags.resume == "auto") return {};
+  if (flags.resume == "never") return {.mode = ResumeMode::Never, .from = {}};
+  return {.mode = ResumeMode::From, .from = flags.resume};
+}
+
 TrainOptions options_of(const TrainFlags& flags, const std::shared_ptr<Backend>& backend) {
   TrainOptions o;
   o.run_dir = flags.run_dir;
-  if (flags.resume == "never") {
-    o.resume.mode = ResumeMode::Never;
-  } else if (flags.resume != "auto") {
-    o.resume.mode = ResumeMode::From;
-    o.resume.from = flags.resume;
-  }
+  o.resume = resume_of(flags);
   o.peak_flops_per_s = [given = flags.peak, backend](const Config& c) {
     if (given > 0) return given;
     const std::int64_t rows = c.micro_batch_sequences() * c.train.seq_len;
@@ -90,7 +91,8 @@ void run(const TrainFlags& flags, Globals& globals) {
     return;
   }
   if (flags.dry_run) {
-    const Config checked = check_training(config);
+    require_precision(*open_backend(globals, config), config);
+    const Config checked = check_training(config, flags.run_dir, resume_of(flags));
     log_notes(checked);
     if (globals.json) {
       std::cout << plan_json(checked, flags.config.path) << "\n";
@@ -130,7 +132,8 @@ void add_train(CLI::App& app, Globals& globals) {
   sub->add_option("--peak-flops", flags->peak,
                   "FLOP/s that MFU is a share of; 0: this machine's own rate of the MLP's matrix product, "
                   "measured first");
-  sub->add_flag("--dry-run", flags->dry_run, "Check config and data, print the plan, and stop");
+  sub->add_flag("--dry-run", flags->dry_run,
+                "Check config, data, device and run folder, print the plan, and stop");
   add_global_flags(*sub, globals);
   sub->footer(
       "Examples:\n"

@@ -1,6 +1,7 @@
 #include "train/resume.h"
 
-#include <filesystem>
+#include <algorithm>
+#include <functional>
 #include <optional>
 #include <utility>
 
@@ -17,80 +18,106 @@ namespace fathom {
 
 namespace {
 
-struct Loaded {
+// How a checkpoint is read: into the model, or its description alone.
+using Reader = std::function<CheckpointMeta(const std::filesystem::path&)>;
+
+struct Found {
   std::filesystem::path checkpoint;
   CheckpointMeta meta;
+  bool borrowed = false;
+  std::vector<std::string> damaged;                // newer ones that were passed over, each with its reason
+  std::vector<std::filesystem::path> passed_over;  // the same
 };
 
-Loaded load(const std::filesystem::path& path, const Trainee& t) {
-  return {path, load_checkpoint(path, t.context, t.model.parameters(), &t.optimizer)};
-}
-
-// From the newest good checkpoint of the folder; empty when it has none.
-std::optional<Loaded> load_newest(const RunFolder& folder, const Trainee& trainee,
-                                  std::vector<std::string>& damaged) {
-  std::vector<std::filesystem::path> unusable;
-  for (const CheckpointFile& file : folder.resume_candidates()) {
+// The newest good checkpoint of the run; none when it has none at all.
+std::optional<Found> newest_of(const std::filesystem::path& run, const Reader& read) {
+  std::vector<CheckpointFile> files = list_checkpoints(run);
+  if (files.empty()) return std::nullopt;
+  Found found;
+  std::reverse(files.begin(), files.end());
+  for (const CheckpointFile& file : files) {
     try {
-      Loaded loaded = load(file.path, trainee);
-      for (const std::filesystem::path& path : unusable) folder.set_aside(path);
-      return loaded;
+      found.meta = read(file.path);
+      found.checkpoint = file.path;
+      return found;
     } catch (const DamagedFile& e) {
-      damaged.emplace_back(e.what());
-      unusable.push_back(file.path);
+      found.damaged.emplace_back(e.what());
+      found.passed_over.push_back(file.path);
     }
   }
-  if (damaged.empty()) return std::nullopt;
-  throw UserError(fmt::format("No checkpoint of {} can be used. {}", folder.path().string(), damaged.front()),
+  throw UserError(fmt::format("No checkpoint of {} can be used. {}", run.string(), found.damaged.front()),
                   "Start again in another --run-dir, or put a good copy in its place.");
 }
 
-Loaded load_borrowed(const std::filesystem::path& path, const TrainingInputs& inputs,
-                     const Trainee& trainee) {
-  Loaded loaded = load(find_checkpoint(path), trainee);
-  require_same_model(loaded.checkpoint, loaded.meta, inputs);
+Found borrowed_from(const std::filesystem::path& path, const TrainingInputs& inputs, const Reader& read) {
+  Found found;
+  found.borrowed = true;
+  found.checkpoint = find_checkpoint(path);
+  found.meta = read(found.checkpoint);
+  require_same_model(found.checkpoint, found.meta, inputs);
+  TrainingState& state = found.meta.state;
+  state.best_val_loss = 0;  // of the other run's text, maybe, and not of this run's evaluations
+  state.best_step = 0;
   const std::int64_t steps = plan_horizon(inputs.config).steps;
-  if (loaded.meta.state.step < steps) return loaded;
+  if (state.step < steps) return found;
   throw UserError(fmt::format("{} is at step {}, and this config ends at step {}: there is nothing to train.",
-                              loaded.checkpoint.string(), loaded.meta.state.step, steps),
+                              found.checkpoint.string(), state.step, steps),
                   "Give a longer horizon.");
+}
+
+// What a training in the folder `run` begins from; none when it begins anew. Writes nothing.
+std::optional<Found> find_beginning(const std::filesystem::path& run, const ResumeRequest& request,
+                                    const TrainingInputs& inputs, const Reader& read) {
+  if (request.mode == ResumeMode::Never && has_history(run)) {
+    throw UserError(fmt::format("{} already holds a run, and --resume never was given.", run.string()),
+                    "Choose another --run-dir, or --resume auto to go on with it.");
+  }
+  const bool has_checkpoint = !list_checkpoints(run).empty();
+  // Without a checkpoint there is nothing to go on with: what failed before the first one begins anew, with
+  // the smaller micro-batch that its error asked for, say. A finished run is kept all the same.
+  const std::filesystem::path config = run / "config.yaml";
+  if (std::filesystem::exists(config) && (has_checkpoint || is_done(run)))
+    require_same_config(run.string(), inputs.config, load_config(config));
+  if (request.mode == ResumeMode::From && !has_checkpoint) return borrowed_from(request.from, inputs, read);
+  std::optional<Found> found = newest_of(run, read);
+  if (found) {
+    require_same_run(found->checkpoint, found->meta, inputs);
+    require_same_validation(run / "metrics.jsonl", inputs);
+  }
+  return found;
 }
 
 }  // namespace
 
-void require_resumable(const RunFolder& folder, ResumeMode mode, const Config& config) {
-  if (mode == ResumeMode::Never && folder.has_history()) {
-    throw UserError(
-        fmt::format("{} already holds a run, and --resume never was given.", folder.path().string()),
-        "Choose another --run-dir, or --resume auto to go on with it.");
-  }
-  if (std::filesystem::exists(folder.config_path()))
-    require_same_config(folder.path().string(), config, load_config(folder.config_path()));
+void check_beginning(const std::filesystem::path& run, const ResumeRequest& request,
+                     const TrainingInputs& inputs) {
+  require_no_file(run);
+  find_beginning(run, request, inputs, read_checkpoint_meta);
 }
 
 Beginning begin_run(const RunFolder& folder, const ResumeRequest& request, const TrainingInputs& inputs,
                     const Trainee& trainee) {
+  const Reader load = [&](const std::filesystem::path& path) {
+    return load_checkpoint(path, trainee.context, trainee.model.parameters(), &trainee.optimizer);
+  };
+  std::optional<Found> found = find_beginning(folder.path(), request, inputs, load);
   Beginning beginning;
-  std::optional<Loaded> loaded;
-  if (request.mode == ResumeMode::From && folder.checkpoints().empty()) {
-    loaded = load_borrowed(request.from, inputs, trainee);
-    beginning.borrowed = true;
-  } else {
-    loaded = load_newest(folder, trainee, beginning.damaged);
-    if (loaded) require_same_run(loaded->checkpoint, loaded->meta, inputs);
-  }
-  if (!loaded) {
+  if (!found) {
     trainee.model.initialise(trainee.context, inputs.config.seed);
     return beginning;
   }
-  beginning.state = loaded->meta.state;
-  beginning.checkpoint = std::move(loaded->checkpoint);
+  for (const std::filesystem::path& path : found->passed_over) folder.set_aside(path);
+  beginning.state = found->meta.state;
+  beginning.checkpoint = std::move(found->checkpoint);
+  beginning.borrowed = found->borrowed;
+  beginning.damaged = std::move(found->damaged);
   return beginning;
 }
 
-bool is_done(const RunFolder& folder) {
-  if (!std::filesystem::exists(folder.metrics_path())) return false;
-  const Metrics metrics = read_metrics(folder.metrics_path());
+bool is_done(const std::filesystem::path& run) {
+  const std::filesystem::path path = run / "metrics.jsonl";
+  if (!std::filesystem::exists(path)) return false;
+  const Metrics metrics = read_metrics(path);
   return !metrics.events.empty() && metrics.events.back().status == RunStatus::Done;
 }
 

@@ -22,11 +22,6 @@ struct ResumeRequest {
   std::filesystem::path from;  // with ResumeMode::From: a checkpoint or a run folder
 };
 
-/// Throws UserError when `folder` holds what the request or the config does not allow to go on with: any run
-/// for ResumeMode::Never, or a run of another config (the message says what differs). Keys that do not change
-/// what is computed (logging, evaluation, checkpointing, paths of the stores) may differ.
-void require_resumable(const RunFolder& folder, ResumeMode mode, const Config& config);
-
 /// What a training changes.
 struct Trainee {
   Context& context;
@@ -42,14 +37,20 @@ struct Beginning {
 };
 
 /// Initialises the model, or loads what it begins from. A damaged checkpoint of the folder is passed over for
-/// the one before it, and set aside. UserError: all of them are damaged; the newest good one cannot be used
-/// for another reason (no permission, a newer Fathom's, another model's), which going back would hide; it was
-/// trained on other data or with another tokenizer, config or model (train/same_run.h); or another run's
-/// checkpoint is past this config's horizon.
+/// the one before it, and set aside. UserError, with the folder as it was: it holds what the request or the
+/// config does not allow to go on with: any run for ResumeMode::Never, or one of another config that has a
+/// checkpoint or is finished; all its checkpoints are damaged; the newest good one cannot be used for another
+/// reason (no permission, a newer Fathom's, another model's), which going back would hide; what it was
+/// trained with is not what is given (train/same_run.h); or another run's checkpoint is past this config's
+/// horizon.
 Beginning begin_run(const RunFolder& folder, const ResumeRequest& request, const TrainingInputs& inputs,
                     const Trainee& trainee);
 
-/// Whether the folder's run came to its end by itself.
-bool is_done(const RunFolder& folder);
+/// Throws what begin_run would for the folder `run`, which may be absent, and writes nothing.
+void check_beginning(const std::filesystem::path& run, const ResumeRequest& request,
+                     const TrainingInputs& inputs);
+
+/// Whether the run came to its end by itself.
+bool is_done(const std::filesystem::path& run);
 
 }  // namespace fathom

@@ -24,10 +24,7 @@ namespace fs = std::filesystem;
 
 void create_folder(const fs::path& path) {
   std::error_code error;
-  if (fs::exists(path, error) && !fs::is_directory(path, error)) {
-    throw UserError("the run folder " + path.string() + " is a file.",
-                    "Give a folder, or a path that does not exist yet.");
-  }
+  require_no_file(path);
   fs::create_directories(path, error);
   if (error) {
     throw UserError("cannot create the run folder " + path.string() + ": " + error.message() + ".",
@@ -131,19 +128,7 @@ fs::path RunFolder::checkpoint_path(std::int64_t step) const {
   return checkpoints_path() / checkpoint_name(step);
 }
 
-bool RunFolder::has_history() const {
-  std::error_code error;
-  const bool metrics = fs::exists(metrics_path(), error) && fs::file_size(metrics_path(), error) > 0;
-  return metrics || !checkpoints().empty();
-}
-
 std::vector<CheckpointFile> RunFolder::checkpoints() const { return list_checkpoints(path_); }
-
-std::vector<CheckpointFile> RunFolder::resume_candidates() const {
-  std::vector<CheckpointFile> files = checkpoints();
-  std::reverse(files.begin(), files.end());
-  return files;
-}
 
 void RunFolder::set_latest(std::int64_t step) const {
   write_file(latest_path().string(), checkpoint_name(step) + "\n");
@@ -167,6 +152,20 @@ void RunFolder::set_aside(const fs::path& checkpoint) const {
     throw UserError("cannot rename the damaged checkpoint " + checkpoint.string() + ": " + error.message() +
                     ".");
   }
+}
+
+void require_no_file(const fs::path& run) {
+  std::error_code error;
+  if (!fs::exists(run, error) || fs::is_directory(run, error)) return;
+  throw UserError("the run folder " + run.string() + " is a file.",
+                  "Give a folder, or a path that does not exist yet.");
+}
+
+bool has_history(const fs::path& run) {
+  std::error_code error;
+  const fs::path metrics = run / "metrics.jsonl";
+  const bool recorded = fs::exists(metrics, error) && fs::file_size(metrics, error) > 0;
+  return recorded || !list_checkpoints(run).empty();
 }
 
 bool is_run_folder(const fs::path& path) {

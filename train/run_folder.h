@@ -40,13 +40,8 @@ class RunFolder {
   std::filesystem::path checkpoints_path() const { return path_ / "checkpoints"; }
   std::filesystem::path checkpoint_path(std::int64_t step) const;  // checkpoints/step_00001000.h5
 
-  /// Whether an earlier training left something here (a metrics.jsonl or a checkpoint).
-  bool has_history() const;
-
   /// Complete checkpoint files by name, ascending by step.
   std::vector<CheckpointFile> checkpoints() const;
-  /// Candidates to resume from, best first (newest step first). Verifying them is the caller's.
-  std::vector<CheckpointFile> resume_candidates() const;
   /// Names the newest checkpoint in `latest`: temporary file, fsync, rename.
   void set_latest(std::int64_t step) const;
   /// Removes all but the newest `keep` checkpoints, never the one that `latest` names. keep < 1 keeps all.
@@ -61,7 +56,12 @@ class RunFolder {
   int lock_fd_ = -1;
 };
 
-// The same, read-only and without the lock: for eval, export, generate and report.
+// The same, read-only and without the lock: for eval, export, generate, report and dry runs.
+
+/// UserError when `run` is there and no folder.
+void require_no_file(const std::filesystem::path& run);
+/// Whether an earlier training left something there (a metrics.jsonl or a checkpoint).
+bool has_history(const std::filesystem::path& run);
 
 /// Whether `path` looks like a run folder: a folder with a metrics.jsonl, or a config.yaml beside
 /// checkpoints/.

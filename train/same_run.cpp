@@ -5,6 +5,7 @@
 #include "kernels/error.h"
 #include "src/config/parse.h"
 #include "src/config/print.h"
+#include "train/metrics/metrics_log.h"
 
 namespace fathom {
 
@@ -89,6 +90,22 @@ void require_same_run(const std::filesystem::path& checkpoint, const CheckpointM
                       const TrainingInputs& inputs) {
   require_same_store(meta, inputs);
   require_same_config(checkpoint.string(), inputs.config, config_in(checkpoint, meta));
+}
+
+void require_same_validation(const std::filesystem::path& metrics, const TrainingInputs& inputs) {
+  if (!inputs.valid || !std::filesystem::exists(metrics)) return;
+  std::string evaluated_on;
+  for (const EventRecord& event : read_metrics(metrics).events) {
+    if (event.kind == EventKind::Start) evaluated_on.clear();  // the run began anew
+    if (event.facts && !event.facts->valid_source_hash.empty()) evaluated_on = event.facts->valid_source_hash;
+  }
+  const std::string hash = inputs.valid->source_hash();
+  if (evaluated_on.empty() || evaluated_on == hash) return;
+  throw UserError(fmt::format("data.valid ({}) holds other text (source {}) than this run's evaluations were "
+                              "made on (source {}): their losses would not compare.",
+                              inputs.config.data.valid, hash, evaluated_on),
+                  "Use the store that the run was started with, or evaluate on this one with fathom eval "
+                  "--data.");
 }
 
 void require_same_model(const std::filesystem::path& checkpoint, const CheckpointMeta& meta,

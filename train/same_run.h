@@ -18,6 +18,10 @@ void require_same_config(const std::string& where, const Config& config, const C
 void require_same_run(const std::filesystem::path& checkpoint, const CheckpointMeta& meta,
                       const TrainingInputs& inputs);
 
+/// UserError when the validation store holds other text than the run in `metrics` was evaluated on: its
+/// losses would not compare. A run without one may get one, and lose it.
+void require_same_validation(const std::filesystem::path& metrics, const TrainingInputs& inputs);
+
 /// UserError when another run's checkpoint is of another model function, though maybe of the same shapes, or
 /// was trained on another store. Thresholds and weights of losses may differ, and how it was trained.
 void require_same_model(const std::filesystem::path& checkpoint, const CheckpointMeta& meta,

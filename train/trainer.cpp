@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <csignal>
+#include <new>
 #include <optional>
 
 #include <fmt/format.h>
@@ -64,6 +65,9 @@ class Run {
     if (start()) return result_;
     try {
       return go_on();
+    } catch (const std::bad_alloc&) {
+      record_failure("out of memory");
+      throw;
     } catch (const std::exception& e) {
       record_failure(e.what());
       throw;
@@ -73,14 +77,13 @@ class Run {
  private:
   // Returns true when there is nothing to do.
   bool start() {
-    require_resumable(folder_, options_.resume.mode, config_);
     const Beginning beginning =
         begin_run(folder_, options_.resume, inputs_, {context_, model_, optimizer_.state()});
     state_ = beginning.state;
     saved_step_ = beginning.borrowed ? 0 : state_.step;
     result_.resumed_at = state_.step;
     result_.checkpoint = beginning.checkpoint;
-    if (state_.step >= steps_ && is_done(folder_)) {
+    if (state_.step >= steps_ && is_done(folder_.path())) {
       result_.already_done = true;
       result_.final_loss = state_.loss_average;
       result_.state = state_;
@@ -88,24 +91,26 @@ class Run {
           fmt::format("{} is done: {} steps. Nothing to do.", folder_.path().string(), state_.step);
       return true;
     }
+    // It refuses what surely does not fit: before the first file that a later start would find here.
+    const std::string memory = memory_table(context_, config_, options_.total_memory);
     write_file(folder_.config_path().string(), to_yaml(config_));
     if (!inputs_.tokenizer_model.empty())
       write_file(folder_.tokenizer_path().string(), inputs_.tokenizer_model);
     if (options_.plan) write_file(folder_.plan_path().string(), options_.plan(config_) + "\n");
     recorder_.emplace(folder_, state_.step, steps_, console_);
     restore_evaluations();
-    announce(beginning);
+    announce(beginning, memory);
     return false;
   }
 
   // A start is an event of its own only when nothing precedes it: a run killed before its first checkpoint
   // begins anew, and says so by a second start.
-  void announce(const Beginning& beginning) {
+  void announce(const Beginning& beginning, const std::string& memory) {
     for (const std::string& warning : beginning.damaged)
       recorder_->message("Warning: passed over a checkpoint: " + warning);
     for (const std::string& note : config_notes(config_)) recorder_->message("Note: " + note);
     recorder_->message(data_line(inputs_, steps_));
-    recorder_->message(memory_table(context_, config_, options_.total_memory));
+    recorder_->message(memory);
     EventRecord record = event_at(state_, state_.step > 0 ? EventKind::Resume : EventKind::Start);
     record.facts =
         facts_of(inputs_, model_.routed_layers(), context_.backend().description(), options_.git_sha);
@@ -281,10 +286,12 @@ class Run {
 
 }  // namespace
 
-Config check_training(const Config& config) {
+Config check_training(const Config& config, const std::filesystem::path& run_dir,
+                      const ResumeRequest& resume) {
   const TrainingInputs inputs = TrainingInputs::open(config);
   inputs.train_loader();
   inputs.valid_loader();
+  if (!run_dir.empty()) check_beginning(run_dir, resume, inputs);
   return inputs.config;
 }
 

@@ -40,9 +40,10 @@ struct TrainResult {
 };
 
 /// Opens and checks everything that a training of `config` reads (the stores against each other, the
-/// tokenizer and the sequence length) and returns the resolved config: a training without the training.
-/// UserError: as train().
-Config check_training(const Config& config);
+/// tokenizer, the sequence length, and what it would begin from; an empty `run_dir` is not looked at) and
+/// returns the resolved config: a training without the training. Writes nothing. UserError: as train().
+Config check_training(const Config& config, const std::filesystem::path& run_dir,
+                      const ResumeRequest& resume);
 
 /// Trains until the horizon, a signal or a spike with on_spike: stop. `config` is as read from its file; the
 /// token store gives it its vocabulary. UserError: anything wrong with the config, the stores, the run folder

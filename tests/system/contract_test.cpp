@@ -10,6 +10,7 @@
 
 #include "src/io/hdf5_file.h"
 #include "tests/system/cli.h"
+#include "train/run_folder.h"
 
 namespace fathom {
 namespace {
@@ -252,6 +253,46 @@ TEST_F(Contract, DryRunChecksEverythingAndTrainsNothing) {
       "--set train.seq_len=65536 --set train.batch_tokens=65536 --set train.micro_batch=0 "
       "--set train.eval_tokens=65536",
       {"fewer than one sequence", "65537"});
+}
+
+// What a training would refuse, a dry run refuses, and it changes nothing.
+TEST_F(Contract, DryRunRefusesWhatTheTrainingWould) {
+  e.trained("mod", "run");
+  e.trained("dense", "dense");
+  testing::write_bytes(e / "file", "mine");
+  const auto listing = [&] {
+    std::vector<std::string> all;
+    for (const auto& entry : std::filesystem::recursive_directory_iterator(e / "run"))
+      if (entry.path().filename() != ".lock")
+        all.push_back(entry.path().string() + testing::read_bytes(entry.path().string()));
+    std::sort(all.begin(), all.end());
+    return all;
+  };
+  const auto before = listing();
+  const auto refused = [&](const std::string& run, const std::string& more, int status,
+                           std::initializer_list<std::string> words) {
+    SCOPED_TRACE(run + " " + more);
+    expect_refusal(fathom_command(e, Experiment::train("mod", run, more)), status, words);
+    expect_refusal(fathom_command(e, Experiment::train("mod", run, "--dry-run " + more)), status, words);
+  };
+  refused("run", "--set train.lr=1e-2", 1, {"run of another config", "train.lr"});
+  refused("run", "--resume never", 1, {"already holds a run"});
+  refused("run", "--set data.train=train.valid.h5", 1, {"other text"});
+  refused("file", "", 1, {"run folder file is a file"});
+  refused("new", "--resume absent", 1, {"absent does not exist"});
+  refused("new", "--resume run", 1, {"is at step 40", "longer horizon"});
+  refused("new", "--resume run --set train.steps=50 --set routing.capacity=0.5", 1, {"another model"});
+  refused("new", "--device cuda", 1, {"GPU"});
+  refused("new", "--set train.precision=bf16", 2, {"train.precision"});
+  EXPECT_EQ(fathom_command(e, Experiment::train("mod", "run", "--dry-run")).status, 0);
+  EXPECT_EQ(fathom_command(e, Experiment::train("mod", "else", "--dry-run --resume run --set train.steps=50"))
+                .status,
+            0);
+  EXPECT_FALSE(std::filesystem::exists(e / "else"));
+  EXPECT_EQ(listing(), before);
+  for (const CheckpointFile& file : list_checkpoints(e / "run"))
+    testing::write_bytes(file.path.string(), testing::read_bytes(file.path.string()).substr(0, 3000));
+  refused("run", "", 1, {"No checkpoint of run can be used", "truncated"});
 }
 
 TEST_F(Contract, ReportPrintsItsRowsAndWritesOnePage) {

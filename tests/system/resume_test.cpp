@@ -162,9 +162,9 @@ TEST_P(Resume, FromAnotherRunsCheckpointInANewFolder) {
 
 TEST(Signals, TheSecondOneStopsAtOnce) {
   const Experiment e;
-  Background run(e, Experiment::train("dense", "run",
-                                      "--set train.steps=100000 --set train.batch_tokens=65536 "
-                                      "--set train.micro_batch=2048"));
+  const std::string flags =
+      "--set train.steps=100000 --set train.batch_tokens=65536 --set train.micro_batch=2048";
+  Background run(e, Experiment::train("dense", "run", flags));
   wait_until([&] { return std::filesystem::exists(e / "run/metrics.jsonl"); }, "the start");
   run.signal(SIGINT);
   std::this_thread::sleep_for(std::chrono::milliseconds(150));
@@ -174,8 +174,7 @@ TEST(Signals, TheSecondOneStopsAtOnce) {
     EXPECT_TRUE(status == 130 || status == 0) << status;
   }
   // And the folder can be used.
-  const Outcome next =
-      fathom_command(e, Experiment::train("dense", "run", "--set train.steps=100000 --dry-run"));
+  const Outcome next = fathom_command(e, Experiment::train("dense", "run", flags + " --dry-run"));
   EXPECT_EQ(next.status, 0) << next.err;
 }
 

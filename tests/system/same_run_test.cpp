@@ -76,5 +76,63 @@ TEST_F(SameRun, AnotherRunsCheckpointIsOfTheSameModel) {
   e.trained("dense", "new_dense", "--resume dense --set routing.capacity=0.5" + longer);
 }
 
+// What an error before the first checkpoint tells to change may be changed.
+TEST_F(SameRun, AFolderWithoutACheckpointHoldsNoRunToGoOnWith) {
+  const std::string never_saved = "--set train.steps=100000 --set train.checkpoint_every=0";
+  testing::Background run(e, Experiment::train("dense", "run", never_saved));
+  testing::wait_until(
+      [&] {
+        return testing::read_bytes(e / "run/metrics.jsonl").find("{\"step\":3,") != std::string::npos ||
+               !run.running();
+      },
+      "step 3");
+  run.signal(SIGKILL);
+  EXPECT_EQ(run.wait().status, -SIGKILL);
+  e.trained("dense", "whole", "--set train.micro_batch=8");
+  e.trained("dense", "run", "--set train.micro_batch=8");
+  testing::expect_same_run(e, "whole", "run");
+  // A finished run is one, though its checkpoints were removed.
+  const std::string metrics = testing::read_bytes(e / "run/metrics.jsonl");
+  fs::remove_all(e / "run/checkpoints");
+  expect_refusal(train("dense", "run", "--set train.micro_batch=4"), 1,
+                 {"run of another config", "train.micro_batch: 4 here, 8 there"});
+  EXPECT_EQ(testing::read_bytes(e / "run/metrics.jsonl"), metrics);
+}
+
+// A validation text that no model of these tests predicts well.
+void make_noise(const Experiment& e) {
+  std::string noise;
+  for (unsigned i = 0; i < 20000; ++i) noise += static_cast<char>('!' + (i * i * 2654435761U >> 13) % 90);
+  testing::write_bytes(e / "noise.txt", noise);
+  ASSERT_EQ(fathom_command(e, "data prepare noise.txt -o noise.h5").status, 0);
+}
+
+TEST_F(SameRun, ItsEvaluationsAreOfOneText) {
+  make_noise(e);
+  e.trained("dense", "run");
+  expect_refusal(train("dense", "run", "--set data.valid=noise.h5"), 1,
+                 {"data.valid", "noise.h5", "other text", "run's evaluations"});
+  // The text counts, not where it lies; and a text after none is no other one.
+  fs::copy_file(e / "train.valid.h5", e / "moved.h5");
+  e.trained("dense", "run", "--set data.valid=moved.h5");
+  e.trained("dense", "run", "--set data.valid=null");
+  expect_refusal(train("dense", "run", "--set data.valid=noise.h5"), 1, {"data.valid"});
+  e.trained("dense", "blind", "--set data.valid=null");
+  e.trained("dense", "blind", "--set data.valid=noise.h5");
+}
+
+TEST_F(SameRun, TheBestEvaluationIsItsOwn) {
+  make_noise(e);
+  e.trained("dense", "first");
+  e.trained("dense", "second", "--resume first --set train.steps=50 --set data.valid=noise.h5");
+  double best = INFINITY;
+  for (const EvalRecord& r : e.metrics("second").evals) best = std::min(best, r.judged_loss());
+  EXPECT_GT(best, e.lines("first").back().at("best_val_loss"));
+  EXPECT_EQ(e.lines("second").back().at("best_val_loss"), best);
+  EXPECT_GT(e.lines("second").back().at("best_step"), 40);
+  e.trained("dense", "third", "--resume first --set train.steps=50 --set data.valid=null");
+  EXPECT_FALSE(e.lines("third").back().contains("best_val_loss"));
+}
+
 }  // namespace
 }  // namespace fathom
