@@ -104,7 +104,7 @@ void run(const BenchFlags& flags, Globals& globals) {
   Config config = config_of(flags);
   const std::shared_ptr<Backend> backend = open_backend(globals, config);
   config.train.precision = !flags.precision.empty() ? flags.precision : backend->is_cpu() ? "fp32" : "bf16";
-  require_precision(*backend, config);
+  require_precision(*backend, {"--precision", config.train.precision, "--precision fp32"}, globals, config);
   const DType compute = compute_dtype(*backend, config);
   const std::int64_t rows = config.train.batch_tokens;
   // The step's largest kind of product, now, on this machine.

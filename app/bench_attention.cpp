@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "app/bench_kernels.h"
+#include "kernels/error.h"
 
 namespace fathom::app {
 
@@ -51,6 +52,10 @@ void measure(KernelBench& bench, const AttentionShape& s, const Ceiling& ceiling
 }
 
 void run(const AttentionFlags& flags, const Globals& globals) {
+  if (flags.kv_heads > 0 && flags.heads % flags.kv_heads != 0) {
+    throw UsageError(fmt::format("--kv-heads {} does not divide --heads {}.", flags.kv_heads, flags.heads),
+                     "Each key and value head serves the same number of query heads.");
+  }
   KernelBench bench("attention", flags.kernel, globals);
   const Ceiling ceiling{fmt::format("forward product {}^3, same process", bench.on_cpu() ? 1024 : 8192),
                         bench.gemm_rate() / 1e12};

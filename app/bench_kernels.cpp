@@ -23,12 +23,11 @@ Context make_context(const KernelBenchFlags& flags, const Globals& globals) {
   Config config;
   config.deterministic = flags.deterministic;
   std::shared_ptr<Backend> backend = open_backend(globals, config);
-  const bool in_bf16 = flags.precision.empty() ? !backend->is_cpu() : flags.precision == "bf16";
-  if (in_bf16 && backend->is_cpu()) {
-    throw UsageError("--precision is bf16, which the CPU does not compute in.",
-                     "Use fp32, or --device cuda.");
-  }
-  return {std::move(backend), in_bf16 ? DType::BF16 : DType::F32};
+  const std::string precision = !flags.precision.empty() ? flags.precision
+                                : backend->is_cpu()      ? "fp32"
+                                                         : "bf16";
+  require_precision(*backend, {"--precision", precision, "--precision fp32"}, globals, config);
+  return {std::move(backend), precision == "bf16" ? DType::BF16 : DType::F32};
 }
 
 // Seconds of `times` launches in turn over the sets, the wait for them included.

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "app/bench_kernels.h"
+#include "kernels/error.h"
 
 namespace fathom::app {
 
@@ -249,12 +250,24 @@ void Ops::add_optimizer() {
   });
 }
 
+void require_some(const std::vector<OpBench>& ops, const std::string& only) {
+  std::vector<std::string> names;
+  names.reserve(ops.size());
+  for (const OpBench& op : ops) {
+    if (op.name.find(only) != std::string::npos) return;
+    names.push_back(op.name);
+  }
+  throw UsageError(fmt::format("--only {} is in no op's name.", only),
+                   fmt::format("The ops are {}.", fmt::join(names, ", ")));
+}
+
 void run(const OpsFlags& flags, const Globals& globals) {
   KernelBench bench("ops", flags.kernel, globals);
   const std::int64_t rows = flags.rows > 0 ? flags.rows : bench.on_cpu() ? 2048 : 65536;
-  const Ceiling ceiling{"copy, same process", bench.copy_rate() / 1e9};
   std::vector<std::int64_t> widths = {768, 2048};
   if (flags.width > 0) widths = {flags.width};
+  require_some(Ops(bench, rows, widths.front()).all(), flags.only);
+  const Ceiling ceiling{"copy, same process", bench.copy_rate() / 1e9};
   for (const std::int64_t width : widths) {
     Ops ops(bench, rows, width);  // what makes the buffers refers to it
     for (const OpBench& op : ops.all()) {

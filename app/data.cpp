@@ -201,7 +201,9 @@ void add_inspect(CLI::App& data, Globals& globals) {
   auto flags = std::make_shared<InspectFlags>();
   sub->add_option("STORE", flags->store, "A token store")->required();
   sub->add_option("--tokenizer", flags->tokenizer, "Decode with this model (a byte store needs none)");
-  sub->add_option("--show", flags->show, "Show this many tokens from the start")->capture_default_str();
+  sub->add_option("--show", flags->show, "Show this many tokens from the start")
+      ->capture_default_str()
+      ->check(number_from_to(0, 1e15));
   sub->footer("Example:\n  fathom data inspect book.h5");
   sub->callback([flags, &globals] { run_inspect(*flags, globals); });
 }

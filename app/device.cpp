@@ -1,9 +1,15 @@
 #include "app/device.h"
 
 #include <charconv>
+#ifdef FATHOM_CUDA
+#include <cstdlib>
+#include <filesystem>
+#include <system_error>
+#endif
 #include <string_view>
 
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -17,19 +23,46 @@ namespace fathom::app {
 
 namespace {
 
+// Whether `auto` finds a GPU, and what to say when it does not.
+struct GpuAnswer {
+  bool has_driver = false;  // so that one may be expected
+  std::string why_not;      // empty: GPU 0 can be used
+};
+
 #ifdef FATHOM_CUDA
-// Whether there is a GPU that this build can use; why not does not matter to `auto`, and doctor tells.
-bool gpu_is_there() {
+bool gpus_are_hidden() {
+  const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
+  return visible != nullptr && (std::string_view(visible).empty() || std::string_view(visible) == "-1");
+}
+
+GpuAnswer ask_for_gpu() {
+  GpuAnswer answer;
   try {
     const cuda::DeviceReport report = cuda::query_devices();
-    if (report.devices.empty()) return false;
-    cuda::prove_device(report.devices.front());
-    return true;
-  } catch (const UserError&) {
-    return false;
+    answer.has_driver = true;
+    if (report.devices.empty()) {
+      answer.why_not = "CUDA lists no GPU.";
+    } else {
+      cuda::prove_device(report.devices.front());
+    }
+  } catch (const UserError& e) {
+    answer.why_not = e.what();
+    std::error_code error;
+    answer.has_driver |= std::filesystem::exists("/proc/driver/nvidia/version", error);
   }
+  answer.has_driver &= !gpus_are_hidden();  // then none is expected
+  return answer;
+}
+#else
+GpuAnswer ask_for_gpu() {
+  return {.has_driver = false, .why_not = "this build computes on the CPU only (docs/cuda.md)."};
 }
 #endif
+
+// What the user asked for: the flag, or else the config.
+const std::string& device_of(const Globals& globals, const Config& config) {
+  return globals.device == "auto" ? config.device : globals.device;
+}
 
 // N of "cuda:N"; 0 of "cuda".
 int gpu_number(const std::string& device) {
@@ -64,24 +97,30 @@ std::shared_ptr<Backend> open_gpu(const std::string& device, const BackendOption
 }  // namespace
 
 std::shared_ptr<Backend> open_backend(const Globals& globals, const Config& config) {
-  std::string device = globals.device == "auto" ? config.device : globals.device;
+  std::string device = device_of(globals, config);
   const BackendOptions options{.invariant = config.invariant, .deterministic = config.deterministic};
-#ifdef FATHOM_CUDA
-  if (device == "auto" && gpu_is_there()) device = "cuda";
-#endif
+  if (device == "auto") {
+    const GpuAnswer gpu = ask_for_gpu();
+    device = gpu.why_not.empty() ? "cuda" : "cpu";
+    if (gpu.has_driver && !gpu.why_not.empty()) {
+      spdlog::warn("Warning: there is a GPU's driver, but the CPU computes: {}", gpu.why_not);
+    }
+  }
   if (device.starts_with("cuda")) return open_gpu(device, options);
-  if (device != "cpu" && device != "auto") {
+  if (device != "cpu") {
     throw UsageError(fmt::format("--device {} is not a device.", device),
                      "Expected cpu, cuda, cuda:N or auto.");
   }
   return make_cpu_backend(options, globals.threads);
 }
 
-void require_precision(const Backend& backend, const Config& config) {
-  if (!backend.is_cpu() || config.train.precision == "fp32") return;
-  throw UsageError(
-      fmt::format("train.precision is {}, which the CPU does not train in.", config.train.precision),
-      "Use --set train.precision=fp32, or a GPU.");
+void require_precision(const Backend& backend, const PrecisionChoice& choice, const Globals& globals,
+                       const Config& config) {
+  if (!backend.is_cpu() || choice.value == "fp32") return;
+  std::string message =
+      fmt::format("{} is {}, which the CPU does not compute in.", choice.name, choice.value);
+  if (device_of(globals, config) == "auto") message += " No GPU is used: " + ask_for_gpu().why_not;
+  throw UsageError(message, fmt::format("Use {}, or a GPU (--device cuda).", choice.way_out));
 }
 
 DType compute_dtype(const Backend& backend, const Config& config) {

@@ -10,10 +10,20 @@
 namespace fathom::app {
 
 /// The backend for --device, or for the config's device when the flag says auto. UserError when it is not
-/// there.
+/// there. Warns when `auto` goes on without a GPU although there is a driver for one.
 std::shared_ptr<Backend> open_backend(const Globals& globals, const Config& config);
-/// UsageError when the backend does not train in the config's precision.
-void require_precision(const Backend& backend, const Config& config);
+
+/// A precision, and who asked for it: a key of the config or a flag.
+struct PrecisionChoice {
+  std::string name;     // "train.precision"
+  std::string value;    // "bf16" or "fp32"
+  std::string way_out;  // what asks for fp32: "--set train.precision=fp32"
+};
+
+/// UsageError when the backend, as opened by open_backend of the same arguments, does not compute in the
+/// precision; it says why it is no GPU.
+void require_precision(const Backend& backend, const PrecisionChoice& choice, const Globals& globals,
+                       const Config& config);
 /// What a model of this config is computed in on this backend: bf16 on a GPU where it was asked for, else
 /// fp32.
 DType compute_dtype(const Backend& backend, const Config& config);

@@ -52,14 +52,12 @@ std::vector<Prompt> prompts_of(const GenerateFlags& flags) {
   for (int number = 1; std::getline(file, line); ++number) {
     if (line.empty()) continue;
     const nlohmann::json json = nlohmann::json::parse(line, nullptr, false);
-    const bool usable = json.is_object() && ((json.contains("prompt") && json["prompt"].is_string()) ||
-                                             (json.contains("text") && json["text"].is_string()));
-    if (!usable) {
+    const char* key = json.contains("prompt") ? "prompt" : "text";
+    if (!json.contains(key) || !json[key].is_string()) {
       throw UserError(fmt::format("{}:{}: expected a JSON object with a string under \"prompt\".",
                                   flags.prompts_file, number));
     }
-    prompts.push_back(
-        {json.contains("prompt") ? json["prompt"].get<std::string>() : json["text"].get<std::string>(), {}});
+    prompts.push_back({json[key].get<std::string>(), {}});
   }
   if (prompts.empty()) throw UserError(fmt::format("{} holds no prompt.", flags.prompts_file));
   return prompts;

@@ -23,7 +23,7 @@ void add_global_flags(CLI::App& sub, Globals& globals) {
   sub.add_option("--device", globals.device, "cpu | cuda[:N] | auto")->capture_default_str();
   sub.add_option("--threads", globals.threads, "CPU threads; 0: all cores")
       ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+      ->check(number_from_to(0, 1024));
 }
 
 CLI::Validator number_from_to(double min, double max) {

@@ -81,6 +81,7 @@ void run_inspect(const InspectFlags& flags, const Globals& globals) {
   const auto tokenizer = load_tokenizer(flags.tokenizer);
   const std::vector<std::int32_t> ids = tokenizer->encode(flags.text);
   std::vector<std::string> pieces;
+  pieces.reserve(ids.size());
   for (const std::int32_t id : ids) pieces.push_back(tokenizer->piece(id));
   const bool round_trip = tokenizer->decode(ids) == flags.text;
   if (globals.json) {

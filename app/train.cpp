@@ -107,7 +107,8 @@ void run(const TrainFlags& flags, Globals& globals) {
   }
   std::signal(SIGPIPE, SIG_IGN);  // a reader of the log that goes away does not end the training
   const std::shared_ptr<Backend> backend = open_backend(globals, config);
-  require_precision(*backend, config);
+  require_precision(*backend, {"train.precision", config.train.precision, "--set train.precision=fp32"},
+                    globals, config);
   const TrainResult result = train(config, options_of(flags, backend), backend, std::cerr);
   if (globals.json) {
     print_result(result, flags);

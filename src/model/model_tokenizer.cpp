@@ -49,7 +49,13 @@ std::unique_ptr<Tokenizer> load_other(const std::string& path, const CheckpointM
 }  // namespace
 
 std::unique_ptr<Tokenizer> tokenizer_of(const LoadedModel& model, const std::string& path) {
-  if (model.meta.tokenizer_kind == "bytes") return load_tokenizer("bytes");
+  if (model.meta.tokenizer_kind == "bytes") {
+    if (path.empty() || path == "bytes") return load_tokenizer("bytes");
+    throw UsageError(
+        fmt::format("--tokenizer {} was given, and the model was trained on bytes, which need no file.",
+                    path),
+        "Leave --tokenizer out.");
+  }
   if (!path.empty()) return load_other(path, model.meta);
   if (const fs::path copy = copy_of(model); !copy.empty()) return load_copy(copy, model.meta);
   const std::string& configured = model.config.data.tokenizer;

@@ -15,7 +15,7 @@ inline constexpr const char* kTokenizerCopy = "tokenizer.model";
 
 /// The tokenizer that `model` was trained with: from `path`, or when that is empty from its run folder, or
 /// when that has no copy from where its config says. UserError when it is not there, damaged, or not the one
-/// that the checkpoint names by its hash.
+/// that the checkpoint names by its hash. UsageError: a `path` for a model of bytes.
 std::unique_ptr<Tokenizer> tokenizer_of(const LoadedModel& model, const std::string& path = "");
 
 }  // namespace fathom

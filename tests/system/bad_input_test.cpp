@@ -240,8 +240,18 @@ TEST_F(BadInput, PromptsThatAreNone) {
   generate("--prompts absent.jsonl", {"absent.jsonl"});
   write_bytes(e / "prompts.jsonl", "{\"prompt\": \"a\"}\nno json\n");
   generate("--prompts prompts.jsonl", {"prompts.jsonl:2", "\"prompt\""});
+  for (const char* line :
+       {"{\"prompt\": 5, \"text\": \"a\"}", "{\"prompt\": null, \"text\": \"a\"}", "{\"text\": 5}"}) {
+    write_bytes(e / "prompts.jsonl", line);
+    generate("--prompts prompts.jsonl", {"prompts.jsonl:1", "a string under \"prompt\""});
+  }
   write_bytes(e / "prompts.jsonl", "\n");
   generate("--prompts prompts.jsonl", {"holds no prompt"});
+  for (const char* prompt : {"-p x", "--prompt-ids 1"}) {
+    expect_refusal(fathom_command(e, std::string("generate run --tokenizer nowhere ") + prompt), 2,
+                   {"--tokenizer nowhere", "bytes", "Leave"});
+  }
+  EXPECT_EQ(fathom_command(e, "generate run -n 1 -p x --tokenizer bytes").status, 0);
   e.trained("mod", "topk", "--set train.steps=3 --set routing.causal.method=none");
   expect_refusal(fathom_command(e, "generate topk -p x"), 1,
                  {"routing.causal.method: none", "aux, predictor or both"});

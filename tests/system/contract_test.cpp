@@ -375,6 +375,13 @@ TEST_F(Contract, WrongUsageIsStatusTwoAndFailureStatusOne) {
   refused("bench train --preset d99", 2, {"d99", "d2"});
   refused("bench gemm --shape 1x2", 2, {"--shape", "1x2", "ROWSxINxOUT"});
   refused("bench copy --precision bf16 --device cpu", 2, {"--precision", "bf16", "--device cuda"});
+  refused("bench attention --heads 3 --kv-heads 2", 2, {"--kv-heads 2", "--heads 3", "divide"});
+  refused("bench attention --kv-heads 24", 2, {"--kv-heads 24", "--heads 12", "divide"});
+  refused("bench ops --only nothing --threads 1", 2, {"--only nothing", "adamw", "rms_norm_forward"});
+  refused("doctor --threads -1", 2, {"--threads", "'-1' is not a number from 0 to 1024"});
+  refused("doctor --threads 20000", 2, {"--threads", "'20000' is not a number from 0 to 1024"});
+  refused("doctor --threads 100000", 2, {"--threads", "0 to 1024"});
+  refused("data inspect train.h5 --show -3", 2, {"--show", "'-3' is not a number from 0 to"});
   refused("plan", 2, {"CONFIG"});
   const Outcome help = fathom_command(e, "train --help");
   EXPECT_EQ(help.status, 0);

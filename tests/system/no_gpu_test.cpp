@@ -27,13 +27,26 @@ TEST(NoGpu, CudaIsRefusedInOneParagraph) {
 TEST(NoGpu, Bf16IsRefusedOnTheCpu) {
   const Experiment e;
   expect_refusal(fathom_command(e, Experiment::train("dense", "run", "--set train.precision=bf16")), 2,
-                 {"train.precision", "bf16", "fp32"});
+                 {"train.precision", "bf16", "No GPU is used: ", "--set train.precision=fp32"});
+  // Nobody wonders why the CPU is used that was asked for.
+  const Outcome asked =
+      fathom_command(e, Experiment::train("dense", "run", "--set train.precision=bf16 --device cpu"));
+  expect_refusal(asked, 2, {"train.precision", "bf16", "fp32"});
+  EXPECT_THAT(asked.err, ::testing::Not(::testing::HasSubstr("No GPU is used")));
+  expect_refusal(fathom_command(e, "bench train --preset d2 --precision bf16"), 2,
+                 {"--precision is bf16", "No GPU is used: ", "--precision fp32"});
+  expect_refusal(fathom_command(e, "bench copy --precision bf16"), 2,
+                 {"--precision is bf16", "No GPU is used: ", "--precision fp32"});
 }
 
-TEST(NoGpu, AutoTrainsOnTheCpu) {
+TEST(NoGpu, AutoTrainsOnTheCpuAndSaysSo) {
   const Experiment e;
-  e.trained("dense", "run", "--device auto --set train.steps=3");
+  const Outcome run =
+      fathom_command(e, Experiment::train("dense", "run", "--device auto --set train.steps=3"));
+  EXPECT_EQ(run.status, 0) << run.err;
   EXPECT_THAT(e.lines("run").front().at("device"), ::testing::HasSubstr("CPU"));
+  EXPECT_THAT(run.err, ::testing::HasSubstr("start at step 0, 0.0 s, on CPU"));
+  EXPECT_THAT(run.err, ::testing::Not(::testing::HasSubstr("Warning"))) << "hidden GPUs are no surprise";
 }
 
 TEST(NoGpu, DoctorSaysWhyAndSucceeds) {

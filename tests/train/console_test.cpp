@@ -88,6 +88,17 @@ TEST(Format, AnEvaluationShowsBothLossesAndTheGap) {
   EXPECT_THAT(format_evaluation(dense), AllOf(HasSubstr("val loss 3.0000"), Not(HasSubstr("causal"))));
 }
 
+TEST(Format, AStartSaysWhereItComputes) {
+  EventRecord r;
+  EXPECT_EQ(format_event(r), "start at step 0, 0.0 s");
+  r.facts.emplace().device = "CPU, AVX2, 2 threads";
+  EXPECT_EQ(format_event(r), "start at step 0, 0.0 s, on CPU, AVX2, 2 threads");
+  r.kind = EventKind::Resume;
+  r.step = 7;
+  r.checkpoint = "step_00000007.h5";
+  EXPECT_EQ(format_event(r), "resume at step 7, 0.0 s, on CPU, AVX2, 2 threads: step_00000007.h5");
+}
+
 TEST(Format, CutCountsCharactersNotBytes) {
   EXPECT_EQ(cut_to_width("abc", 3), "abc");
   EXPECT_EQ(cut_to_width("abcd", 3), "ab…");

@@ -104,6 +104,7 @@ std::string format_event(const EventRecord& r) {
   std::string out = name_of(r.kind);
   if (r.status) out += fmt::format(" ({})", name_of(*r.status));
   out += fmt::format(" at step {}, {}", r.step, format_duration(r.seconds));
+  if (r.facts && !r.facts->device.empty()) out += ", on " + r.facts->device;
   if (!r.checkpoint.empty()) out += ": " + r.checkpoint;
   if (r.best_val_loss) out += fmt::format("  best val loss {:.4f} nats/token", *r.best_val_loss);
   if (r.best_val_loss && r.best_step) out += fmt::format(" at step {}", *r.best_step);
