@@ -84,6 +84,13 @@ Config load_config_of(const TrainFlags& flags) {
   return own;
 }
 
+std::shared_ptr<Backend> backend_for(const Config& config, const Globals& globals) {
+  std::shared_ptr<Backend> backend = open_backend(globals, config);
+  require_precision(*backend, {"train.precision", config.train.precision, "--set train.precision=fp32"},
+                    globals, config);
+  return backend;
+}
+
 void run(const TrainFlags& flags, Globals& globals) {
   const Config config = load_config_of(flags);
   if (flags.config.print) {
@@ -91,7 +98,7 @@ void run(const TrainFlags& flags, Globals& globals) {
     return;
   }
   if (flags.dry_run) {
-    require_precision(*open_backend(globals, config), config);
+    backend_for(config, globals);
     const Config checked = check_training(config, flags.run_dir, resume_of(flags));
     log_notes(checked);
     if (globals.json) {
@@ -106,9 +113,7 @@ void run(const TrainFlags& flags, Globals& globals) {
                      "Give --run-dir DIR.");
   }
   std::signal(SIGPIPE, SIG_IGN);  // a reader of the log that goes away does not end the training
-  const std::shared_ptr<Backend> backend = open_backend(globals, config);
-  require_precision(*backend, {"train.precision", config.train.precision, "--set train.precision=fp32"},
-                    globals, config);
+  const std::shared_ptr<Backend> backend = backend_for(config, globals);
   const TrainResult result = train(config, options_of(flags, backend), backend, std::cerr);
   if (globals.json) {
     print_result(result, flags);
