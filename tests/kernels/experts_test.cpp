@@ -162,7 +162,9 @@ TEST_P(Experts, LongSequencesFillTheSame) {
                                     ? static_cast<double>((e * sequences + n / seq) * capacity + taken)
                                     : -1.0;
         EXPECT_EQ(slots[e * s.rows + n], expected);
-        if (expected >= 0) EXPECT_EQ(rows[static_cast<std::int64_t>(expected)], static_cast<double>(n));
+        if (expected >= 0) {
+          EXPECT_EQ(rows[static_cast<std::int64_t>(expected)], static_cast<double>(n));
+        }
         taken += chosen ? 1 : 0;
       }
     }
