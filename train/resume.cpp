@@ -114,8 +114,6 @@ void require_resumable(const RunFolder& folder, ResumeMode mode, const Config& c
   require_same_config(folder, config);
 }
 
-std::string what_is_computed(const Config& config) { return to_yaml(with_free_keys_of(config, Config{})); }
-
 Beginning begin_run(const RunFolder& folder, const ResumeRequest& request, const TrainingInputs& inputs,
                     const Trainee& trainee) {
   Beginning beginning;

@@ -27,10 +27,6 @@ struct ResumeRequest {
 /// what is computed (logging, evaluation, checkpointing, paths of the stores) may differ.
 void require_resumable(const RunFolder& folder, ResumeMode mode, const Config& config);
 
-/// The config as text without the keys that may differ between two parts of one run: configs of equal texts
-/// compute the same.
-std::string what_is_computed(const Config& config);
-
 /// What a training changes.
 struct Trainee {
   Context& context;

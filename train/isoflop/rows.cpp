@@ -6,11 +6,11 @@
 
 #include "kernels/error.h"
 #include "src/config/names.h"
+#include "src/config/print.h"
 #include "src/flops/flops.h"
 #include "src/io/checksum.h"
 #include "train/isoflop/plan.h"
 #include "train/metrics/metrics_log.h"
-#include "train/resume.h"
 
 namespace fathom::isoflop {
 namespace {
@@ -22,9 +22,21 @@ double median(std::vector<double> values) {
 }
 
 std::string kind_of(const Config& c) {
-  if (c.routing.kind != RoutingKind::None && c.routing.selection == Selection::Stochastic)
-    return "stochastic";
+  if (c.routing.kind == RoutingKind::Mod && c.routing.selection == Selection::Stochastic) return "stochastic";
   return name_of(c.routing.kind);
+}
+
+// The config as text without what changes neither the model that comes out nor the slice that judges it.
+std::string what_counts(Config c) {
+  const Config any;
+  c.device = any.device;
+  c.data = {.train = "", .valid = "", .tokenizer = "", .document_mask = c.data.document_mask};
+  c.train.recompute = any.train.recompute;
+  c.train.log_every = any.train.log_every;
+  c.train.eval_every = any.train.eval_every;
+  c.train.checkpoint_every = any.train.checkpoint_every;
+  c.train.keep_checkpoints = any.train.keep_checkpoints;
+  return to_yaml(c);
 }
 
 void refuse_other_config(const Row& planned, const Row& recorded, const SweepFolder& folder) {
@@ -68,8 +80,7 @@ Row planned_row(const Sweep& sweep, const Cell& cell, const DataSize& data) {
   row.passes = data.tokens > 0 ? static_cast<double>(horizon.tokens) / static_cast<double>(data.tokens) : 0;
   row.max_passes = sweep.max_passes;
   if (cell.lr) {
-    const std::string text = what_is_computed(c);
-    row.trained = to_hex(checksum64(std::string_view(text)));
+    row.trained = to_hex(checksum64(std::string_view(what_counts(c))));
   }
   return row;
 }
