@@ -209,7 +209,8 @@ std::optional<Exponents> exponents(const Fit& fit, const std::vector<std::size_t
     if (!p) return std::nullopt;
     const CurvePoint bottom = lowest_within(*p, c.low, c.high);
     n.push_back({std::log10(c.budget), bottom.x});
-    loss.push_back({std::log10(c.budget), std::log10(std::max(bottom.y, 1e-300))});
+    if (bottom.y <= 0) return std::nullopt;  // a replicate of more noise than loss
+    loss.push_back({std::log10(c.budget), std::log10(bottom.y)});
   }
   const std::optional<double> a = slope(n), b = slope(loss);
   if (!a || !b) return std::nullopt;

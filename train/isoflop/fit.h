@@ -25,7 +25,7 @@ enum class SizeAxis {
 const char* name_of(SizeAxis axis);  // "active", "total"
 
 /// A cell whose validation loss ended this much (a share) above its lowest evaluation has overfitted.
-inline constexpr double kOverfitRise = 0.002;
+inline constexpr double kOverfitRise = 0.005;
 
 struct FitOptions {
   SizeAxis size = SizeAxis::Active;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <map>
 
 #include <fmt/format.h>
 
@@ -115,13 +117,31 @@ std::string step_table(const Fit& fit, std::span<const Row> rows) {
   return "<h2>Steps</h2>\n" + render(t);
 }
 
+// The best rate of each family's search; one at the end of the rates tried may not be the best there is.
 std::string search_table(std::span<const Row> rows) {
+  struct Tried {
+    const Row* best = nullptr;
+    double low = INFINITY, high = 0;
+  };
+  std::map<std::string, Tried> families;
+  for (const Row& r : rows) {
+    if (r.role != "search" || !r.lr || !r.done() || !r.judged()) continue;
+    Tried& t = families[r.family];
+    t.low = std::min(t.low, *r.lr);
+    t.high = std::max(t.high, *r.lr);
+    if (t.best == nullptr || *r.judged() < *t.best->judged()) t.best = &r;
+  }
   Table t{.head = {"Search", "shape", "learning rate", "loss", "status"}, .rows = {}};
   for (const Row& r : rows) {
     if (r.role != "search") continue;
+    const Tried& tried = families[r.family];
+    std::string note = escape(r.status);
+    if (tried.best == &r) {
+      const bool at_end = *r.lr == tried.low || *r.lr == tried.high;
+      note = at_end ? warn("chosen, at the end of the rates tried") : "chosen";
+    }
     t.rows.push_back({escape(r.family), fmt::format("{}x{}", r.width, r.depth),
-                      r.lr ? print_number(*r.lr) : kNone, r.judged() ? loss(*r.judged()) : kNone,
-                      escape(r.status)});
+                      r.lr ? print_number(*r.lr) : kNone, r.judged() ? loss(*r.judged()) : kNone, note});
   }
   return t.rows.empty() ? "" : "<h2>Search of the learning rate</h2>\n" + render(t);
 }
