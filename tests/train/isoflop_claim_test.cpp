@@ -1,7 +1,9 @@
 // Claims on cells: one owner at a time, gone with its process.
 #include <csignal>
 #include <cstdlib>
+#include <ctime>
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 #include <sys/wait.h>

@@ -106,7 +106,7 @@ TEST(SweepReport, ShowsCurvesClaimsAndFailures) {
   write_sweep_report(table(), {}, folder / "a.html");
   const std::string html = read_file(folder / "a.html");
   for (const char* part :
-       {"1e+15 training FLOPs", "The paper&#39;s claims", "not testable here", "Frontier against wall-clock",
+       {"1e+15 training FLOPs", "The paper's claims", "not testable here", "Frontier against wall-clock",
         "Passes over the training text", "loss is NaN", "1 failed", "made, &quot;up&quot;"}) {
     EXPECT_THAT(html, HasSubstr(part));
   }

@@ -1,5 +1,6 @@
 // Workers on a sweep's folder, with a trainer that only pretends.
 #include <cmath>
+#include <map>
 #include <mutex>
 #include <thread>
 
@@ -94,7 +95,9 @@ TEST_F(Workers, SearchThenGridThenFurtherSeeds) {
   std::int64_t near = 0;
   for (const Row& row : all) {
     EXPECT_TRUE(row.done()) << row.cell;
-    if (row.role != "search") EXPECT_DOUBLE_EQ(*row.lr, 2e-3);
+    if (row.role != "search") {
+      EXPECT_DOUBLE_EQ(*row.lr, 2e-3);
+    }
     near += row.role == "near" ? 1 : 0;
   }
   EXPECT_GE(near, 8);
@@ -138,7 +141,9 @@ TEST_F(Workers, RecordAFailureAndGoOn) {
   for (const Row& row : rows()) {
     const bool fails = row.width == 64 && row.depth == 8;
     EXPECT_EQ(row.status, fails ? "failed" : "done") << row.cell;
-    if (fails) EXPECT_THAT(row.reason, HasSubstr("NaN at step 3"));
+    if (fails) {
+      EXPECT_THAT(row.reason, HasSubstr("NaN at step 3"));
+    }
   }
   EXPECT_EQ(work(sweep, folder, kData, pretend, options()).done, 0);
   WorkOptions retry = options();
