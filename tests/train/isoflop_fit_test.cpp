@@ -192,6 +192,8 @@ TEST(Fit, DrawsAndDoesNotFitCellsThatTellNothing) {
   std::vector<Row> rows = Table{.budgets = {1e15}, .offsets = {-0.5, -0.25, -0.1, 0.1, 0.25, 0.5}}.rows();
   rows[0].passes = 4.2;
   rows[1].best_val = *rows[1].val_loss * 0.99;
+  rows[1].passes = 1.5;
+  rows[4].best_val = *rows[4].val_loss * 0.99;  // within the first pass: not for having seen the text before
   rows[2].flops *= 1.02;
   rows[3].role = "search";
   rows.push_back(rows[4]);

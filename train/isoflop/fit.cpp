@@ -42,7 +42,7 @@ std::string why_left_out(const Row& r) {
   if (const double off = r.flops / r.budget - 1; std::abs(off) > kFlopsTolerance)
     return fmt::format("its FLOPs are {:+.1f} % off the budget", 100 * off);
   const std::optional<double> loss = r.judged();
-  if (loss && r.best_val && *loss > (1 + kOverfitRise) * *r.best_val)
+  if (r.passes > 1 && loss && r.best_val && *loss > (1 + kOverfitRise) * *r.best_val)
     return fmt::format("overfitted: its loss ended {:.1f} % above its lowest",
                        100 * (*loss / *r.best_val - 1));
   return "";

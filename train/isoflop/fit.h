@@ -24,7 +24,8 @@ enum class SizeAxis {
 };
 const char* name_of(SizeAxis axis);  // "active", "total"
 
-/// A cell whose validation loss ended this much (a share) above its lowest evaluation has overfitted.
+/// A cell that passed over its text more than once, and whose validation loss ended this much (a share) above
+/// its lowest evaluation, has overfitted. Within the first pass a rise is the noise of training.
 inline constexpr double kOverfitRise = 0.005;
 
 struct FitOptions {
