@@ -10,6 +10,7 @@
 #include <spdlog/spdlog.h>
 
 #include "app/command.h"
+#include "app/isoflop.h"
 #include "kernels/error.h"
 #include "src/config/suggest.h"
 #include "src/core/build_info.h"
@@ -78,6 +79,7 @@ int run(int argc, char** argv) {
   add_train(app, globals);
   add_eval(app, globals);
   add_generate(app, globals);
+  add_isoflop(app, globals);
   add_report(app, globals);
   add_bench(app, globals);
   add_completions(app, globals);

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "kernels/error.h"
+#include "src/config/apply.h"
 #include "src/config/document.h"
 #include "src/config/keys.h"
 #include "src/config/suggest.h"
@@ -41,11 +42,15 @@ void apply(const Entry& entry, Config& config, Origins& origins) {
 
 }  // namespace
 
+void apply_entries(std::span<const Entry> entries, Config& config, Origins& origins) {
+  for (const Entry& entry : entries) apply(entry, config, origins);
+}
+
 Config parse_config(std::string_view yaml_text, const std::string& name,
                     std::span<const std::string> overrides) {
   Config config;
   Origins origins{{"", name}};
-  for (const Entry& entry : read_document(yaml_text, name)) apply(entry, config, origins);
+  apply_entries(read_document(yaml_text, name), config, origins);
   for (const std::string& text : overrides) apply(read_override(text), config, origins);
   validate(config, origins);
   return config;
