@@ -123,6 +123,13 @@ void require_precision(const Backend& backend, const PrecisionChoice& choice, co
   throw UsageError(message, fmt::format("Use {}, or a GPU (--device cuda).", choice.way_out));
 }
 
+std::shared_ptr<Backend> open_training_backend(const Globals& globals, const Config& config) {
+  std::shared_ptr<Backend> backend = open_backend(globals, config);
+  require_precision(*backend, {"train.precision", config.train.precision, "--set train.precision=fp32"},
+                    globals, config);
+  return backend;
+}
+
 DType compute_dtype(const Backend& backend, const Config& config) {
   return !backend.is_cpu() && config.train.precision == "bf16" ? DType::BF16 : DType::F32;
 }

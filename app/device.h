@@ -24,6 +24,9 @@ struct PrecisionChoice {
 /// precision; it says why it is no GPU.
 void require_precision(const Backend& backend, const PrecisionChoice& choice, const Globals& globals,
                        const Config& config);
+/// open_backend and require_precision for a training of this config.
+std::shared_ptr<Backend> open_training_backend(const Globals& globals, const Config& config);
+
 /// What a model of this config is computed in on this backend: bf16 on a GPU where it was asked for, else
 /// fp32.
 DType compute_dtype(const Backend& backend, const Config& config);

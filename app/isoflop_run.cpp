@@ -81,10 +81,9 @@ void run_run(RunFlags flags, const Globals& globals) {
   const std::vector<Row> rows = isoflop::rows_of(sweep, nullptr, data);
   isoflop::require_few_passes(sweep, rows);
   const Config first = config_of(sweep, isoflop::cells_of(sweep, {}).front(), data.vocab);
-  check_training(first);
+  check_training(first, {}, {});
   std::signal(SIGPIPE, SIG_IGN);  // a reader of the log that goes away does not end the sweep
-  const std::shared_ptr<Backend> backend = open_backend(globals, first);
-  require_precision(*backend, first);
+  const std::shared_ptr<Backend> backend = open_training_backend(globals, first);
   folder.prepare(sweep, data);
   flags.options.wait = !flags.no_wait;
   flags.options.log = [](const std::string& line) { spdlog::info("{}", line); };

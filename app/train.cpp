@@ -84,13 +84,6 @@ Config load_config_of(const TrainFlags& flags) {
   return own;
 }
 
-std::shared_ptr<Backend> backend_for(const Config& config, const Globals& globals) {
-  std::shared_ptr<Backend> backend = open_backend(globals, config);
-  require_precision(*backend, {"train.precision", config.train.precision, "--set train.precision=fp32"},
-                    globals, config);
-  return backend;
-}
-
 void run(const TrainFlags& flags, Globals& globals) {
   const Config config = load_config_of(flags);
   if (flags.config.print) {
@@ -98,7 +91,7 @@ void run(const TrainFlags& flags, Globals& globals) {
     return;
   }
   if (flags.dry_run) {
-    backend_for(config, globals);
+    open_training_backend(globals, config);
     const Config checked = check_training(config, flags.run_dir, resume_of(flags));
     log_notes(checked);
     if (globals.json) {
@@ -113,7 +106,7 @@ void run(const TrainFlags& flags, Globals& globals) {
                      "Give --run-dir DIR.");
   }
   std::signal(SIGPIPE, SIG_IGN);  // a reader of the log that goes away does not end the training
-  const std::shared_ptr<Backend> backend = backend_for(config, globals);
+  const std::shared_ptr<Backend> backend = open_training_backend(globals, config);
   const TrainResult result = train(config, options_of(flags, backend), backend, std::cerr);
   if (globals.json) {
     print_result(result, flags);

@@ -19,11 +19,6 @@ void apply(const Entry& entry, Config& config, Origins& origins) {
   const Key* key = find_key(entry.path);
   if (key == nullptr) {
     if (!is_section(entry.path)) {
-      // Expert layers are a documented part of the format that this version does not have.
-      if (entry.path == "experts" || entry.path.starts_with("experts.")) {
-        throw UsageError(fmt::format("{}: the section experts is not in this version.", entry.where),
-                         "It trains routing.kind none and mod.");
-      }
       throw UsageError(fmt::format("{}: there is no key {}.", entry.where, show_text(entry.path)),
                        suggest_key(entry.path));
     }

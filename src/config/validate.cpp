@@ -74,6 +74,10 @@ void check_experts(const Config& c, const Checker& check) {
                 "number of tokens "
                 "to choose.",
                 "1 computes as many tokens as a dense MLP. Without a limit: experts.choice: token.");
+  check.require(!tokens || e.top_k <= e.count, {"experts.top_k", "experts.count"},
+                fmt::format("experts.top_k is {}, but there are only experts.count = {} experts to choose.",
+                            e.top_k, e.count),
+                "Lower experts.top_k.");
   const double most = static_cast<double>(e.count) / (tokens ? static_cast<double>(e.top_k) : 1.0);
   check.require(
       e.capacity_factor <= most, {"experts.capacity_factor", "experts.count"},
@@ -83,10 +87,6 @@ void check_experts(const Config& c, const Checker& check) {
           print_number(e.capacity_factor), e.count, print_number(most)),
       fmt::format("Set it to at most {}; 1 is as many as there are if all experts take the same.",
                   print_number(most)));
-  check.require(!tokens || e.top_k <= e.count, {"experts.top_k", "experts.count"},
-                fmt::format("experts.top_k is {}, but there are only experts.count = {} experts to choose.",
-                            e.top_k, e.count),
-                "Lower experts.top_k.");
   const bool integrated = c.routing.kind == RoutingKind::ModeIntegrated;
   check.require(
       !integrated || e.noop > 0, {"routing.kind", "experts.noop"},

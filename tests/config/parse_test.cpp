@@ -94,7 +94,7 @@ TEST(Parse, UnknownKeysNameTheLineAndTheKeyThatWasMeant) {
               AllOf(HasSubstr("--set model.widht=4"), HasSubstr("model.width")));
   EXPECT_THAT(error_of(kBase + "model:\n  xyzzy_plugh: 4\n"),
               HasSubstr("The section model has vocab_size, width"));
-  EXPECT_THAT(error_of(kBase + "experts:\n  count: 8\n"), HasSubstr("experts is not in this version"));
+  EXPECT_THAT(error_of(kBase + "experts:\n  cuont: 8\n"), HasSubstr("Did you mean experts.count?"));
 }
 
 TEST(Parse, EditDistanceCountsASwapOnce) {
