@@ -32,6 +32,7 @@ struct BenchFlags {
   std::int64_t seq = 256;
   std::int64_t vocab = 4096;
   double capacity = 0.125;
+  std::int64_t experts = 8;
   std::int64_t documents = 0;
   std::int64_t steps = 20;
   std::string precision;
@@ -48,6 +49,31 @@ struct Preset {
 constexpr Preset kPresets[] = {{"d2", 128, 4, 2, 384},      {"d4", 256, 6, 4, 704},
                                {"d6", 384, 6, 6, 1024},     {"d12", 768, 12, 12, 2048},
                                {"d24", 1024, 24, 16, 2816}, {"d1b", 2048, 20, 16, 5632}};
+
+constexpr const char* kVariants = "dense, mod, moe, moe-token, mode-staged or mode-integrated";
+
+// What makes a model of --variant; as the PyTorch peer where it has the variant.
+void route(const BenchFlags& flags, RoutingConfig& routing) {
+  const std::string& variant = flags.variant;
+  routing.capacity = flags.capacity;
+  routing.experts.count = flags.experts;
+  if (variant == "mod" || variant == "mode-staged") {
+    routing.kind = variant == "mod" ? RoutingKind::Mod : RoutingKind::ModeStaged;
+    routing.causal.method = CausalMethod::Predictor;
+  } else if (variant == "moe") {
+    routing.kind = RoutingKind::Moe;
+  } else if (variant == "moe-token") {  // top-2 of the experts, each with room for 1.25 times its share
+    routing.kind = RoutingKind::Moe;
+    routing.experts.choice = ExpertsChoose::Token;
+    routing.experts.capacity_factor = 1.25;
+  } else if (variant == "mode-integrated") {
+    routing.kind = RoutingKind::ModeIntegrated;
+    routing.experts.noop = flags.experts;
+    routing.experts.capacity_factor = 0.5;
+  } else if (variant != "dense") {
+    throw UsageError(fmt::format("--variant {} is not known.", variant), fmt::format("Expected {}.", kVariants));
+  }
+}
 
 Config config_of(const BenchFlags& flags) {
   const auto* preset = std::find_if(std::begin(kPresets), std::end(kPresets),
@@ -69,13 +95,7 @@ Config config_of(const BenchFlags& flags) {
   c.train.batch_tokens = flags.batch * flags.seq;
   c.train.steps = flags.steps;
   c.train.recompute = flags.recompute ? Recompute::Block : Recompute::None;
-  if (flags.variant == "mod") {
-    c.routing.kind = RoutingKind::Mod;
-    c.routing.capacity = flags.capacity;
-    c.routing.causal.method = CausalMethod::Predictor;  // as the peer
-  } else if (flags.variant != "dense") {
-    throw UsageError(fmt::format("--variant {} is not known.", flags.variant), "Expected dense or mod.");
-  }
+  route(flags, c.routing);
   return resolve(c);
 }
 
@@ -139,7 +159,8 @@ void run(const BenchFlags& flags, Globals& globals) {
       {"device", backend->description()},
       {"preset", flags.preset},
       {"variant", flags.variant},
-      {"capacity", flags.variant == "mod" ? nlohmann::json(flags.capacity) : nullptr},
+      {"capacity", config.routing.routes_depth() ? nlohmann::json(flags.capacity) : nullptr},
+      {"experts", config.routing.has_experts() ? nlohmann::json(flags.experts) : nullptr},
       {"batch", flags.batch},
       {"seq", flags.seq},
       {"vocab", flags.vocab},
@@ -184,7 +205,7 @@ void add_bench(CLI::App& app, Globals& globals) {
   CLI::App* sub = bench->add_subcommand(
       "train", "Training steps on random tokens: tok/s, FLOP/s, share of the GEMM rate");
   sub->add_option("--preset", flags->preset, "d2 | d4 | d6 | d12 | d24 | d1b")->capture_default_str();
-  sub->add_option("--variant", flags->variant, "dense | mod")->capture_default_str();
+  sub->add_option("--variant", flags->variant, fmt::format("One of {}", kVariants))->capture_default_str();
   sub->add_option("--batch", flags->batch, "Sequences")->capture_default_str()->check(number_from_to(1, 1e9));
   sub->add_option("--seq", flags->seq, "Tokens of a sequence")
       ->capture_default_str()
@@ -195,6 +216,9 @@ void add_bench(CLI::App& app, Globals& globals) {
   sub->add_option("--capacity", flags->capacity, "Of routed blocks (every other one)")
       ->capture_default_str()
       ->check(number_from_to(0.001, 1.0));
+  sub->add_option("--experts", flags->experts, "Of each MLP, in the variants that have experts")
+      ->capture_default_str()
+      ->check(number_from_to(1, 1024));
   sub->add_option("--documents", flags->documents,
                   "Document masks: a document has this many tokens on average; 0: a sequence is one document")
       ->capture_default_str()

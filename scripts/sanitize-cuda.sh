@@ -4,7 +4,8 @@
 #
 # Usage: scripts/sanitize-cuda.sh [--tools LIST] [--kinds LIST] [--filter GTEST_FILTER] [--build DIR] [--logs DIR] [--ops | --train]
 #   --tools LIST   default: memcheck,racecheck,initcheck,synccheck
-#   --kinds LIST   which trainings; default: dense,aux,predictor,both-recompute,stochastic,document-mask,fp32
+#   --kinds LIST   which trainings; default: dense,aux,predictor,both-recompute,stochastic,document-mask,fp32,
+#                  moe,moe-token,moe-dropless,mode-staged,mode-integrated
 #   --build DIR    where fathom and tests/ are; default build/cuda
 #   --logs DIR     keeps each tool's whole output; default: a temporary folder
 #   --filter F     which op tests; default *Cuda*
@@ -12,7 +13,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 tools="memcheck,racecheck,initcheck,synccheck"
-kinds="dense,aux,predictor,both-recompute,stochastic,document-mask,fp32"
+kinds="dense,aux,predictor,both-recompute,stochastic,document-mask,fp32,moe,moe-token,moe-dropless,mode-staged,mode-integrated"
 build="$ROOT/build/cuda"
 logs=""
 filter="*Cuda*"
@@ -86,6 +87,11 @@ settings_of() {
     stochastic) printf '%s\n' routing.selection=stochastic routing.causal.method=none ;;
     document-mask) printf '%s\n' routing.causal.method=predictor data.document_mask=true ;;
     fp32) printf '%s\n' routing.causal.method=predictor train.precision=fp32 ;;
+    moe) printf '%s\n' routing.kind=moe routing.causal.method=none experts.count=4 ;;
+    moe-token) printf '%s\n' routing.kind=moe routing.causal.method=none experts.count=4 experts.choice=token ;;
+    moe-dropless) printf '%s\n' routing.kind=moe routing.causal.method=none experts.count=4 experts.choice=token experts.capacity_factor=0 ;;
+    mode-staged) printf '%s\n' routing.kind=mode_staged routing.causal.method=predictor experts.count=4 ;;
+    mode-integrated) printf '%s\n' routing.kind=mode_integrated routing.causal.method=none experts.count=4 experts.noop=4 experts.capacity_factor=0.5 ;;
     *) usage_error "unknown kind of training $1." ;;
   esac
 }
