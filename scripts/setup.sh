@@ -4,7 +4,7 @@
 #
 # Usage: scripts/setup.sh [--check] [--dev]
 #   --check   only list what is missing; exit status 1 if anything is
-#   --dev     also what contributors use: ccache, clang-format, clang-tidy, shellcheck, Google Benchmark
+#   --dev     also what contributors use: clang-format, clang-tidy, shellcheck, Google Benchmark
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 check_only=no
@@ -37,10 +37,10 @@ packages=(
   libgmock-dev
 )
 if [[ $dev == yes ]]; then
-  packages+=(ccache clang-format clang-tidy shellcheck libbenchmark-dev)
+  packages+=(clang-format clang-tidy shellcheck libbenchmark-dev)
 fi
 # Tools count when they can be run, wherever they came from.
-tools=(g++:g++ cmake:cmake ninja:ninja-build)
+tools=(g++:g++ cmake:cmake ninja:ninja-build ccache:ccache)
 
 installed() { dpkg-query -W -f='${db:Status-Status}\n' "$1" 2>/dev/null | grep -qx installed; }
 
