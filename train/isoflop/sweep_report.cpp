@@ -36,15 +36,27 @@ std::string loss(double x) { return fmt::format("{:.4f}", x); }
 std::string exponent(double x) { return fmt::format("{:.3f}", x); }
 std::string warn(const std::string& text) { return "<span class=\"warn\">" + text + "</span>"; }
 
+// `html` may take several lines.
+std::string wrapped(const std::string& html) { return "<span class=\"prose\">" + html + "</span>"; }
+std::string prose(const std::string& text) { return wrapped(escape(text)); }
+
+// A claim, and below it each family that it is about.
 std::string claims_table(std::span<const PaperClaim> claims) {
-  Table t{.head = {"Claim of the paper", "family", "verdict", "our figure", "why"}, .rows = {}};
-  for (const PaperClaim& c : claims) {
-    const char* const cls = c.verdict == Verdict::Held      ? "best"
-                            : c.verdict == Verdict::NotHeld ? "warn"
-                                                            : "sub";
-    t.rows.push_back({escape(c.claim), escape(c.family.empty() ? kNone : c.family),
-                      fmt::format("<span class=\"{}\">{}</span>", cls, name_of(c.verdict)),
-                      escape(c.figure.empty() ? kNone : c.figure), escape(c.why)});
+  Table t{.head = {"family", "verdict", prose("our figure"), prose("why")}, .rows = {}};
+  std::vector<std::string> said;
+  for (const PaperClaim& first : claims) {
+    if (std::ranges::find(said, first.claim) != said.end()) continue;
+    said.push_back(first.claim);
+    t.rows.push_back({escape(first.claim)});
+    for (const PaperClaim& c : claims) {
+      if (c.claim != first.claim) continue;
+      const char* const cls = c.verdict == Verdict::Held      ? "best"
+                              : c.verdict == Verdict::NotHeld ? "warn"
+                                                              : "sub";
+      t.rows.push_back({escape(c.family.empty() ? kNone : c.family),
+                        fmt::format("<span class=\"{}\">{}</span>", cls, name_of(c.verdict)),
+                        prose(c.figure.empty() ? kNone : c.figure), prose(c.why)});
+    }
   }
   return "<h2>The paper's claims</h2>\n" + render(t);
 }
@@ -59,7 +71,7 @@ std::string minima_table(const Fit& fit) {
     t.rows.push_back({escape(c.family), c.measure, print_number(c.budget),
                       fmt::format("{} of {}", fitted, c.cells.size()),
                       c.minimum ? cell(c.minimum->n, format_count) : kNone,
-                      c.minimum ? cell(c.minimum->loss, loss) : kNone, flags});
+                      c.minimum ? cell(c.minimum->loss, loss) : kNone, wrapped(flags)});
   }
   return "<h2>Minima</h2>\n" + render(t);
 }

@@ -34,8 +34,9 @@ thead th { border-top: 0; background: var(--head); vertical-align: bottom; min-w
 tbody th, thead th:first-child { text-align: left; font-weight: 400; color: var(--soft); position: sticky; left: 0;
   background: var(--card); min-width: 130px; max-width: 300px; white-space: normal; }
 thead th:first-child { background: var(--head); }
-tbody tr.group th { font-weight: 600; color: var(--ink); padding-top: 14px; font-size: 13px; }
+tbody tr.group th { max-width: none; font-weight: 600; color: var(--ink); padding-top: 14px; font-size: 13px; }
 td small { color: var(--soft); }
+td .prose { display: block; min-width: 24ch; max-width: 60ch; text-align: left; white-space: normal; }
 .best { font-weight: 700; color: var(--good); }
 .warn { color: var(--warn); font-weight: 600; }
 .charts { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 16px; }
