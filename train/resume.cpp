@@ -8,7 +8,6 @@
 #include <fmt/format.h>
 
 #include "kernels/error.h"
-#include "src/config/parse.h"
 #include "src/flops/flops.h"
 #include "src/io/damaged_file.h"
 #include "train/metrics/metrics_log.h"
@@ -77,7 +76,8 @@ std::optional<Found> find_beginning(const std::filesystem::path& run, const Resu
   // the smaller micro-batch that its error asked for, say. A finished run is kept all the same.
   const std::filesystem::path config = run / "config.yaml";
   if (std::filesystem::exists(config) && (has_checkpoint || is_done(run)))
-    require_same_config(run.string(), inputs.config, load_config(config));
+    require_same_config(run.string(), inputs.config, config_at(config, inputs));
+  require_no_lost_config(run, inputs);
   if (request.mode == ResumeMode::From && !has_checkpoint) return borrowed_from(request.from, inputs, read);
   std::optional<Found> found = newest_of(run, read);
   if (found) {

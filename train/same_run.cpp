@@ -1,11 +1,16 @@
 #include "train/same_run.h"
 
+#include <optional>
+
 #include <fmt/format.h>
 
 #include "kernels/error.h"
 #include "src/config/parse.h"
 #include "src/config/print.h"
+#include "src/config/resolve.h"
+#include "src/io/atomic_file.h"
 #include "train/metrics/metrics_log.h"
+#include "train/run_folder.h"
 
 namespace fathom {
 
@@ -77,7 +82,29 @@ void require_same_store(const CheckpointMeta& meta, const TrainingInputs& inputs
   }
 }
 
+// What stands at a run's config.yaml.
+struct ConfigFile {
+  Config resolved;
+  bool printed = false;  // it has every key and nothing else, as what a start writes
+};
+
+// None when it is no config.
+std::optional<ConfigFile> config_file(const std::filesystem::path& path, const TrainingInputs& inputs) {
+  try {
+    const bool printed = read_file(path.string(), "config") == to_yaml(load_config(path));
+    return ConfigFile{config_at(path, inputs), printed};
+  } catch (const UserError&) {
+    return std::nullopt;
+  }
+}
+
 }  // namespace
+
+Config config_at(const std::filesystem::path& path, const TrainingInputs& inputs) {
+  const Config config = load_config(path);
+  if (config.model.vocab_size > 0) return resolve(config);
+  return resolve(config, inputs.train->vocab_size());
+}
 
 void require_same_config(const std::string& where, const Config& config, const Config& saved) {
   const std::string differs = differences(with_free_keys_of(config, saved), saved);
@@ -118,6 +145,24 @@ void require_same_model(const std::filesystem::path& checkpoint, const Checkpoin
       fmt::format("{} is a checkpoint of another model than this config's ({}).", checkpoint.string(),
                   differs),
       "Give the model and routing that it was trained with, or train a new model without --resume.");
+}
+
+bool says_the_same(const std::filesystem::path& path, const TrainingInputs& inputs) {
+  const std::optional<ConfigFile> there = config_file(path, inputs);
+  return there && difference(inputs.config, there->resolved).empty();
+}
+
+void require_no_lost_config(const std::filesystem::path& run, const TrainingInputs& inputs) {
+  const std::filesystem::path path = run / "config.yaml";
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(path, error) || std::filesystem::is_empty(path, error)) return;
+  const std::optional<ConfigFile> there = config_file(path, inputs);
+  const std::string differs = there ? differences(inputs.config, there->resolved) : "it is not a config";
+  if (differs.empty() || (there && there->printed && has_history(run))) return;
+  throw UserError(
+      fmt::format("cannot write {}: what stands there is not this run's config ({}) and would be lost.",
+                  path.string(), differs),
+      "Make the change in that file, move it, or choose another --run-dir.");
 }
 
 }  // namespace fathom

@@ -9,6 +9,10 @@
 
 namespace fathom {
 
+/// The config file at `path`, resolved as the training on `inputs` resolves its own. UserError when it is
+/// none.
+Config config_at(const std::filesystem::path& path, const TrainingInputs& inputs);
+
 /// UserError when `config` differs from `saved`, the config of what `where` names, in more than what changes
 /// nothing that is computed (logging, evaluation, checkpointing, paths of the stores). The message says in
 /// what.
@@ -26,5 +30,13 @@ void require_same_validation(const std::filesystem::path& metrics, const Trainin
 /// was trained on another store. Thresholds and weights of losses may differ, and how it was trained.
 void require_same_model(const std::filesystem::path& checkpoint, const CheckpointMeta& meta,
                         const TrainingInputs& inputs);
+
+/// Whether the config file at `path` says what the resolved config of `inputs` says. Then it stays as it is,
+/// comments and all.
+bool says_the_same(const std::filesystem::path& path, const TrainingInputs& inputs);
+
+/// UserError when writing the config of `inputs` to `run`/config.yaml would lose what somebody wrote there:
+/// it says something else, and is not what an earlier start of this run left.
+void require_no_lost_config(const std::filesystem::path& run, const TrainingInputs& inputs);
 
 }  // namespace fathom

@@ -17,6 +17,7 @@
 #include "train/memory_table.h"
 #include "train/metrics/recorder.h"
 #include "train/records.h"
+#include "train/same_run.h"
 #include "train/schedule.h"
 #include "train/signals.h"
 #include "train/spikes.h"
@@ -93,7 +94,8 @@ class Run {
     }
     // It refuses what surely does not fit: before the first file that a later start would find here.
     const std::string memory = memory_table(context_, config_, options_.total_memory);
-    write_file(folder_.config_path().string(), to_yaml(config_));
+    if (!says_the_same(folder_.config_path(), inputs_))
+      write_file(folder_.config_path().string(), to_yaml(config_));
     if (!inputs_.tokenizer_model.empty())
       write_file(folder_.tokenizer_path().string(), inputs_.tokenizer_model);
     if (options_.plan) write_file(folder_.plan_path().string(), options_.plan(config_) + "\n");

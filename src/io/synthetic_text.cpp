@@ -10,6 +10,7 @@
 #include "kernels/error.h"
 #include "src/core/splitmix64.h"
 #include "src/io/atomic_file.h"
+#include "src/io/output_file.h"
 
 namespace fathom {
 
@@ -72,8 +73,28 @@ Person make_person(Random& random, const std::vector<Person>& others) {
   }
 }
 
+// How every document begins, and so every file.
+std::string beginning(std::string_view name, std::string_view town) {
+  return fmt::format("{} lives in {}. ", name, town);
+}
+
 std::string introduce(const Person& p) {
-  return fmt::format("{} lives in {}. {} has a {}.", p.name, p.town, p.pronoun, p.pet);
+  return beginning(p.name, p.town) + fmt::format("{} has a {}.", p.pronoun, p.pet);
+}
+
+bool is_synthetic_text(const std::string& path) {
+  constexpr std::string_view json_begins = "{\"text\":\"";
+  const std::string start = start_of_file(path, 64);
+  std::string_view text = start;
+  if (text.starts_with(json_begins)) text.remove_prefix(json_begins.size());
+  for (const auto& names : {kWomen, kMen}) {
+    for (const std::string_view name : names) {
+      for (const std::string_view town : kTowns) {
+        if (text.starts_with(beginning(name, town))) return true;
+      }
+    }
+  }
+  return false;
 }
 
 std::string ask(Random& random, const Person& p) {
@@ -169,6 +190,7 @@ std::string synthetic_text(std::int64_t bytes, std::uint64_t seed) {
 
 std::int64_t write_synthetic_text(const std::string& path, std::int64_t bytes, std::uint64_t seed) {
   if (bytes < 1) throw UsageError(fmt::format("--bytes {} is too small.", bytes), "Give at least 1.");
+  require_replaceable(path, "synthetic text", is_synthetic_text);
   const bool json = path.size() > 6 && path.substr(path.size() - 6) == ".jsonl";
   AtomicFile file(path);
   std::string pending;

@@ -19,7 +19,7 @@ std::string synthetic_text(std::int64_t bytes, std::uint64_t seed);
 
 /// The same documents as a file: {"text": ...} a line when `path` ends in .jsonl, else as in synthetic_text.
 /// At least `bytes` bytes of text. Returns the number of documents. UserError when the file cannot be
-/// written.
+/// written, or another text stands there.
 std::int64_t write_synthetic_text(const std::string& path, std::int64_t bytes, std::uint64_t seed);
 
 }  // namespace fathom

@@ -40,7 +40,7 @@ if ((${#bugs[@]} == 0)); then
 fi
 missed=0
 for bug in "${bugs[@]}"; do
-  patch --silent -d "$copy" -p1 < "tests/model/mutations/$bug.patch"
+  patch --silent --fuzz=0 -d "$copy" -p1 < "tests/model/mutations/$bug.patch"
   if ! build; then
     echo "BROKEN  $bug: does not build"
     tail -20 "$work/build.log"

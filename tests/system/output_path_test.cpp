@@ -81,6 +81,23 @@ TEST_F(OutputPath, OfTokenizerTrain) {
   succeeds("tokenizer train text.jsonl --vocab 520 -o bpe.model");
 }
 
+TEST_F(OutputPath, OfSyntheticText) {
+  const std::string make = "data synthetic --bytes 1000 -o ";
+  write_bytes(e / "notes.txt", "what I know");
+  spared("notes.txt", make + "notes.txt", 1, {"notes.txt", "not synthetic text", "another path"});
+  write_bytes(e / "old.jsonl", "{\"text\":\"It was a dark night.\"}\n");
+  spared("old.jsonl", make + "old.jsonl", 1, {"old.jsonl"});
+  spared("train.h5", make + "train.h5", 1, {"train.h5"});
+  write_bytes(e / "mine.jsonl", "{\"text\":\"Mara lives in Paris.\"}\n");
+  spared("mine.jsonl", make + "mine.jsonl", 1, {"mine.jsonl"});
+  write_bytes(e / "empty.txt", "");
+  for (const char* const name : {"empty.txt", "s.jsonl", "s.jsonl"}) succeeds(make + name);
+  // Every seed's is of the kind, and so is the other form.
+  for (int seed = 0; seed < 20; ++seed) succeeds(make + "s.txt --seed " + std::to_string(seed));
+  fs::copy_file(e / "s.jsonl", e / "s.txt", fs::copy_options::overwrite_existing);
+  succeeds(make + "s.txt");
+}
+
 TEST_F(OutputPath, OfDumpedLogits) {
   e.trained("dense", "run", "--set train.steps=2 --set train.checkpoint_every=1");
   const std::string newest = "run/checkpoints/step_00000002.h5";

@@ -49,6 +49,57 @@ TEST_F(SameRun, AConfigFileOfAnotherRunDoesNotHideTheCheckpoints) {
                  {"step_00000040.h5", "another config", "model.norm_eps", "train.steps: 2 here, 40 there"});
 }
 
+// A config that somebody wrote where the run is to write its own.
+TEST_F(SameRun, AConfigWrittenByHandIsNotLost) {
+  const std::string mine = "# learning rate found by hand\n" + testing::read_bytes(e / "dense.yaml");
+  const auto from_folder = [&](const std::string& more) {
+    return fathom_command(e, "train run/config.yaml --run-dir run --threads 1 " + more);
+  };
+  const auto spared = [&](const Outcome& outcome, std::initializer_list<std::string> words) {
+    expect_refusal(outcome, 1, words);
+    EXPECT_EQ(testing::read_bytes(e / "run/config.yaml"), mine);
+  };
+  fs::create_directory(e / "run");
+  testing::write_bytes(e / "run/config.yaml", mine);
+  for (const char* const more : {"--set train.lr=1e-2", "--set train.lr=1e-2 --dry-run"}) {
+    spared(from_folder(more),
+           {"cannot write run/config.yaml", "train.lr: 0.01 here, 0.003 there", "be lost"});
+  }
+  spared(train("mod", "run", ""), {"run/config.yaml", "routing.kind: mod here, none there"});
+  EXPECT_EQ(e.newest_checkpoint("run"), "");
+  // It stays where it says the same, at the start and at every other.
+  for (int i = 0; i < 2; ++i) {
+    const Outcome done = from_folder("");
+    EXPECT_EQ(done.status, 0) << done.err;
+    EXPECT_EQ(testing::read_bytes(e / "run/config.yaml"), mine);
+    if (i == 0) fs::remove(e.newest_checkpoint("run"));
+  }
+  spared(from_folder("--set train.log_every=5"), {"train.log_every: 5 here, 1 there"});
+  e.trained("dense", "whole");
+  testing::expect_same_run(e, "whole", "run");
+}
+
+TEST_F(SameRun, AFileThatIsNoConfigIsNotLost) {
+  fs::create_directory(e / "run");
+  testing::write_bytes(e / "run/config.yaml", "to do: [find out");
+  expect_refusal(train("dense", "run", ""), 1, {"run/config.yaml", "not a config"});
+  EXPECT_EQ(testing::read_bytes(e / "run/config.yaml"), "to do: [find out");
+  testing::write_bytes(e / "run/config.yaml", "");
+  e.trained("dense", "run");
+  EXPECT_THAT(testing::read_bytes(e / "run/config.yaml"), HasSubstr("log_every: 1\n"));
+}
+
+// What Fathom printed is lost as well before there is a run; then it is the run's own and follows it.
+TEST_F(SameRun, ThePrintedConfigFollowsItsRun) {
+  fs::create_directory(e / "run");
+  testing::write_bytes(e / "run/config.yaml", fathom_command(e, "train dense.yaml --print-config").out);
+  expect_refusal(train("dense", "run", "--set train.log_every=5"), 1, {"train.log_every: 5 here, 1 there"});
+  e.trained("dense", "run");
+  fs::remove(e.newest_checkpoint("run"));
+  e.trained("dense", "run", "--set train.log_every=5");
+  EXPECT_THAT(testing::read_bytes(e / "run/config.yaml"), HasSubstr("log_every: 5\n"));
+}
+
 TEST_F(SameRun, AnotherRunsCheckpointIsOfTheSameModel) {
   e.trained("dense", "dense");
   e.trained("mod", "mod");
