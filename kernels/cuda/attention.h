@@ -51,7 +51,8 @@ bool flash_supports(const AttentionShape& s);
 void attend_flash(const AttentionForward<bf16>& a, cudaStream_t stream);
 void attend_flash_backward(const AttentionBackward<bf16>& a, cudaStream_t stream);
 
-/// Sequences of which a block holds all keys and values in shared memory; without first_key.
+/// Sequences of which a block holds all keys and values in shared memory, on a device that has as much;
+/// without first_key.
 bool short_flash_supports(const AttentionShape& s);
 /// Does not use `delta`.
 void attend_short_flash_backward(const AttentionBackward<bf16>& a, cudaStream_t stream);

@@ -195,7 +195,8 @@ __global__ void __launch_bounds__(kThreads, 1) short_backward_kernel(const Atten
 }  // namespace
 
 bool short_flash_supports(const AttentionShape& s) {
-  return flash_supports(s) && s.seq <= kRows && s.head_dim <= kWidth;
+  return flash_supports(s) && s.seq <= kRows && s.head_dim <= kWidth &&
+         static_cast<std::int64_t>(kSharedBytes) <= most_shared_bytes();
 }
 
 void attend_short_flash_backward(const AttentionBackward<bf16>& a, cudaStream_t stream) {

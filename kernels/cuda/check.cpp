@@ -12,6 +12,13 @@ void check(cudaError_t code, const char* op) {
                   op, cudaGetErrorString(code), cudaGetErrorName(code)));
 }
 
+std::int64_t most_shared_bytes() {
+  int device = 0, most = 0;
+  check(cudaGetDevice(&device), "cuda");
+  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "cuda");
+  return most;
+}
+
 void fail(const char* op, const char* what, std::int64_t given, std::int64_t expected) {
   throw InternalError(fmt::format("[{}] {} is {}, expected {}", op, what, given, expected));
 }

@@ -15,6 +15,14 @@ namespace {
 
 constexpr int kThreads = 1024;
 
+// Two blocks are 2048 threads, and these multiprocessors have 1536.
+#if defined(__CUDA_ARCH__) && \
+    (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 870 || __CUDA_ARCH__ == 890 || __CUDA_ARCH__ >= 1200)
+constexpr int kBlocksOfMultiprocessor = 1;
+#else
+constexpr int kBlocksOfMultiprocessor = 2;
+#endif
+
 template <typename T>
 struct Rows {
   float* losses;
@@ -38,7 +46,7 @@ __device__ __forceinline__ void zero_row(T* to, std::int64_t vocab) {
 /// the next is on its way to shared memory, where each thread finds the packs that it asked for itself. Reads
 /// the logits once, writes the gradient once.
 template <typename T, int kPacks>
-__global__ void __launch_bounds__(kThreads, kPacks <= 2 ? 2 : 1)
+__global__ void __launch_bounds__(kThreads, kPacks <= 2 ? kBlocksOfMultiprocessor : 1)
     cross_entropy_rows(Rows<T> r, std::int64_t rows) {
   constexpr int kN = kPack<T>;
   struct alignas(16) Raw {
@@ -152,7 +160,9 @@ template <typename T>
 void launch(const Rows<T>& r, std::int64_t rows, int multiprocessors, cudaStream_t stream) {
   constexpr std::int64_t kRow = static_cast<std::int64_t>(kThreads) * kPack<T>;
   const bool packed = packs<T>(r.logits, r.vocab) && packs<T>(r.gradient, r.vocab);
-  if (!packed || r.vocab > 8 * kRow) {
+  constexpr std::int64_t kLargestStage = 8 * kThreads * 16, kOwnShared = 1024;
+  const bool fits = r.vocab <= 4 * kRow || kLargestStage + kOwnShared <= most_shared_bytes();
+  if (!packed || r.vocab > 8 * kRow || !fits) {
     cross_entropy_any<T><<<static_cast<unsigned>(rows), kThreads, 0, stream>>>(r);
   } else if (r.vocab > 4 * kRow) {
     launch_rows<T, 8>(r, rows, multiprocessors, stream);

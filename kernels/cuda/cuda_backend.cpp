@@ -70,7 +70,7 @@ CudaBackend::~CudaBackend() {
   cudaStreamSynchronize(stream_);
   gemm_.reset();
   cudnn_.reset();
-  for (void* block : scratch_blocks_) cudaFree(block);
+  for (void* block : scratch_.blocks()) cudaFree(block);
   for (auto& [key, table] : rope_tables_) cudaFree(table);
   for (void* buffer : pinned_) cudaFreeHost(buffer);
   for (cudaEvent_t event : pinned_free_) cudaEventDestroy(event);
@@ -154,12 +154,7 @@ void CudaBackend::abandon_capture() noexcept {
 }
 
 void* CudaBackend::scratch(std::size_t bytes) {
-  if (bytes > scratch_bytes_) {
-    constexpr std::size_t kLeast = 64U << 20;
-    scratch_bytes_ = std::max(kLeast, bytes + bytes / 4);
-    scratch_blocks_.push_back(allocate(scratch_bytes_));
-  }
-  return scratch_blocks_.back();
+  return scratch_.get(bytes, [this](std::size_t n) { return allocate(n); });
 }
 
 }  // namespace fathom::cuda

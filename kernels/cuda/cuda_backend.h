@@ -14,6 +14,7 @@
 #include <cuda_runtime_api.h>
 
 #include "kernels/backend.h"
+#include "kernels/cuda/scratch.h"
 
 namespace fathom::cuda {
 
@@ -133,7 +134,7 @@ class CudaBackend final : public Backend {
 
  private:
   /// Device memory for the op at hand, valid until the next op that asks: ops run one after the other on one
-  /// stream. Blocks are never freed before the backend, since a captured graph may hold their addresses.
+  /// stream. UserError: the device has no more.
   void* scratch(std::size_t bytes);
   template <typename T>
   T* scratch_of(std::int64_t n) {
@@ -149,8 +150,7 @@ class CudaBackend final : public Backend {
   std::string name_;
   cudaStream_t stream_ = nullptr;
   bool capturing_ = false;
-  std::vector<void*> scratch_blocks_;
-  std::size_t scratch_bytes_ = 0;
+  Scratch scratch_;            // its blocks are freed with the backend
   std::vector<void*> pinned_;  // staging for copy_from_host, used in turn
   std::vector<cudaEvent_t> pinned_free_;
   std::size_t next_pinned_ = 0;

@@ -318,12 +318,15 @@ void Gemm::run(void* c, const void* a, const void* b, const GemmShape& s) {
   // What an algorithm may assume of the addresses belongs to the choice.
   const auto [of_a, of_b, of_c] = alignments_of(a, b, c, s);
   const std::uint32_t aligned = std::min({of_a, of_b, of_c});
-  std::unique_ptr<Plan>& plan = plans_[std::tuple_cat(s.key(), std::tuple(aligned))];
-  if (!plan) {
-    plan = std::make_unique<Plan>(s);
-    plan->algorithm = state_->choose(plan->descriptors, a, b, aligned, s);
+  const auto key = std::tuple_cat(s.key(), std::tuple(aligned));
+  auto plan = plans_.find(key);
+  if (plan == plans_.end()) {
+    auto made = std::make_unique<Plan>(s);
+    // Before it is kept: a plan whose choice threw has no algorithm.
+    made->algorithm = state_->choose(made->descriptors, a, b, aligned, s);
+    plan = plans_.emplace(key, std::move(made)).first;
   }
-  state_->launch(plan->descriptors, plan->algorithm, c, a, b, s);
+  state_->launch(plan->second->descriptors, plan->second->algorithm, c, a, b, s);
 }
 
 }  // namespace fathom::cuda

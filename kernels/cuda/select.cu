@@ -206,8 +206,7 @@ void CudaBackend::top_k_rows(View indices, ConstView scores, std::int64_t batch,
   const auto* in = input<float>(op, "scores", scores, batch * seq);
   if (batch == 0 || keep == 0) return;
   constexpr int kOwnShared = 4096;  // more than the kernel has besides the keys
-  int most = 0;
-  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device_), op);
+  const std::int64_t most = most_shared_bytes();
   const auto blocks = static_cast<unsigned>(batch);
   const int t = static_cast<int>(seq), k = static_cast<int>(keep);
   const std::int64_t bytes = seq * static_cast<std::int64_t>(sizeof(std::uint32_t));
@@ -215,7 +214,7 @@ void CudaBackend::top_k_rows(View indices, ConstView scores, std::int64_t batch,
     top_k_kernel<false><<<blocks, kThreads, 0, stream()>>>(out, in, t, k);
   } else {
     check(cudaFuncSetAttribute(top_k_kernel<true>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               most - kOwnShared),
+                               static_cast<int>(most) - kOwnShared),
           op);
     top_k_kernel<true><<<blocks, kThreads, static_cast<std::size_t>(bytes), stream()>>>(out, in, t, k);
   }

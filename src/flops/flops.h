@@ -73,8 +73,9 @@ Horizon plan_horizon(const Config& config);
 struct MemoryEstimate {
   double parameters = 0;
   double gradients = 0;
-  double optimizer = 0;     // AdamW's two moments
-  double activations = 0;   // of one micro-batch
+  double optimizer = 0;  // AdamW's two moments
+  double activations =
+      0;  // of one micro-batch: what is kept, and of the backward's own what exceeds the logits
   double logits_chunk = 0;  // the head and its loss work on a chunk of the tokens at a time
 
   double total() const { return parameters + gradients + optimizer + activations + logits_chunk; }

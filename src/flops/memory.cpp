@@ -64,7 +64,7 @@ MemoryEstimate estimate_memory(const Config& c, std::int64_t head_chunk_rows) {
   const double kept_share = d(kept_tokens(c.routing.capacity, c.train.seq_len)) / d(c.train.seq_len);
   const bool recomputes = c.train.recompute == Recompute::Block;
 
-  double kept = 0, largest = 0;
+  double kept = 0, peak = 0;  // peak: while a block goes back, with what the blocks before it keep
   for (std::int64_t l = 0; l < m.depth; ++l) {
     const bool routed = c.routing.routes(l);
     const double share = routed ? kept_share : 1.0;
@@ -77,20 +77,23 @@ MemoryEstimate estimate_memory(const Config& c, std::int64_t head_chunk_rows) {
     if (routed && c.routing.has_predictor())
       around += tokens * bytes * 2 * d(c.routing.causal.predictor_hidden);
     const double block = per_token * tokens * share;
-    kept += around + (recomputes ? bytes * tokens * share * d(m.width) * 2 : block);
-    largest = std::max(largest,
-                       share * tokens * backward_bytes_per_token(c, mlp_rows) + (recomputes ? block : 0.0));
+    // A recomputed block keeps what it begins with: after a block of all tokens the stream and what is yet to
+    // be added to it, else one tensor.
+    const double inputs = l > 0 && !routed && !c.routing.routes(l - 1) ? 2 : 1;
+    kept += around + (recomputes ? bytes * tokens * share * d(m.width) * inputs : block);
+    peak = std::max(
+        peak, kept + share * tokens * backward_bytes_per_token(c, mlp_rows) + (recomputes ? block : 0.0));
   }
-  kept += largest;
-  kept += 2 * bytes * tokens * d(m.width);  // the last norm's input, and the head's gradient
+  const double ends = 2 * bytes * tokens * d(m.width);  // the last norm's input, and the head's gradient
 
   MemoryEstimate e;
   e.parameters = (kStatBytes + (bytes == kStatBytes ? 0 : bytes)) * parameters;
   e.gradients = kStatBytes * parameters;
   e.optimizer = 2 * kStatBytes * parameters;
-  e.activations = kept;
   e.logits_chunk = bytes * std::min(tokens, d(head_chunk_rows > 0 ? head_chunk_rows : usual_chunk_rows(c))) *
                    d(m.vocab_size);
+  // The chunks of logits are gone when the blocks go back.
+  e.activations = ends + std::max(kept, peak - e.logits_chunk);
   return e;
 }
 
