@@ -1,6 +1,5 @@
 #include "train/report/report.h"
 
-#include <cctype>
 #include <ctime>
 
 #include <fmt/format.h>
@@ -88,14 +87,6 @@ std::string utc_today() {
 
 namespace report {
 namespace {
-
-bool is_html_file(const std::string& path) {
-  constexpr std::size_t kEnough = 256;
-  std::string start = start_of_file(path, kEnough);
-  start.erase(0, start.find_first_not_of(" \t\r\n"));
-  for (char& c : start) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  return start.starts_with("<!doctype html") || start.starts_with("<html");
-}
 
 // Its first line names columns that every report has; a newer version may have more.
 bool is_report_csv(const std::string& path) {
