@@ -18,7 +18,7 @@
 #include "src/model/model_tokenizer.h"
 #include "train/metrics/console.h"
 #include "train/report/html.h"
-#include "train/routes/picture.h"
+#include "train/routes/draw.h"
 
 namespace fathom::app {
 
@@ -29,7 +29,7 @@ using routes::Picture;
 
 constexpr std::int64_t kMostTokens = 16384;  // a page of more is slow to open
 constexpr std::int64_t kDefaultOfAText = 4096;
-constexpr std::size_t kMostTextBytes = std::size_t{1} << 20;  // more than so many tokens can be
+constexpr std::size_t kMostTextBytes = std::size_t{64} << 20;
 
 struct RoutesFlags {
   std::string model, prompt, file, data, tokenizer;
@@ -37,20 +37,18 @@ struct RoutesFlags {
   std::string rule = "topk";
   std::string color = "auto";
   std::int64_t tokens = 0;
+  std::int64_t skip = 0;
   std::optional<double> threshold;
   bool invariant = false;
 };
 
-struct Text {
-  routes::Excerpt excerpt;
-  std::int64_t available = 0;
-};
-
 std::string text_of(const RoutesFlags& flags) {
   if (!flags.prompt.empty()) return flags.prompt;
-  std::string text(kMostTextBytes, '\0');
+  std::string text(kMostTextBytes + 1, '\0');
   text.resize(open_bytes(flags.file)->read(text));
-  return text;
+  if (text.size() <= kMostTextBytes) return text;
+  throw UserError(fmt::format("{} is longer than 64 MiB.", flags.file),
+                  "Make a store of it with fathom data prepare, and give that with --data.");
 }
 
 TokenStore open_store(const RoutesFlags& flags, const Config& config) {
@@ -62,30 +60,12 @@ TokenStore open_store(const RoutesFlags& flags, const Config& config) {
   return TokenStore::open(path);
 }
 
-Text read_text(const RoutesFlags& flags, const LoadedModel& model, const Tokenizer* tokenizer) {
-  const Config& config = model.config;
-  const std::int64_t seq_len = config.train.seq_len;
-  Text t;
-  if (flags.prompt.empty() && flags.file.empty()) {
-    const TokenStore store = open_store(flags, config);
-    if (store.tokenizer_hash() != model.meta.tokenizer_hash) {
-      throw UserError(
-          fmt::format("{} was made with the tokenizer {} ({}), the model was trained with {} ({}).",
-                      store.path(), store.tokenizer_hash(), store.info().tokenizer_kind,
-                      model.meta.tokenizer_hash, model.meta.tokenizer_kind),
-          "Prepare the text with the model's tokenizer.");
-    }
-    t.available = store.num_tokens();
-    t.excerpt = routes::excerpt_of(store, flags.tokens > 0 ? flags.tokens : seq_len, seq_len,
-                                   config.data.document_mask);
-    return t;
-  }
-  t.excerpt.seq_len = seq_len;
-  t.excerpt.tokens = tokenizer->encode(text_of(flags));
-  t.available = static_cast<std::int64_t>(t.excerpt.tokens.size());
-  const std::int64_t most = flags.tokens > 0 ? flags.tokens : kDefaultOfAText;
-  if (t.available > most) t.excerpt.tokens.resize(static_cast<std::size_t>(most));
-  return t;
+routes::Text read_text(const RoutesFlags& flags, const LoadedModel& model, const Tokenizer* tokenizer) {
+  const bool of_store = flags.prompt.empty() && flags.file.empty();
+  const std::int64_t most = of_store ? model.config.train.seq_len : kDefaultOfAText;
+  const routes::Range range{flags.skip, flags.tokens > 0 ? flags.tokens : most};
+  return of_store ? part_of(open_store(flags, model.config), model, range)
+                  : part_of(text_of(flags), *tokenizer, model, range);
 }
 
 // Of a store ids can be shown without a tokenizer.
@@ -153,18 +133,9 @@ void run(const RoutesFlags& flags, Globals& globals) {
   routes::require_routing(*loaded.model, flags.model);
   const SelectionRule rule = rule_of(flags.rule, routing, loaded.config.seed);
   const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(flags, loaded);
-  const Text text = read_text(flags, loaded, tokenizer.get());
-
-  Picture p;
+  Picture p = routes::draw(*model.context, loaded, read_text(flags, loaded, tokenizer.get()), tokenizer.get(),
+                           rule, routing.causal.threshold);
   p.name = flags.model;
-  p.checkpoint = loaded.checkpoint.string();
-  p.step = loaded.meta.state.step;
-  p.rule = std::holds_alternative<Stochastic>(rule) ? "stochastic" : flags.rule;
-  p.threshold = routing.causal.threshold;
-  if (routing.routes_depth()) p.capacity = routing.capacity;
-  p.available = text.available;
-  p.routes = routes::trace(*model.context, *loaded.model, text.excerpt, rule);
-  p.pieces = routes::pieces_of(p.routes.tokens, tokenizer.get());
 
   if (!flags.html.empty()) write_file(flags.html, routes::page(p));
   if (!flags.csv.empty()) write_file(flags.csv, routes::csv(p));
@@ -188,11 +159,14 @@ void add_routes(CLI::App& app, Globals& globals) {
   sub->add_option("-p,--prompt", flags->prompt, "Text to route");
   sub->add_option("--file", flags->file, "File of text to route (also .gz, .xz, .zst)");
   sub->add_option("--data", flags->data,
-                  "Token store to route the start of; without a text: the data.valid of its training");
+                  "Token store to route a part of; without a text: the data.valid of its training");
   sub->add_option("--tokens", flags->tokens,
                   "At most this many tokens; 0: of a store one sequence of training, of a text 4096")
       ->capture_default_str()
       ->check(number_from_to(0, static_cast<double>(kMostTokens)));
+  sub->add_option("--skip", flags->skip, "Pass over this many tokens first")
+      ->capture_default_str()
+      ->check(number_from_to(0, 1e15));
   sub->add_option("--rule", flags->rule, "topk: as in training | causal: each token by itself, as in writing")
       ->capture_default_str()
       ->check(CLI::IsMember({"topk", "causal"}));

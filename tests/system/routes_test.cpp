@@ -1,4 +1,5 @@
 // fathom routes: every output has the same routes, and they are those that the model's config says.
+#include <algorithm>
 #include <filesystem>
 #include <map>
 #include <sstream>
@@ -122,6 +123,12 @@ TEST_F(RoutesCommand, TextComesFromThePromptAFileOrAStore) {
   EXPECT_EQ(prompt.at("tokens"), 21);
   EXPECT_EQ(json("run --file text.txt --tokens 4").at("tokens"), 4);
   EXPECT_EQ(json("run --file text.txt --tokens 4").at("tokens_available"), 21);
+  EXPECT_EQ(json("run -p 'Mara lives in a town.' --skip 5").at("ids"),
+            json("run -p 'lives in a town.'").at("ids"));
+  const auto whole = json("run --tokens 64").at("ids");
+  const auto second = json("run --tokens 32 --skip 32");
+  EXPECT_EQ(second.at("first"), 32);
+  EXPECT_TRUE(std::equal(whole.begin() + 32, whole.end(), second.at("ids").begin()));
   EXPECT_EQ(json("run"), json("run --data train.valid.h5"));
   EXPECT_EQ(json("run").at("tokens"), 32) << "one sequence of training";
   // The prompt is longer than a sequence: each part of it is routed as one.
@@ -190,6 +197,24 @@ TEST_F(RoutesCommand, AStagedModelHasBoth) {
   }
 }
 
+TEST_F(RoutesCommand, AReportShowsThoseOfItsRoutedRuns) {
+  e.trained("dense", "dense");
+  e.trained("mod", "run");
+  const auto page = [this](const std::string& more) {
+    const Outcome outcome = fathom_command(e, "report dense run -o report.html " + more);
+    EXPECT_EQ(outcome.status, 0) << outcome.err;
+    return read_bytes(e / "report.html");
+  };
+  const std::string drawn = "<h2>Which tokens went deep</h2>";
+  EXPECT_THAT(page("--routes 48"),
+              AllOf(HasSubstr(drawn), HasSubstr("run: 48 of "), HasSubstr("layer 1: 8 of 32"),
+                    HasSubstr("layer 1: 4 of 16"), Not(HasSubstr("dense: 48"))));
+  EXPECT_THAT(page("--routes 0"), Not(HasSubstr(drawn)));
+  // A run whose text is gone is reported all the same.
+  std::filesystem::remove(e / "train.valid.h5");
+  EXPECT_THAT(page(""), AllOf(HasSubstr("run: not drawn."), HasSubstr("train.valid.h5")));
+}
+
 TEST_F(RoutesCommand, RefusesWhatItCannotDraw) {
   e.trained("dense", "dense");
   refused("dense -p hello", 1, {"dense", "no routed layers", "routing.kind: none"});
@@ -199,12 +224,16 @@ TEST_F(RoutesCommand, RefusesWhatItCannotDraw) {
   refused("absent -p x", 1, {"absent", "does not exist"});
   refused("run -p x --file empty.txt", 2, {"2 texts", "at most one"});
   refused("run --file empty.txt", 1, {"empty"});
+  write_bytes(e / "long.txt", std::string((std::size_t{64} << 20) + 1, 'a'));
+  refused("run --file long.txt", 1, {"long.txt", "64 MiB", "--data"});
   refused("run --file absent.txt", 1, {"absent.txt"});
   refused("run --file .", 1, {"folder"});
   refused("run --data absent.h5", 1, {"absent.h5"});
   refused("run -p x --rule random", 2, {"--rule"});
   refused("run -p x --threshold 1", 2, {"--threshold"});
   refused("run -p x --tokens 1000000", 2, {"--tokens", "16384"});
+  refused("run -p Mara --skip 4", 1, {"has 4 tokens", "4 were to be skipped"});
+  refused("run --skip 100000", 1, {"100000"});
   refused("run -p x --color blue", 2, {"--color"});
   refused("run -p x -o notes.txt", 1, {"notes.txt", "HTML page"});
   refused("run -p x --csv notes.txt", 1, {"notes.txt", "CSV of routes"});

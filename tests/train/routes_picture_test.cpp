@@ -162,6 +162,26 @@ TEST(RoutesPage, HasACellForWhatWasComputedAndAHistogramOfTheRouter) {
                              HasSubstr("Load of the experts"), HasSubstr("Layer 1: affinities")));
 }
 
+TEST(RoutesReport, ShowsRunsOrSaysWhyNot) {
+  EXPECT_EQ(report_section({}), "");
+  const std::vector<ReportedRun> runs{
+      {"a<b", picture("abc"), {}}, {"c", {}, "no <store>"}, {"d", with_experts("ab"), {}}};
+  const std::string html = report_section(runs);
+  testing_support::expect_well_formed(html);
+  EXPECT_THAT(html, AllOf(HasSubstr("a&lt;b: 3 tokens of its validation text"),
+                          HasSubstr("c: not drawn. no &lt;store&gt;"), HasSubstr("id=\"shade0-1\""),
+                          HasSubstr("id=\"shade2-1\""), Not(HasSubstr("<script"))));
+}
+
+TEST(RoutesTerminal, SaysWhichPartOfTheTextItShows) {
+  Picture p = picture("abc");
+  EXPECT_EQ(tokens_in_words(p), "3 tokens");
+  p.available = 2000;
+  EXPECT_EQ(tokens_in_words(p), "3 of 2,000 tokens");
+  p.first = 1024;
+  EXPECT_EQ(tokens_in_words(p), "3 of 2,000 tokens, from token 1,024 on,");
+}
+
 TEST(RoutesTables, CsvHasALineATokenAndLayer) {
   EXPECT_EQ(
       csv(picture("a,\"", 2)),

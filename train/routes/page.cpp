@@ -89,9 +89,10 @@ std::string router_table(const Picture& p) {
   return render(t);
 }
 
-std::string router_figures(const Picture& p) {
+// `heading` is the tag of its title.
+std::string router_figures(const Picture& p, const char* heading) {
   if (p.routes.routed.empty()) return "";
-  std::string out = "<h2>Router weights</h2>\n<div class=\"charts\">\n";
+  std::string out = fmt::format("<{0}>Router weights</{0}>\n<div class=\"charts\">\n", heading);
   for (const RoutedTokens& layer : p.routes.routed) {
     const RouterFigures f = figures_of(layer, p.threshold);
     const auto note = [&](const char* of, double above) {
@@ -168,9 +169,9 @@ std::string expert_table(const Routes& r) {
   return render(t);
 }
 
-std::string expert_figures(const Routes& r) {
+std::string expert_figures(const Routes& r, const char* heading) {
   if (r.experts.empty()) return "";
-  std::string out = "<h2>Experts</h2>\n<div class=\"charts\">\n" + load_bars(r);
+  std::string out = fmt::format("<{0}>Experts</{0}>\n<div class=\"charts\">\n", heading) + load_bars(r);
   for (const ExpertTokens& layer : r.experts) out += affinity_histogram(layer);
   return out + kClosed + expert_table(r);
 }
@@ -218,8 +219,6 @@ std::string expert_map(const Routes& r, std::int64_t sequence, const std::string
   return render(m);
 }
 
-}  // namespace
-
 std::string heat_maps(const Picture& p) {
   const Routes& r = p.routes;
   std::string out = "<div class=\"charts\">\n";
@@ -232,17 +231,37 @@ std::string heat_maps(const Picture& p) {
   return out + "</div>\n";
 }
 
+}  // namespace
+
+std::string report_section(std::span<const ReportedRun> runs) {
+  if (runs.empty()) return "";
+  std::string out = "<h2>Which tokens went deep</h2>\n";
+  for (std::size_t i = 0; i < runs.size(); ++i) {
+    const ReportedRun& run = runs[i];
+    if (!run.picture) {
+      out += fmt::format("<p class=\"note\">{}: not drawn. {}</p>\n", escape(run.name), escape(run.why_not));
+      continue;
+    }
+    const Picture& p = *run.picture;
+    out += fmt::format(
+        "<details{}><summary>{}: {} of its validation text, step {}</summary>\n<p "
+        "class=\"sub\">Routed {}.</p>\n",
+        i == 0 ? " open" : "", escape(run.name), tokens_in_words(p), p.step, escape(rule_in_words(p)));
+    out += summary(p) + text_html(p, fmt::format("shade{}", i)) + heat_maps(p) + router_figures(p, "h3") +
+           expert_figures(p.routes, "h3") + "</details>\n";
+  }
+  return out;
+}
+
 std::string page(const Picture& p) {
   const Routes& r = p.routes;
   const std::string title = "Routes of " + p.name;
-  const bool cut = p.available > static_cast<std::int64_t>(r.tokens.size());
-  std::string body = fmt::format(
-      "<header>\n<h1>{}</h1>\n<p class=\"sub\">{}, step {}. {}{} tokens in {} {}. Routed {}.</p>\n",
-      escape(title), escape(p.checkpoint), p.step, r.tokens.size(),
-      cut ? " of " + with_commas(p.available) : "", r.sequences(),
-      r.sequences() == 1 ? "sequence" : "sequences", escape(rule_in_words(p)));
+  std::string body =
+      fmt::format("<header>\n<h1>{}</h1>\n<p class=\"sub\">{}, step {}. {} in {} {}. Routed {}.</p>\n",
+                  escape(title), escape(p.checkpoint), p.step, tokens_in_words(p), r.sequences(),
+                  r.sequences() == 1 ? "sequence" : "sequences", escape(rule_in_words(p)));
   body += summary(p) + "</header>\n<h2>Which tokens went deep</h2>\n" + text_html(p, "shade");
-  body += "<h2>Layers by positions</h2>\n" + heat_maps(p) + router_figures(p) + expert_figures(r);
+  body += "<h2>Layers by positions</h2>\n" + heat_maps(p) + router_figures(p, "h2") + expert_figures(r, "h2");
   body +=
       "<footer>As figure 5 of Raposo et al. 2024, Mixture-of-Depths (arXiv 2404.02258). Of a character of "
       "several tokens the deepest is shown. fathom routes --csv writes every number of this page.</footer>\n";

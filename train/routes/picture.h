@@ -3,6 +3,7 @@
 #pragma once
 
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -19,11 +20,14 @@ struct Picture {
   std::string rule;                // "topk", "stochastic" or "causal"
   double threshold = 0.5;          // on sigma(logit)
   std::optional<double> capacity;  // C, where blocks are routed
-  std::int64_t available = 0;      // tokens of the text, of which the first were followed
+  std::int64_t first = 0;          // token of the text that the routes start with
+  std::int64_t available = 0;      // tokens of the text
   Routes routes;
   std::vector<Piece> pieces;  // of routes.tokens
 };
 
+/// "256 tokens", or "256 of 1,000 tokens, from token 512 on,".
+std::string tokens_in_words(const Picture& picture);
 /// How the tokens were routed, in words that follow "routed".
 std::string rule_in_words(const Picture& picture);
 
@@ -36,11 +40,18 @@ std::string terminal_text(const Picture& picture, Colours colours, std::size_t c
 
 /// A self-contained page.
 std::string page(const Picture& picture);
+/// What a report shows of a run: its picture, or why there is none.
+struct ReportedRun {
+  std::string name;
+  std::optional<Picture> picture;
+  std::string why_not;
+};
+/// A part of a report: text, heat maps and histograms of each run. Empty without runs.
+std::string report_section(std::span<const ReportedRun> runs);
+
 /// The text in HTML, each token's depth as its background; radio buttons show one layer instead. `id` starts
 /// the ids of its elements, and is to be unique in the page.
 std::string text_html(const Picture& picture, const std::string& id);
-/// Heat maps of layers by positions, of each of the first few sequences.
-std::string heat_maps(const Picture& picture);
 /// What text_html needs to be walked with the arrow keys: an inline script, once a page.
 std::string arrow_keys();
 

@@ -80,16 +80,17 @@ Routes empty_routes(const Transformer& model, const Excerpt& excerpt) {
 
 }  // namespace
 
-Excerpt excerpt_of(const TokenStore& store, std::int64_t tokens, std::int64_t seq_len, bool document_mask) {
+Excerpt excerpt_of(const TokenStore& store, std::int64_t first, std::int64_t tokens, std::int64_t seq_len,
+                   bool document_mask) {
   Excerpt e;
   e.seq_len = seq_len;
-  e.tokens.resize(static_cast<std::size_t>(std::min(tokens, store.num_tokens())));
-  store.read(0, e.tokens);
+  e.tokens.resize(static_cast<std::size_t>(std::clamp<std::int64_t>(store.num_tokens() - first, 0, tokens)));
+  store.read(first, e.tokens);
   if (!document_mask) return e;
   const auto starts = store.document_starts();
   std::size_t document = 0;
-  for (std::size_t i = 0; i < e.tokens.size(); ++i) {
-    while (starts[document + 1] <= static_cast<std::int64_t>(i)) ++document;
+  for (std::int64_t i = first; i < first + static_cast<std::int64_t>(e.tokens.size()); ++i) {
+    while (starts[document + 1] <= i) ++document;
     e.documents.push_back(static_cast<std::int32_t>(document));
   }
   return e;

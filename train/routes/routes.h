@@ -20,8 +20,9 @@ struct Excerpt {
   std::int64_t seq_len = 0;
 };
 
-/// The first `tokens` tokens of a store, or all when it has fewer.
-Excerpt excerpt_of(const TokenStore& store, std::int64_t tokens, std::int64_t seq_len, bool document_mask);
+/// `tokens` tokens of a store from token `first` on, or as many as there are.
+Excerpt excerpt_of(const TokenStore& store, std::int64_t first, std::int64_t tokens, std::int64_t seq_len,
+                   bool document_mask);
 
 /// A block that computes some of the tokens.
 struct RoutedTokens {

@@ -84,6 +84,7 @@ std::string json(const Picture& picture) {
               {"threshold", picture.threshold},
               {"capacity", picture.capacity ? Json(*picture.capacity) : Json(nullptr)},
               {"tokens", r.tokens.size()},
+              {"first", picture.first},
               {"tokens_available", picture.available},
               {"seq_len", r.seq_len},
               {"sequences", r.sequences()},

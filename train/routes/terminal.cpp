@@ -171,6 +171,13 @@ std::string expert_lines(const Picture& p) {
 
 }  // namespace
 
+std::string tokens_in_words(const Picture& p) {
+  const auto n = static_cast<std::int64_t>(p.routes.tokens.size());
+  if (n == p.available) return fmt::format("{} tokens", n);
+  const std::string from = p.first > 0 ? fmt::format(", from token {} on,", with_commas(p.first)) : "";
+  return fmt::format("{} of {} tokens{}", n, with_commas(p.available), from);
+}
+
 std::string rule_in_words(const Picture& p) {
   const Routes& r = p.routes;
   const bool tokens_choose = r.routed.empty() && !r.experts.front().chosen.empty();
@@ -186,11 +193,8 @@ std::string rule_in_words(const Picture& p) {
 std::string terminal_text(const Picture& p, Colours colours, std::size_t columns) {
   const Routes& r = p.routes;
   std::string out =
-      fmt::format("{}: {} {}, {} {}, routed {}\n\n", p.checkpoint, r.tokens.size(),
-                  p.available > static_cast<std::int64_t>(r.tokens.size())
-                      ? fmt::format("of {} tokens", with_commas(p.available))
-                      : "tokens",
-                  r.sequences(), r.sequences() == 1 ? "sequence" : "sequences", rule_in_words(p));
+      fmt::format("{}: {} in {} {}, routed {}\n\n", p.checkpoint, tokens_in_words(p), r.sequences(),
+                  r.sequences() == 1 ? "sequence" : "sequences", rule_in_words(p));
   out += colours == Colours::None ? with_digits(p, columns) : coloured(p, colours) + "\n";
   return out + legend(p, colours) + "\n" + router_lines(p) + expert_lines(p);
 }
