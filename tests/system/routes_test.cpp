@@ -167,7 +167,7 @@ TEST_F(RoutesCommand, ExpertsHaveTheirLoadsAndTokensTheirExperts) {
   EXPECT_EQ(slots, 4 * 64);
   EXPECT_THAT(read_bytes(e / "page.html"),
               AllOf(HasSubstr("Load of the experts"), HasSubstr("Layer 3: affinities")));
-  refused("expert --rule causal", 1, {"experts.choice"});
+  refused("expert --rule causal", 1, {"without seeing"});
 
   e.trained("mod", "token",
             moe + "--set experts.choice=token --set experts.top_k=2 --set experts.capacity_factor=0.5");
