@@ -8,6 +8,7 @@
 
 #include "kernels/error.h"
 #include "src/config/scalar.h"
+#include "train/report/csv.h"
 
 namespace fathom::isoflop {
 namespace {
@@ -108,13 +109,6 @@ Json json_of(const Row& row) {
   return j;
 }
 
-std::string quoted(const std::string& text) {
-  if (text.find_first_of(",\"\r\n") == std::string::npos) return text;
-  std::string out = "\"";
-  for (const char c : text) out += c == '"' ? std::string("\"\"") : std::string(1, c);
-  return out + "\"";
-}
-
 // The records of a CSV; a quoted cell may hold commas, quotes and line ends.
 class CsvReader {
  public:
@@ -182,7 +176,7 @@ std::string to_csv(std::span<const Row> rows) {
     for (const Column& c : kColumns) {
       if (!first) out += ',';
       first = false;
-      out += quoted(std::visit([&](auto member) { return print(row.*member); }, c.member));
+      out += report::csv_cell(std::visit([&](auto member) { return print(row.*member); }, c.member));
     }
     out += "\n";
   }

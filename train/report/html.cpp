@@ -1,6 +1,10 @@
 #include "train/report/html.h"
 
+#include <cctype>
+
 #include <fmt/core.h>
+
+#include "src/io/output_file.h"
 
 namespace fathom::report {
 namespace {
@@ -10,11 +14,11 @@ namespace {
 constexpr const char* kStyle = R"css(
 :root { color-scheme: light dark;
   --bg: #fbfbfa; --card: #ffffff; --ink: #1d2126; --soft: #5c6670; --line: #e3e5e8; --grid: #ebedf0; --head: #f3f4f5;
-  --good: #0b7a52; --warn: #a65300;
+  --good: #0b7a52; --warn: #a65300; --deep: 86 180 233;
   --c0: #0072b2; --c1: #d55e00; --c2: #009e73; --c3: #b0479c; --c4: #b98300; --c5: #3fa3e0; --c6: #8a1f4d; --c7: #6b6f2a; }
 @media (prefers-color-scheme: dark) { :root {
   --bg: #14171a; --card: #1b1f23; --ink: #e6e8ea; --soft: #9aa4ae; --line: #31373d; --grid: #2a3036; --head: #22272c;
-  --good: #45cf9b; --warn: #f0a35c;
+  --good: #45cf9b; --warn: #f0a35c; --deep: 34 112 190;
   --c0: #57a9e8; --c1: #ff8a4c; --c2: #3ccf9f; --c3: #dd8bd0; --c4: #f0bf4a; --c5: #9bd8ff; --c6: #e0709b; --c7: #c2c66f; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--bg); color: var(--ink);
@@ -30,7 +34,7 @@ p { margin: 0 0 12px; max-width: 80ch; }
 .scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 14px; text-align: right; vertical-align: top; border-top: 1px solid var(--line); white-space: nowrap; }
-thead th { border-top: 0; background: var(--head); vertical-align: bottom; min-width: 110px; max-width: 220px; white-space: normal; overflow-wrap: anywhere; }
+thead th { border-top: 0; background: var(--head); vertical-align: bottom; min-width: 120px; max-width: 220px; white-space: normal; overflow-wrap: anywhere; }
 tbody th, thead th:first-child { text-align: left; font-weight: 400; color: var(--soft); position: sticky; left: 0;
   background: var(--card); min-width: 130px; max-width: 300px; white-space: normal; }
 thead th:first-child { background: var(--head); }
@@ -52,6 +56,7 @@ figure .note { font-size: 12.5px; margin: 2px 0 4px; max-width: none; }
 .plot { overflow-x: auto; }
 .plot svg { display: block; width: 100%; min-width: 460px; height: auto; }
 .wide .plot svg { min-width: 640px; }
+@media (max-width: 900px) { .wide .plot svg { min-width: 960px; } }
 .axis line { stroke: var(--soft); stroke-width: 1; }
 .axis line.grid { stroke: var(--grid); }
 svg text { font: 12px system-ui, -apple-system, "Segoe UI", "Liberation Sans", "DejaVu Sans", sans-serif; fill: var(--soft); font-variant-numeric: tabular-nums; }
@@ -69,6 +74,21 @@ svg text.name { fill: var(--ink); }
 .bar:hover { opacity: 0.75; }
 .tick { stroke: var(--ink); stroke-width: 2; }
 .reference { stroke: var(--c); stroke-width: 1.4; stroke-dasharray: 5 4; }
+.mark-line { stroke: var(--ink); stroke-width: 1.2; stroke-dasharray: 4 3; }
+.heat { fill: var(--c0); } .heat.muted { fill: var(--soft); opacity: 0.3; } .heat-row { fill: var(--grid); }
+.routes { margin: 0 0 16px; padding: 12px 16px; background: var(--card); border: 1px solid var(--line); border-radius: 8px; min-width: 0; }
+.routes legend { padding: 0 6px; font-weight: 600; }
+.pick { position: absolute; opacity: 0; }
+.pick + label { display: inline-block; margin: 0 4px 6px 0; padding: 2px 10px; border: 1px solid var(--line); border-radius: 12px; font-size: 13px; cursor: pointer; }
+.pick:checked + label { background: var(--c0); border-color: var(--c0); color: var(--card); }
+.pick:focus-visible + label { outline: 2px solid var(--ink); outline-offset: 1px; }
+.tokens { margin: 8px 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 16px; line-height: 1.85; }
+.t { --a: var(--d, 0); padding: 2px 0; background: rgb(var(--deep) / var(--a)); border-radius: 2px; }
+.t.mark { color: var(--soft); font-size: 12px; }
+.t:hover, .t:focus { outline: 2px solid var(--ink); outline-offset: -1px; }
+.tokens .next { display: block; margin: 10px 0 2px; color: var(--soft); font-size: 12.5px; border-top: 1px solid var(--line); }
+.depths .t { padding: 1px 10px; margin-right: 2px; border: 1px solid var(--line); color: var(--ink); }
+.about { display: block; position: sticky; bottom: 0; min-height: 3.2em; padding: 8px 0 2px; border-top: 1px solid var(--line); background: var(--card); font-size: 13px; white-space: pre-line; overflow-wrap: anywhere; }
 .swatch { display: inline-block; width: 10px; height: 10px; border-radius: 2px; background: var(--c); margin-right: 6px; }
 details { background: var(--card); border: 1px solid var(--line); border-radius: 8px; margin: 0 0 10px; padding: 0 14px; }
 summary { cursor: pointer; padding: 9px 0; font-weight: 600; overflow-wrap: anywhere; }
@@ -145,6 +165,14 @@ std::string page(const std::string& title, const std::string& body) {
       "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
       "<title>{}</title>\n<style>{}</style>\n</head>\n<body>\n<main>\n{}</main>\n</body>\n</html>\n",
       escape(title), kStyle, body);
+}
+
+bool is_html_file(const std::string& path) {
+  constexpr std::size_t kEnough = 256;
+  std::string start = start_of_file(path, kEnough);
+  start.erase(0, start.find_first_not_of(" \t\r\n"));
+  for (char& c : start) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return start.starts_with("<!doctype html") || start.starts_with("<html");
 }
 
 std::string render(const Table& table) {

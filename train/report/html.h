@@ -13,6 +13,8 @@ std::string escape(std::string_view text);
 
 /// The whole page around `body`, which is HTML.
 std::string page(const std::string& title, const std::string& body);
+/// Whether the file starts as a page does.
+bool is_html_file(const std::string& path);
 
 /// A table whose first column heads its rows. Cells are HTML. A row of one cell heads a group.
 struct Table {

@@ -1,6 +1,5 @@
 #include "train/report/report.h"
 
-#include <cctype>
 #include <ctime>
 
 #include <fmt/format.h>
@@ -89,14 +88,6 @@ std::string utc_today() {
 namespace report {
 namespace {
 
-bool is_html_file(const std::string& path) {
-  constexpr std::size_t kEnough = 256;
-  std::string start = start_of_file(path, kEnough);
-  start.erase(0, start.find_first_not_of(" \t\r\n"));
-  for (char& c : start) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  return start.starts_with("<!doctype html") || start.starts_with("<html");
-}
-
 // Its first line names columns that every report has; a newer version may have more.
 bool is_report_csv(const std::string& path) {
   constexpr std::size_t kEnough = 4096;
@@ -122,7 +113,8 @@ void require_writable(std::span<const std::filesystem::path> runs, const std::fi
 }  // namespace
 }  // namespace report
 
-void write_report(std::span<const std::filesystem::path> runs, const std::filesystem::path& html) {
+void write_report(std::span<const std::filesystem::path> runs, const std::filesystem::path& html,
+                  const ReportSection& section) {
   using namespace report;
   std::filesystem::path csv = html;
   csv.replace_extension(".csv");
@@ -135,8 +127,11 @@ void write_report(std::span<const std::filesystem::path> runs, const std::filesy
   const std::string title = title_of(data);
   std::string body = "<header>\n<h1>" + escape(title) + "</h1>\n<p class=\"sub\">Fathom report, written " +
                      utc_today() + "</p>\n" + verdict(data) + "</header>\n";
-  body += summary_table(data) + loss_charts(data) + routing_section(data) + optimizer_charts(data) +
-          breakdown_section(data) + samples_section(data) + events_section(data) + config_section(data);
+  std::vector<std::string> names;
+  for (const RunData& run : data) names.push_back(run.name);
+  body += summary_table(data) + loss_charts(data) + routing_section(data) + (section ? section(names) : "") +
+          optimizer_charts(data) + breakdown_section(data) + samples_section(data) + events_section(data) +
+          config_section(data);
   body += "<footer>The numbers above are in " + escape(csv.filename().string()) +
           "; the curves are drawn from each run's metrics.jsonl. Losses are in nats a token; a FLOP count "
           "takes a multiply-add as two.</footer>\n";

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <span>
 #include <string>
 
@@ -9,8 +10,11 @@ namespace fathom {
 
 /// Reads run folders (metrics.jsonl; config.yaml, plan.json and samples.txt or samples.json where present),
 /// writes `html` and, beside it, the same name with .csv. UserError: a folder that is no run, an
-/// unwritable file, or one that is of another kind or is read here.
-void write_report(std::span<const std::filesystem::path> runs, const std::filesystem::path& html);
+/// unwritable file, or one that is of another kind or is read here. `section` gives one more part of the
+/// page, as HTML, for the runs' names in their order; it is called when all of that is known to be good.
+using ReportSection = std::function<std::string(std::span<const std::string> names)>;
+void write_report(std::span<const std::filesystem::path> runs, const std::filesystem::path& html,
+                  const ReportSection& section = {});
 
 /// The summary table as one JSON object: {"runs": [{"name", "status", "val_loss", "val_topk", "val_causal",
 /// ...}]}.

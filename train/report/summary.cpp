@@ -8,6 +8,7 @@
 
 #include "src/core/units.h"
 #include "train/inputs.h"
+#include "train/report/csv.h"
 #include "train/report/html.h"
 #include "train/report/sections.h"
 
@@ -248,7 +249,7 @@ Json to_json(const RunSummary& s) {
           {"git_sha", s.git_sha}};
 }
 
-std::string csv_cell(const Json& value) {
+std::string csv_value(const Json& value) {
   std::string text;
   if (value.is_null()) return text;
   if (value.is_array()) {
@@ -256,10 +257,7 @@ std::string csv_cell(const Json& value) {
   } else {
     text = value.is_string() ? value.get<std::string>() : value.dump();
   }
-  if (text.find_first_of(",\"\r\n") == std::string::npos) return text;
-  std::string quoted = "\"";
-  for (const char c : text) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
-  return quoted + "\"";
+  return csv_cell(text);
 }
 
 }  // namespace
@@ -284,7 +282,7 @@ std::string summary_csv(Runs runs) {
   for (const RunData& run : runs) {
     std::vector<std::string> cells;
     const Json figures = to_json(run.summary);
-    for (const auto& [key, value] : figures.items()) cells.push_back(csv_cell(value));
+    for (const auto& [key, value] : figures.items()) cells.push_back(csv_value(value));
     line(cells);
   }
   return out;
