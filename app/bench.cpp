@@ -71,7 +71,8 @@ void route(const BenchFlags& flags, RoutingConfig& routing) {
     routing.experts.noop = flags.experts;
     routing.experts.capacity_factor = 0.5;
   } else if (variant != "dense") {
-    throw UsageError(fmt::format("--variant {} is not known.", variant), fmt::format("Expected {}.", kVariants));
+    throw UsageError(fmt::format("--variant {} is not known.", variant),
+                     fmt::format("Expected {}.", kVariants));
   }
 }
 
@@ -153,7 +154,9 @@ void run(const BenchFlags& flags, Globals& globals) {
   const double ms = times[times.size() / 2];
   const double rate = train_flops_per_step(config) / (ms * 1e-3);
   const double tensors = static_cast<double>(c.allocator().use().total_peak);
-  const double peak_memory = backend->is_cpu() ? static_cast<double>(peak_resident_bytes()) : tensors;
+  // As the peer's, which counts its workspaces too.
+  const double peak_memory = backend->is_cpu() ? static_cast<double>(peak_resident_bytes())
+                                               : tensors + static_cast<double>(backend->workspace_bytes());
   const nlohmann::json json = {
       {"bench", "train"},
       {"device", backend->description()},

@@ -3,6 +3,7 @@
 #include <iostream>
 #include <memory>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <fmt/format.h>
@@ -54,28 +55,44 @@ struct GpuReport {
 void report_devices(GpuReport& out) {
   const cuda::DeviceReport report = cuda::query_devices();
   std::size_t unusable = 0;
-  const auto version = [](int v) { return fmt::format("{}.{}", v / 1000, v % 1000 / 10); };
   for (const cuda::Device& d : report.devices) {
     const double gib = static_cast<double>(d.memory_bytes) / (1 << 30);
-    out.lines.push_back(fmt::format(
-        "GPU       {}: {}, compute capability {}.{}, {:.1f} GiB at up to {:.0f} GB/s, {} multiprocessors",
-        d.index, d.name, d.major, d.minor, gib, d.memory_gb_per_s, d.multiprocessors));
-    out.gpus.push_back({{"index", d.index},
-                        {"name", d.name},
-                        {"compute_capability", fmt::format("{}.{}", d.major, d.minor)},
-                        {"memory_bytes", d.memory_bytes},
-                        {"memory_gb_per_s", d.memory_gb_per_s},
-                        {"multiprocessors", d.multiprocessors}});
+    nlohmann::json json = {{"index", d.index},
+                           {"name", d.name},
+                           {"compute_capability", fmt::format("{}.{}", d.major, d.minor)},
+                           {"memory_bytes", d.memory_bytes},
+                           {"memory_free_bytes", nullptr},
+                           {"memory_gb_per_s", d.memory_gb_per_s},
+                           {"multiprocessors", d.multiprocessors}};
+    std::string free_text;
     try {
-      cuda::prove_device(d);
+      const std::int64_t free_bytes = cuda::prove_device(d).free_bytes;
+      const double free_gib = static_cast<double>(free_bytes) / (1 << 30);
+      json["memory_free_bytes"] = free_bytes;
+      free_text = fmt::format(" ({:.1f} free)", free_gib);
+      // The driver and CUDA themselves hold a little.
+      constexpr double kFree = 0.9;
+      if (free_gib < kFree * gib) {
+        out.hints.push_back(
+            fmt::format("Other programs hold {:.1f} GiB of GPU {}: training has so much less, and shares its "
+                        "time. nvidia-smi "
+                        "lists them.",
+                        gib - free_gib, d.index));
+      }
     } catch (const UserError& e) {  // the other GPUs may do
-      out.hints.push_back(fmt::format("GPU {} cannot be used: {}", d.index, e.what()));
+      out.hints.push_back(fmt::format("GPU {} cannot be used. {}", d.index, e.what()));
       ++unusable;
     }
+    out.lines.push_back(fmt::format(
+        "GPU       {}: {}, compute capability {}.{}, {:.1f} GiB{} at up to {:.0f} GB/s, {} multiprocessors",
+        d.index, d.name, d.major, d.minor, gib, free_text, d.memory_gb_per_s, d.multiprocessors));
+    out.gpus.push_back(std::move(json));
   }
-  if (unusable == report.devices.size()) out.why_not = "no GPU here can be used; the reasons are below";
-  out.lines.push_back(fmt::format("CUDA      the driver serves {}; this build's runtime is {}",
-                                  version(report.driver_version), version(report.runtime_version)));
+  if (unusable == report.devices.size())
+    out.why_not = "no GPU here can be used, so the CPU trains; the reasons are below";
+  out.lines.push_back(fmt::format("CUDA      the driver serves {}; this build is of {}, with code for {}",
+                                  cuda::version_text(report.driver_version),
+                                  cuda::version_text(report.runtime_version), cuda::built_architectures()));
 }
 
 void report_libraries(GpuReport& out) {

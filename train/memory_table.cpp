@@ -1,5 +1,7 @@
 #include "train/memory_table.h"
 
+#include <algorithm>
+
 #include <fmt/format.h>
 
 #include "kernels/error.h"
@@ -7,6 +9,43 @@
 #include "src/flops/flops.h"
 
 namespace fathom {
+
+namespace {
+
+MemoryRoom room_of(Context& c, std::int64_t total_memory) {
+  const Backend& backend = c.backend();
+  MemoryRoom room{.total = static_cast<double>(total_memory), .others = 0, .gpu = !backend.is_cpu()};
+  if (const std::int64_t free = backend.free_memory_bytes(); free > 0) {
+    const MemoryUse use = c.allocator().use();
+    const double ours =
+        static_cast<double>(use.total_now + use.cached) + static_cast<double>(backend.workspace_bytes());
+    room.others = std::max(0.0, room.total - static_cast<double>(free) - ours);
+  }
+  return room;
+}
+
+}  // namespace
+
+std::string shortage(const std::string& table, double needed, const MemoryRoom& room) {
+  const double left = room.total - room.others;
+  if (room.total <= 0 || needed <= left) return "";
+  const char* device = room.gpu ? "GPU" : "machine";
+  const std::string more =
+      room.others > 0 ? fmt::format(
+                            "That is more than the {} that other programs and the driver leave of this "
+                            "{}'s {}",
+                            format_bytes(left), device, format_bytes(room.total))
+                      : fmt::format("That is more than this {}'s {}", device, format_bytes(room.total));
+  const std::string hint = "lower train.micro_batch or set train.recompute: block";
+  // A machine may swap; a GPU does not, and the estimate is within a tenth.
+  constexpr double kMargin = 1.1;
+  if (room.gpu && needed > kMargin * left) {
+    throw UserError(fmt::format("{}. {}.", table, more),
+                    fmt::format("To train this, {}{}.", hint,
+                                room.others > 0 ? ", or free the GPU (nvidia-smi lists who holds it)" : ""));
+  }
+  return fmt::format(". {}: {}", more, hint);
+}
 
 std::string memory_table(Context& c, const Config& config, std::int64_t total_memory) {
   const MemoryUse use = c.allocator().use();
@@ -18,18 +57,7 @@ std::string memory_table(Context& c, const Config& config, std::int64_t total_me
   }
   table += fmt::format("activations about {}, head about {}", format_bytes(estimate.activations),
                        format_bytes(estimate.logits_chunk));
-  const auto there = static_cast<double>(total_memory);
-  if (there <= 0 || estimate.total() <= there) return table;
-  const bool machine = c.backend().is_cpu();
-  const std::string more =
-      fmt::format("That is more than this {}'s {}", machine ? "machine" : "GPU", format_bytes(there));
-  const std::string hint = "lower train.micro_batch or set train.recompute: block";
-  // A machine may swap; a GPU does not, and the estimate is within a tenth.
-  constexpr double kMargin = 1.1;
-  if (!machine && estimate.total() > kMargin * there) {
-    throw UserError(fmt::format("{}. {}.", table, more), fmt::format("To train this, {}.", hint));
-  }
-  return table + fmt::format(". {}: {}", more, hint);
+  return table + shortage(table, estimate.total(), room_of(c, total_memory));
 }
 
 }  // namespace fathom

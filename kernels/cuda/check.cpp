@@ -6,6 +6,10 @@ namespace fathom::cuda {
 
 void check(cudaError_t code, const char* op) {
   if (code == cudaSuccess) return;
+  if (code == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // it is reported here; the next check is not to find it
+    fail_memory(op);
+  }
   throw InternalError(
       fmt::format("[{}] CUDA: {} ({}). If a kernel faulted, it is this op's or one before it; "
                   "CUDA_LAUNCH_BLOCKING=1 tells which.",
@@ -30,6 +34,13 @@ void fail_type(const char* op, const char* what, DType given, DType expected) {
 
 void fail_dtype(const char* op, DType given) {
   throw InternalError(fmt::format("[{}] the CUDA backend does not compute in {}", op, name_of(given)));
+}
+
+void fail_memory(const char* what) {
+  throw UserError(
+      fmt::format("Out of memory: the GPU has no more for {}.", what),
+      "Lower train.micro_batch (the batch stays the same), set train.recompute=block, or free the "
+      "GPU of other programs (nvidia-smi lists them).");
 }
 
 void fail_null(const char* op, const char* what) {

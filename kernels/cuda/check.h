@@ -23,7 +23,8 @@ namespace fathom::cuda {
 
 using bf16 = __nv_bfloat16;
 
-/// InternalError "[op] CUDA: ...". A sticky error of an earlier launch shows here too, and says so.
+/// InternalError "[op] CUDA: ...". A sticky error of an earlier launch shows here too, and says so. UserError
+/// when the device has no more memory.
 void check(cudaError_t code, const char* op);
 /// After a launch: configuration errors now, faults of the kernel at the next check.
 inline void check_launch(const char* op) { check(cudaGetLastError(), op); }
@@ -31,6 +32,8 @@ inline void check_launch(const char* op) { check(cudaGetLastError(), op); }
 [[noreturn]] void fail(const char* op, const char* what, std::int64_t given, std::int64_t expected);
 [[noreturn]] void fail_type(const char* op, const char* what, DType given, DType expected);
 [[noreturn]] void fail_dtype(const char* op, DType given);
+/// UserError: the device has no more memory for `what`.
+[[noreturn]] void fail_memory(const char* what);
 [[noreturn]] void fail_null(const char* op, const char* what);
 
 /// The data of a view that must hold `size` elements of type T; InternalError otherwise.

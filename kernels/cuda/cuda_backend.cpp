@@ -2,8 +2,10 @@
 #include "kernels/cuda/cuda_backend.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <new>
+#include <string_view>
 
 #include <fmt/format.h>
 
@@ -51,6 +53,8 @@ CudaBackend::CudaBackend(const BackendOptions& options, int device) : options_(o
   name_ = found.name;
   multiprocessors_ = found.multiprocessors;
   memory_bytes_ = found.memory_bytes;
+  const char* blocking = std::getenv("CUDA_LAUNCH_BLOCKING");
+  launches_block_ = blocking != nullptr && std::string_view(blocking) != "0" && *blocking != '\0';
   check(cudaSetDevice(device), "cuda");
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cuda");
   for (std::size_t i = 0; i < kStagingBuffers; ++i) {
@@ -95,8 +99,21 @@ void* CudaBackend::allocate(std::size_t bytes) {
   return data;
 }
 
+std::int64_t CudaBackend::free_memory_bytes() const {
+  std::size_t free = 0, total = 0;
+  if (cudaMemGetInfo(&free, &total) == cudaSuccess) return static_cast<std::int64_t>(free);
+  cudaGetLastError();  // unknown is an answer; the next check is not to find it
+  return 0;
+}
+
+std::int64_t CudaBackend::workspace_bytes() const {
+  return static_cast<std::int64_t>(scratch_.held_bytes() + Gemm::kWorkspaceBytes);
+}
+
 void CudaBackend::release(void* data, std::size_t) noexcept {
-  cudaStreamSynchronize(stream_);
+  // A stream that is being captured cannot be waited for: asking spoils the capture. cudaFree waits by
+  // itself.
+  if (!capturing_) cudaStreamSynchronize(stream_);
   cudaFree(data);
 }
 
@@ -154,7 +171,13 @@ void CudaBackend::abandon_capture() noexcept {
 }
 
 void* CudaBackend::scratch(std::size_t bytes) {
-  return scratch_.get(bytes, [this](std::size_t n) { return allocate(n); });
+  return scratch_.get(bytes, [this](std::size_t n) {
+    try {
+      return allocate(n);
+    } catch (const std::bad_alloc&) {
+      fail_memory("an op's own use");
+    }
+  });
 }
 
 }  // namespace fathom::cuda

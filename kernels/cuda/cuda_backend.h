@@ -36,13 +36,16 @@ class CudaBackend final : public Backend {
   int multiprocessors() const { return multiprocessors_; }
 
   std::int64_t memory_bytes() const override { return memory_bytes_; }
+  std::int64_t free_memory_bytes() const override;
+  std::int64_t workspace_bytes() const override;
   void* allocate(std::size_t bytes) override;
   void release(void* data, std::size_t bytes) noexcept override;
   void copy_from_host(void* destination, const void* host, std::size_t bytes) override;
   void copy_to_host(void* host, const void* source, std::size_t bytes) override;
   void copy(View out, ConstView in) override;
   void synchronize() override;
-  bool can_capture() const override { return true; }
+  /// Not with CUDA_LAUNCH_BLOCKING, which is set to learn which op faults: within a graph it cannot tell.
+  bool can_capture() const override { return !launches_block_; }
   void begin_capture() override;
   std::unique_ptr<CapturedWork> end_capture() override;
   void abandon_capture() noexcept override;
@@ -150,6 +153,7 @@ class CudaBackend final : public Backend {
   std::string name_;
   cudaStream_t stream_ = nullptr;
   bool capturing_ = false;
+  bool launches_block_ = false;
   Scratch scratch_;            // its blocks are freed with the backend
   std::vector<void*> pinned_;  // staging for copy_from_host, used in turn
   std::vector<cudaEvent_t> pinned_free_;

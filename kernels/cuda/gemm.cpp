@@ -19,7 +19,6 @@ namespace fathom::cuda {
 
 namespace {
 
-constexpr std::size_t kWorkspaceBytes = 32U << 20;  // what NVIDIA recommends for Hopper
 constexpr int kCandidates = 32;
 
 void check_lt(cublasStatus_t status, const GemmShape& s) {

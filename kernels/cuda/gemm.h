@@ -2,6 +2,7 @@
 // and the choice is kept in memory and on disk.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -35,6 +36,9 @@ class Gemm {
   ~Gemm();
   Gemm(const Gemm&) = delete;
   Gemm& operator=(const Gemm&) = delete;
+
+  /// Of device memory; what NVIDIA recommends for Hopper.
+  static constexpr std::size_t kWorkspaceBytes = 32U << 20;
 
   /// Products of no rows or columns do nothing; k = 0 gives zeros.
   void run(void* c, const void* a, const void* b, const GemmShape& s);

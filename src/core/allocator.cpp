@@ -52,18 +52,24 @@ struct Accounts {
   MemoryUse use;
 };
 
-[[noreturn]] void out_of_memory(const MemoryUse& use, std::size_t bytes, MemoryTag tag) {
-  const auto size = [](std::size_t n) { return format_bytes(static_cast<double>(n)); };
+[[noreturn]] void out_of_memory(const Backend& backend, const MemoryUse& use, std::size_t bytes,
+                                MemoryTag tag) {
+  const auto size = [](auto n) { return format_bytes(static_cast<double>(n)); };
   std::string held;
   for (std::size_t t = 0; t < kMemoryTags; ++t) {
     if (use.now[t] == 0) continue;
     held += fmt::format("{}{} {}", held.empty() ? "" : ", ", name_of(static_cast<MemoryTag>(t)),
                         size(use.now[t]));
   }
+  std::string there;
+  if (backend.memory_bytes() > 0 && backend.free_memory_bytes() > 0) {
+    there = fmt::format(" The device has {}, of which {} are free.", size(backend.memory_bytes()),
+                        size(backend.free_memory_bytes()));
+  }
   throw UserError(
-      fmt::format("Out of memory: {} more for {} could not be had. In use: {} ({} in all; {} cached).",
+      fmt::format("Out of memory: {} more for {} could not be had. In use: {} ({} in all; {} cached).{}",
                   size(bytes), name_of(tag), held.empty() ? "nothing" : held, size(use.total_now),
-                  size(use.cached)),
+                  size(use.cached), there),
       "Lower train.micro_batch (the batch stays the same), set train.recompute=block, or free the device of "
       "other "
       "programs; fathom plan says what a config needs.");
@@ -97,7 +103,7 @@ struct Allocator::State {
     try {
       return backend->allocate(size);
     } catch (const std::bad_alloc&) {
-      out_of_memory(accounts->use, size, tag);
+      out_of_memory(*backend, accounts->use, size, tag);
     }
   }
 };

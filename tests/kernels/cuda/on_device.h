@@ -72,7 +72,8 @@ class CudaKernels : public testing_support::OnCuda<::testing::Test> {
     for (std::int64_t i = 0; i < ours.size(); ++i) {
       if (std::isnan(exact[i])) {
         ASSERT_TRUE(std::isnan(ours[i])) << "[" << i << "] is " << ours[i];
-      } else if (ours[i] != exact[i]) {  // infinities included
+      } else if (ours[i] != exact[i]) {
+        ASSERT_TRUE(std::isfinite(exact[i])) << "[" << i << "] is " << ours[i] << ", not " << exact[i];
         ASSERT_NEAR(ours[i], exact[i], relative * std::fabs(exact[i])) << "[" << i << "] of " << ours.size();
       }
     }

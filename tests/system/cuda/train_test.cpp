@@ -109,6 +109,13 @@ TEST_F(CudaCommands, DoctorListsTheGpuAndItsLibraries) {
   const auto json = fathom_command(e, "doctor --json", kWithGpu).json();
   ASSERT_GE(json.at("gpus").size(), 1U);
   EXPECT_GT(json["gpus"][0].at("memory_bytes"), 0);
+  EXPECT_GT(json["gpus"][0].at("memory_free_bytes"), 0);
+  ASSERT_EQ(json.at("cuda_libraries").size(), 2U);
+  for (const auto& library : json["cuda_libraries"]) {
+    // One of the two: a version, or why there is none.
+    EXPECT_NE(library.at("version").is_null(), library.at("why_not") == "") << library;
+  }
+  EXPECT_FALSE(json["cuda_libraries"][0]["version"].is_null()) << "training needs cuBLASLt";
   EXPECT_EQ(json.at("gpu_why_not"), "");
 }
 
