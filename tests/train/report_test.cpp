@@ -25,7 +25,6 @@ using ::testing::Not;
 using testing_support::expect_no_bad_numbers;
 using testing_support::expect_self_contained;
 using testing_support::expect_well_formed;
-using testing_support::FakeRun;
 using testing_support::fresh_folder;
 using testing_support::message_of;
 using testing_support::read_file;
@@ -220,6 +219,7 @@ TEST(Chart, NiceTicks) {
 
 TEST(Chart, ThinningKeepsTheExtremesAndTheGaps) {
   std::vector<report::Point> points;
+  points.reserve(10000);
   for (int i = 0; i < 10000; ++i) points.push_back({static_cast<double>(i), std::sin(i * 0.001)});
   points[5003].y = 100.0;
   points[7001].y = -50.0;

@@ -17,6 +17,7 @@ using ::testing::Not;
 
 std::vector<std::string> texts(const std::vector<Piece>& pieces) {
   std::vector<std::string> out;
+  out.reserve(pieces.size());
   for (const Piece& p : pieces) out.push_back(p.text);
   return out;
 }

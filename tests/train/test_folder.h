@@ -13,7 +13,7 @@ namespace fathom::testing_support {
 
 inline std::filesystem::path fresh_folder() {
   const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
-  const std::filesystem::path path =
+  std::filesystem::path path =
       std::filesystem::path(::testing::TempDir()) / (std::string("fathom_") + info->test_suite_name() + "_" +
                                                      info->name() + "_" + std::to_string(::getpid()));
   std::filesystem::remove_all(path);
