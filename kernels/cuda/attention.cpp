@@ -29,6 +29,11 @@ double score_flops(const AttentionShape& s) {
          (static_cast<double>(s.seq) * static_cast<double>(s.seq) / 2);
 }
 
+/// cuDNN builds a plan for each shape, in up to a second, and keeps it. Lengths of training are round;
+/// others, as of a prompt that grows by a token or of the tokens that a causal router keeps, come once, and
+/// are our own kernels'.
+bool worth_a_plan(const AttentionShape& s) { return s.seq % 64 == 0; }
+
 /// Where our own backward beats cuDNN's: short sequences, of which a block holds a whole head. Forward cuDNN
 /// is ahead everywhere (docs/results/gpu-speed.md); the log-sum-exp that it leaves is the same natural one.
 bool prefers_flash_backward(const AttentionShape& s) { return short_flash_supports(s); }
@@ -54,7 +59,7 @@ void CudaBackend::attention_forward(View out, View lse, ConstView qkv, ConstView
     if constexpr (std::is_same_v<T, bf16>) {
       const bool flash = flash_supports(s) && aligned(a.qkv) && aligned(a.out);
       const bool cudnn = a.first_key == nullptr && cudnn_ != nullptr && cudnn_->supports(s);
-      if (!options_.invariant && cudnn) {
+      if (!options_.invariant && cudnn && (worth_a_plan(s) || !flash)) {
         cudnn_->forward(a.out, a.lse, a.qkv, s, scratch(cudnn_->forward_workspace(s)));
         return;
       }
@@ -87,7 +92,7 @@ void CudaBackend::attention_backward(View dqkv, ConstView dout, ConstView out, C
       const bool flash =
           flash_supports(s) && aligned(a.qkv) && aligned(a.out) && aligned(a.dout) && aligned(a.dqkv);
       const bool cudnn = a.first_key == nullptr && cudnn_ != nullptr && cudnn_->supports(s);
-      if (cudnn && !(flash && prefers_flash_backward(s))) {
+      if (cudnn && !(flash && (prefers_flash_backward(s) || !worth_a_plan(s)))) {
         cudnn_->backward(a.dqkv, a.dout, a.out, a.lse, a.qkv, s, scratch(cudnn_->backward_workspace(s)));
         return;
       }
