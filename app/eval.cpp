@@ -62,6 +62,15 @@ void print_text(const EvalResult& e, const Config& config, const std::string& ch
         "  layer {:<3}   realised capacity {:.4f} (C = {:.4f}), recall {:.3f}, precision {:.3f}\n",
         e.layers[i], e.realised_capacity[i], config.routing.capacity, e.recall[i], e.precision[i]);
   }
+  for (std::size_t i = 0; i < e.expert_capacity.size(); ++i) {
+    std::cout << fmt::format("  layer {:<3}   its experts took {:.3f} of its tokens", e.expert_layers[i],
+                             fmt::join(e.expert_capacity[i], ", "));
+    if (i < e.expert_recall.size()) {
+      std::cout << fmt::format("; recall {:.3f}, precision {:.3f}", e.expert_recall[i],
+                               e.expert_precision[i]);
+    }
+    std::cout << "\n";
+  }
 }
 
 void print_json(const EvalResult& e, const std::string& checkpoint) {
@@ -78,6 +87,14 @@ void print_json(const EvalResult& e, const std::string& checkpoint) {
     json["realised_capacity"] = e.realised_capacity;
     json["router_recall"] = e.recall;
     json["router_precision"] = e.precision;
+  }
+  if (!e.expert_capacity.empty()) {
+    json["expert_layers"] = e.expert_layers;
+    json["expert_capacity"] = e.expert_capacity;
+  }
+  if (!e.expert_recall.empty()) {
+    json["expert_recall"] = e.expert_recall;
+    json["expert_precision"] = e.expert_precision;
   }
   if (e.causal_flops_per_token > 0) json["causal_flops_per_token"] = e.causal_flops_per_token;
   std::cout << json.dump() << "\n";

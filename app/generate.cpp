@@ -93,6 +93,7 @@ void print_json(const Generated& g, const GenerateFlags& flags, const std::vecto
     json["routed_layers"] = layers;
     json["routed_fraction"] = g.routed_fraction;
   }
+  if (!g.expert_fraction.empty()) json["expert_fraction"] = g.expert_fraction;
   std::cout << json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << "\n";
 }
 

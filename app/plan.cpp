@@ -105,6 +105,8 @@ std::string shape(const Config& c) {
     text += fmt::format("; {} experts, {} of {} tokens each", e.count, expert_tokens(e, c.train.seq_len),
                         c.train.seq_len);
     if (e.noop > 0) text += fmt::format(", {} no-ops", e.noop);
+    if (c.routing.experts_choose() && !c.routing.routes_depth())
+      text += fmt::format(", causal: {}", name_of(c.routing.causal.method));
   }
   if (c.routing.routes_depth()) {
     std::int64_t routed = 0;

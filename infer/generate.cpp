@@ -26,9 +26,17 @@ void check_prompt(const Transformer& model, const std::vector<std::int32_t>& pro
 }
 
 SelectionRule rule_for(const Transformer& model, const Causal& rule) {
-  if (model.routing().kind == RoutingKind::None) return TopK{};               // nothing chooses
-  if (model.routing().experts_choose()) return causal_rule(model.routing());  // refuses
+  if (model.routing().kind == RoutingKind::None) return TopK{};  // nothing chooses
   return rule;
+}
+
+// By expert, the share of the block's tokens that it took.
+std::vector<double> shares_of(const ExpertLayer& experts) {
+  std::vector<double> shares;
+  for (const std::int64_t taken : experts.dispatch.taken) {
+    shares.push_back(static_cast<double>(taken) / static_cast<double>(experts.dispatch.shape.rows));
+  }
+  return shares;
 }
 
 ForwardResult run(Context& c, const Transformer& model, const std::vector<std::int32_t>& ids,
@@ -69,6 +77,11 @@ Generated generate(Context& c, const Transformer& model, const std::vector<std::
     out.routed_fraction.clear();
     for (const RoutedLayer& routed : pass.routing) {
       out.routed_fraction.push_back(static_cast<double>(routed.indices.size()) / static_cast<double>(length));
+    }
+    const std::vector<double> none(static_cast<std::size_t>(model.routing().experts.count));
+    out.expert_fraction.assign(model.expert_layers().size(), none);  // of a block that kept no token
+    for (const ExpertLayer& e : pass.experts) {
+      out.expert_fraction[static_cast<std::size_t>(e.layer)] = shares_of(e);
     }
     (n == 0 ? out.prefill_seconds : out.decode_seconds) += watch.seconds();
     if (next.id == options.stop_token) {

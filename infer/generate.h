@@ -29,6 +29,8 @@ struct Generated {
   double decode_seconds = 0;      // all later passes
   std::vector<double>
       routed_fraction;  // by routed layer: the share of the last pass's tokens that went through it
+  /// By layer with experts, by expert: the share of the block's tokens of the last pass that it took.
+  std::vector<std::vector<double>> expert_fraction;
 };
 
 /// Called after each new token; false ends the generation.

@@ -257,6 +257,13 @@ class Backend {
   /// Either gradient may be null.
   virtual void expert_affinity_backward(View dlogits, ConstView daffinity, ConstView dlse, ConstView affinity,
                                         std::int64_t rows, std::int64_t choices) = 0;
+  /// scores stat [choices, rows] = logits stat [rows, choices] + bias, transposed as the affinity is. bias
+  /// stat [choices] or null.
+  virtual void choice_scores_forward(View scores, ConstView logits, ConstView bias, std::int64_t rows,
+                                     std::int64_t choices) = 0;
+  /// dlogits stat [rows, choices] is overwritten, dbias (when not null) is added to.
+  virtual void choice_scores_backward(View dlogits, View dbias_accumulate, ConstView dscores,
+                                      std::int64_t rows, std::int64_t choices) = 0;
   /// From indices int32 [E, S], which count through [E, N] (e * N + row): rows int32 [E, S], the row of each
   /// slot, and slots int32 [E, N], the slot (counted through [E, S]) that each row has with each expert; -1:
   /// none.

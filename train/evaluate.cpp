@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <utility>
 
 #include "src/flops/flops.h"
 #include "src/ops/loss.h"
@@ -11,17 +12,111 @@ namespace fathom {
 
 namespace {
 
-// Sums by routed layer over the batches of an evaluation.
-struct LayerSums {
-  double kept = 0;
+// The causal decision against membership, over the batches of an evaluation.
+struct Hits {
   double true_positives = 0;
   double positives = 0;
   double members = 0;
+
+  void add(const RouterSummary& s, double decisions) {
+    true_positives += s.true_positives * decisions;
+    positives += s.positives * decisions;
+    members += s.members * decisions;
+  }
+  double recall() const { return members > 0 ? true_positives / members : 0; }
+  double precision() const { return positives > 0 ? true_positives / positives : 0; }
+};
+
+// By routed layer.
+struct LayerSums {
+  double kept = 0;
+  Hits hits;
+};
+
+// By layer with experts, in the causal pass.
+struct ExpertSums {
+  std::vector<double> taken;  // by expert
+  double rows = 0;            // of the block
+  double computed = 0;        // by all experts, empty slots too
+  Hits hits;
 };
 
 double loss_sum(Context& c, const Transformer& model, const Batch& batch, const ForwardResult& result) {
   return ops::sum(c, model.cross_entropy(c, result.hidden, batch.targets, 1.0));
 }
+
+RouterSummary read_summary(Context& c, const Tensor& out) {
+  return summary_of(to_doubles(c.backend(), out).data());
+}
+
+// What both passes over a batch say of the routers.
+class Routing {
+ public:
+  Routing(Context& c, const Transformer& model, const RoutingConfig& routing)
+      : c_(c),
+        routing_(routing),
+        layers_(model.routed_layers().size()),
+        experts_(model.expert_layers().size()) {
+    for (ExpertSums& e : experts_) e.taken.resize(static_cast<std::size_t>(routing.experts.count));
+  }
+
+  void add_trained(const ForwardResult& pass) {
+    const Tensor out = c_.empty_stat({8});
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      record_summary(c_, pass.routing[i], routing_, out);
+      layers_[i].hits.add(read_summary(c_, out), static_cast<double>(pass.routing[i].scores.size()));
+    }
+    if (!routing_.experts_choose()) return;
+    for (const ExpertLayer& e : pass.experts) {
+      record_summary(c_, e, routing_, out);
+      experts_[static_cast<std::size_t>(e.layer)].hits.add(
+          read_summary(c_, out), static_cast<double>(e.dispatch.shape.experts * e.dispatch.shape.rows));
+    }
+  }
+
+  void add_served(const ForwardResult& pass) {
+    for (std::size_t i = 0; i < layers_.size(); ++i) {
+      layers_[i].kept += static_cast<double>(pass.routing[i].indices.size());
+    }
+    for (const ExpertLayer& e : pass.experts) {  // not of a routed block that kept no token
+      ExpertSums& sums = experts_[static_cast<std::size_t>(e.layer)];
+      for (std::size_t i = 0; i < sums.taken.size(); ++i) {
+        sums.taken[i] += static_cast<double>(e.dispatch.taken[i]);
+      }
+      sums.rows += static_cast<double>(e.dispatch.shape.rows);
+      sums.computed += static_cast<double>(e.dispatch.shape.experts * e.dispatch.shape.slots);
+    }
+  }
+
+  void report(EvalResult& result) const {
+    for (const LayerSums& l : layers_) {
+      result.realised_capacity.push_back(l.kept / static_cast<double>(result.tokens));
+      result.recall.push_back(l.hits.recall());
+      result.precision.push_back(l.hits.precision());
+    }
+    for (const ExpertSums& e : experts_) {
+      std::vector<double> capacity = e.taken;
+      for (double& x : capacity) x = e.rows > 0 ? x / e.rows : 0;
+      result.expert_capacity.push_back(std::move(capacity));
+      if (!routing_.experts_choose()) continue;
+      result.expert_recall.push_back(e.hits.recall());
+      result.expert_precision.push_back(e.hits.precision());
+    }
+  }
+
+  /// Rows that the experts of each layer computed for each token of theirs.
+  std::vector<double> expert_rows() const {
+    std::vector<double> rows;
+    for (const ExpertSums& e : experts_) rows.push_back(e.rows > 0 ? e.computed / e.rows : 0);
+    return rows;
+  }
+
+ private:
+  Context& c_;
+  const RoutingConfig& routing_;
+  std::vector<LayerSums> layers_;
+  std::vector<ExpertSums> experts_;
+};
 
 }  // namespace
 
@@ -35,13 +130,15 @@ void record_summary(Context& c, const RoutedLayer& routed, const RoutingConfig& 
                                  routed.scores.size());
 }
 
-RouterSummary summary_of(const double* v) { return {v[0], v[1], v[2], v[3], v[4], v[5], v[6]}; }
-
-RouterSummary summarise(Context& c, const RoutedLayer& routed, const RoutingConfig& routing) {
-  const Tensor out = c.empty_stat({8});
-  record_summary(c, routed, routing, out);
-  return summary_of(to_doubles(c.backend(), out).data());
+void record_summary(Context& c, const ExpertLayer& layer, const RoutingConfig& routing, const Tensor& out) {
+  const std::int64_t experts = layer.dispatch.shape.experts;  // what no-ops take is nowhere to be seen
+  const Tensor decides = (routing.has_predictor() ? layer.predicted : layer.scores).rows(0, experts);
+  c.backend().routing_statistics(out, decides, decides,
+                                 layer.dispatch.chosen.rows(0, layer.dispatch.rows.size()),
+                                 logit(routing.causal.threshold), decides.size());
 }
+
+RouterSummary summary_of(const double* v) { return {v[0], v[1], v[2], v[3], v[4], v[5], v[6]}; }
 
 std::optional<EvalResult> evaluate(Context& c, const Transformer& model, const Config& config,
                                    const DataLoader& data, const EvalOptions& options) {
@@ -51,9 +148,10 @@ std::optional<EvalResult> evaluate(Context& c, const Transformer& model, const C
   const std::int64_t sequences = std::min(wanted, data.sequences());
   EvalResult result;
   result.layers = model.routed_layers();
+  result.expert_layers = model.expert_layers();
   result.sees_future = config.routing.kind != RoutingKind::None;
   const bool causal = result.sees_future && !config.routing.needs_future();
-  std::vector<LayerSums> layers(result.layers.size());
+  Routing routing(c, model, config.routing);
   const SelectionRule trained_by = training_rule(config.routing, config.seed, 0);
 
   for (std::int64_t first = 0; first < sequences; first += options.batch) {
@@ -63,37 +161,28 @@ std::optional<EvalResult> evaluate(Context& c, const Transformer& model, const C
     const ForwardResult pass = model.forward(c, batch, trained_by);
     result.loss += loss_sum(c, model, batch, pass);
     if (!causal) continue;
-    for (std::size_t i = 0; i < layers.size(); ++i) {
-      const RouterSummary s = summarise(c, pass.routing[i], config.routing);
-      const double rows = static_cast<double>(batch.batch * batch.seq);
-      layers[i].true_positives += s.true_positives * rows;
-      layers[i].positives += s.positives * rows;
-      layers[i].members += s.members * rows;
-    }
+    routing.add_trained(pass);
     const ForwardResult served = model.forward(c, batch, causal_rule(config.routing));
     result.causal = result.causal.value_or(0) + loss_sum(c, model, batch, served);
-    for (std::size_t i = 0; i < layers.size(); ++i) {
-      layers[i].kept += static_cast<double>(served.routing[i].indices.size());
-    }
+    routing.add_served(served);
   }
 
   const double tokens = static_cast<double>(result.tokens);
   result.loss /= tokens;
-  if (causal) result.causal = *result.causal / tokens;
+  if (causal) {
+    result.causal = *result.causal / tokens;
+    routing.report(result);
+  }
   const TokenStore& store = data.store();
   result.bytes = static_cast<double>(store.text_bytes()) * tokens / static_cast<double>(store.num_tokens());
   std::vector<double> capacity(static_cast<std::size_t>(config.model.depth), 1.0);
-  for (std::size_t i = 0; causal && i < layers.size(); ++i) {
-    result.realised_capacity.push_back(layers[i].kept / tokens);
-    result.recall.push_back(layers[i].members > 0 ? layers[i].true_positives / layers[i].members : 0);
-    result.precision.push_back(layers[i].positives > 0 ? layers[i].true_positives / layers[i].positives : 0);
-    capacity[static_cast<std::size_t>(result.layers[i])] = result.realised_capacity.back();
+  for (std::size_t i = 0; causal && i < result.layers.size(); ++i) {
+    capacity[static_cast<std::size_t>(result.layers[i])] = result.realised_capacity[i];
   }
-  // What a token's own choice of experts costs depends on how they are served.
-  if (!config.routing.has_experts() && (causal || !result.sees_future)) {
+  if (causal || !result.sees_future) {
     Config measured = config;  // scores cost what these sequences are long, not those of training
     measured.train.seq_len = data.seq_len();
-    result.causal_flops_per_token = causal_flops_per_token(measured, capacity).total();
+    result.causal_flops_per_token = causal_flops_per_token(measured, capacity, routing.expert_rows()).total();
   }
   return result;
 }

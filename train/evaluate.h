@@ -32,7 +32,13 @@ struct EvalResult {
   std::vector<double> realised_capacity;
   std::vector<double> recall;
   std::vector<double> precision;
-  double causal_flops_per_token = 0;  // forward, from the realised capacity
+  // By layer with experts. Capacity, by expert: the share of the block's tokens that it took in the causal
+  // pass. Recall and precision, where experts choose: of what they took against top-k in the top-k pass.
+  std::vector<std::int64_t> expert_layers;
+  std::vector<std::vector<double>> expert_capacity;
+  std::vector<double> expert_recall;
+  std::vector<double> expert_precision;
+  double causal_flops_per_token = 0;  // forward, from the realised capacity and what the experts computed
 
   /// The loss that can be served.
   double judged() const { return causal.value_or(loss); }
@@ -43,7 +49,8 @@ struct EvalResult {
 std::optional<EvalResult> evaluate(Context& c, const Transformer& model, const Config& config,
                                    const DataLoader& data, const EvalOptions& options);
 
-/// How a routed layer behaved over a batch (kernels/backend.h, routing_statistics).
+/// How a routed layer behaved over a batch (kernels/backend.h, routing_statistics), or the experts of a layer
+/// together, a decision being one expert's of one token.
 struct RouterSummary {
   double mean = 0, min = 0, max = 0;
   double above_half = 0;  // share of tokens with sigma(r) > 0.5
@@ -54,7 +61,8 @@ struct RouterSummary {
 };
 /// Into stat [8], without waiting for the device.
 void record_summary(Context& c, const RoutedLayer& routed, const RoutingConfig& routing, const Tensor& out);
+/// Of experts that choose.
+void record_summary(Context& c, const ExpertLayer& layer, const RoutingConfig& routing, const Tensor& out);
 RouterSummary summary_of(const double* values);
-RouterSummary summarise(Context& c, const RoutedLayer& routed, const RoutingConfig& routing);
 
 }  // namespace fathom

@@ -56,9 +56,12 @@ StepRecord step_record(const Config& config, const TrainingState& state, const S
   if (pace.peak_flops_per_s > 0) r.mfu = r.flops_per_s / pace.peak_flops_per_s;
   r.seconds = state.seconds;
   r.memory_bytes = pace.memory_bytes;
-  if (config.routing.has_aux_loss()) r.aux_loss = outcome.aux;
-  if (config.routing.has_predictor()) r.predictor_loss = outcome.predictor;
-  if (config.routing.tokens_choose()) {
+  const RoutingConfig& routing = config.routing;
+  if (routing.routes_depth() && routing.has_aux_loss()) r.aux_loss = outcome.aux;
+  if (routing.routes_depth() && routing.has_predictor()) r.predictor_loss = outcome.predictor;
+  if (routing.experts_choose() && routing.has_aux_loss()) r.expert_aux_loss = outcome.expert_aux;
+  if (routing.experts_choose() && routing.has_predictor()) r.expert_predictor_loss = outcome.expert_predictor;
+  if (routing.tokens_choose()) {
     r.balance_loss = outcome.balance;
     r.z_loss = outcome.z;
   }
@@ -71,9 +74,10 @@ StepRecord step_record(const Config& config, const TrainingState& state, const S
   }
   r.experts = outcome.experts;
   for (std::size_t i = 0; i < r.experts.size(); ++i) r.expert_layers.push_back(static_cast<std::int64_t>(i));
-  if (!accuracy.empty() && config.routing.causal.method != CausalMethod::None) {
-    r.predictor_accuracy = mean(accuracy);
-  }
+  if (!accuracy.empty() && routing.causal.method != CausalMethod::None) r.predictor_accuracy = mean(accuracy);
+  accuracy.clear();
+  for (const RouterSummary& s : outcome.expert_routing) accuracy.push_back(s.accuracy());
+  if (!accuracy.empty()) r.expert_accuracy = mean(accuracy);
   return r;
 }
 
@@ -97,6 +101,16 @@ EvalRecord evaluation_record(const TrainingState& state, const EvalResult& resul
     r.router_precision_by_layer = result.precision;
     r.router_recall = mean(result.recall);
     r.router_precision = mean(result.precision);
+  }
+  if (result.causal && !result.expert_layers.empty()) {
+    r.expert_layers = result.expert_layers;
+    r.expert_capacity = result.expert_capacity;
+    r.expert_recall_by_layer = result.expert_recall;
+    r.expert_precision_by_layer = result.expert_precision;
+    if (!result.expert_recall.empty()) {
+      r.expert_recall = mean(result.expert_recall);
+      r.expert_precision = mean(result.expert_precision);
+    }
   }
   if (result.causal_flops_per_token > 0) r.causal_flops_per_token = result.causal_flops_per_token;
   return r;

@@ -14,20 +14,27 @@ namespace fathom {
 
 namespace {
 
-constexpr std::int64_t kSummary = 8;  // elements of a routed layer's summary
+constexpr std::int64_t kSummary = 8;  // elements of a router's summary
+
+// Whether what experts choose is foretold, and so can be right or wrong.
+bool experts_foretold(const RoutingConfig& routing) {
+  return routing.experts_choose() && !routing.needs_future();
+}
 
 }  // namespace
 
 bool StepOutcome::finite() const {
   return std::isfinite(loss) && std::isfinite(aux) && std::isfinite(predictor) && std::isfinite(balance) &&
-         std::isfinite(z) && std::isfinite(norms.model) && std::isfinite(norms.predictor);
+         std::isfinite(z) && std::isfinite(expert_aux) && std::isfinite(expert_predictor) &&
+         std::isfinite(norms.model) && std::isfinite(norms.predictor);
 }
 
 StepRunner::StepRunner(Context& c, Transformer& model, const Config& config, Source source)
     : context_(c), model_(model), config_(config), source_(std::move(source)), memory_(c.allocator().pool()) {
   const auto layers = static_cast<std::int64_t>(model.routed_layers().size());
   const auto experts = static_cast<std::int64_t>(model.expert_layers().size());
-  report_ = c.zeros({config.accumulation() * model.loss_slots() + kSummary * layers + kExpertStats * experts +
+  const std::int64_t of_experts = kExpertStats + (experts_foretold(config.routing) ? kSummary : 0);
+  report_ = c.zeros({config.accumulation() * model.loss_slots() + kSummary * layers + of_experts * experts +
                      static_cast<std::int64_t>(kParameterGroups)},
                     c.stat_dtype());
 }
@@ -114,6 +121,9 @@ bool StepRunner::record_step(std::int64_t step) {
         if (part + 1 < parts) break;
         record_expert_stats(context_, experts, report_.rows(at, at + kExpertStats));
         at += kExpertStats;
+        if (!experts_foretold(config_.routing)) continue;
+        record_summary(context_, experts, config_.routing, report_.rows(at, at + kSummary));
+        at += kSummary;
       }
     }
     tape.backward();
@@ -140,10 +150,16 @@ StepOutcome StepRunner::read() const {
     outcome.predictor += sums.predictor / all;
     outcome.balance += sums.balance / all;
     outcome.z += sums.z / all;
+    outcome.expert_aux += sums.expert_aux / all;
+    outcome.expert_predictor += sums.expert_predictor / all;
   }
   for (std::int64_t i = 0; i < layers; ++i, at += kSummary) outcome.routing.push_back(summary_of(at));
-  for (std::size_t i = 0; i < model_.expert_layers().size(); ++i, at += kExpertStats) {
+  for (std::size_t i = 0; i < model_.expert_layers().size(); ++i) {
     outcome.experts.push_back(expert_stats_of(at));
+    at += kExpertStats;
+    if (!experts_foretold(config_.routing)) continue;
+    outcome.expert_routing.push_back(summary_of(at));
+    at += kSummary;
   }
   outcome.norms = AdamW::norms_of(at);
   return outcome;

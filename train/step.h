@@ -23,14 +23,17 @@ namespace fathom {
 
 /// What a step measured, before its update.
 struct StepOutcome {
-  double loss = 0;       // cross-entropy, nats a token
-  double aux = 0;        // BCE of the routers, mean over layers
-  double predictor = 0;  // BCE of the predictors
-  double balance = 0;    // of token choice
-  double z = 0;          // likewise
+  double loss = 0;              // cross-entropy, nats a token
+  double aux = 0;               // BCE of the routers, mean over layers
+  double predictor = 0;         // BCE of the predictors
+  double balance = 0;           // of token choice
+  double z = 0;                 // likewise
+  double expert_aux = 0;        // of expert choice: BCE of its routers, mean over layers
+  double expert_predictor = 0;  // of its predictors
   AdamW::Norms norms;
-  std::vector<RouterSummary> routing;  // of the last micro-batch, by routed layer
-  std::vector<ExpertStats> experts;    // likewise, by layer with experts
+  std::vector<RouterSummary> routing;         // of the last micro-batch, by routed layer
+  std::vector<ExpertStats> experts;           // likewise, by layer with experts
+  std::vector<RouterSummary> expert_routing;  // likewise, where experts choose and a causal rule is trained
   bool finite() const;
 };
 

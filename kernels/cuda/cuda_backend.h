@@ -110,6 +110,10 @@ class CudaBackend final : public Backend {
                                std::int64_t choices) override;
   void expert_affinity_backward(View dlogits, ConstView daffinity, ConstView dlse, ConstView affinity,
                                 std::int64_t rows, std::int64_t choices) override;
+  void choice_scores_forward(View scores, ConstView logits, ConstView bias, std::int64_t rows,
+                             std::int64_t choices) override;
+  void choice_scores_backward(View dlogits, View dbias_accumulate, ConstView dscores, std::int64_t rows,
+                              std::int64_t choices) override;
   void expert_slots(View rows, View slots, ConstView indices, const ExpertShape& s) override;
   void expert_gather_forward(View out, ConstView x, ConstView rows, const ExpertShape& s) override;
   void expert_gather_backward(View dx, ConstView dout, ConstView slots, const ExpertShape& s) override;

@@ -42,7 +42,7 @@ struct CausalConfig {
   CausalMethod method = CausalMethod::Aux;
   double aux_weight = 0.01;           // of the BCE on the router's own logits
   std::int64_t predictor_hidden = 0;  // 0: width / 4
-  double threshold = 0.5;             // on sigmoid(logit): a token above it goes through the block
+  double threshold = 0.5;  // on sigmoid(logit): a token above it goes through the block, or to the expert
 
   bool operator==(const CausalConfig&) const = default;
 };
@@ -86,16 +86,16 @@ struct RoutingConfig {
   }
   bool experts_choose() const { return has_experts() && experts.choice == ExpertsChoose::Expert; }
   bool tokens_choose() const { return has_experts() && experts.choice == ExpertsChoose::Token; }
-  /// Whether a token's way depends on those that follow it, and no rule that does without them was trained.
-  bool needs_future() const {
-    return experts_choose() || (routes_depth() && causal.method == CausalMethod::None);
-  }
+  /// Whether a token's way depends, in training, on those that follow it.
+  bool looks_ahead() const { return routes_depth() || experts_choose(); }
+  /// The same, and no rule that does without them was trained.
+  bool needs_future() const { return looks_ahead() && causal.method == CausalMethod::None; }
+  /// Of whatever looks ahead: the routers of blocks, those of experts, or both.
   bool has_predictor() const {
-    return routes_depth() &&
-           (causal.method == CausalMethod::Predictor || causal.method == CausalMethod::Both);
+    return looks_ahead() && (causal.method == CausalMethod::Predictor || causal.method == CausalMethod::Both);
   }
   bool has_aux_loss() const {
-    return routes_depth() && (causal.method == CausalMethod::Aux || causal.method == CausalMethod::Both);
+    return looks_ahead() && (causal.method == CausalMethod::Aux || causal.method == CausalMethod::Both);
   }
 
   bool operator==(const RoutingConfig&) const = default;

@@ -233,9 +233,9 @@ std::vector<Key> make_keys() {
                              "g of the router's scalar that multiplies the block's output."),
       key<routing, causal, &C::method>(
           "routing.causal.method", kAny, "",
-          "How a token is chosen without the future: aux: the router, trained with an auxiliary loss; "
-          "predictor: an "
-          "MLP of its own; both; none: training and top-k evaluation only, such a model cannot be served."),
+          "How a token is chosen without the future, by routed blocks and by experts that choose: aux: the "
+          "router, trained with an auxiliary loss; predictor: an MLP of its own; both; none: training and "
+          "top-k evaluation only, such a model cannot be served."),
       key<routing, causal, &C::aux_weight>("routing.causal.aux_weight", from_to(0, 1000),
                                            "a weight is not negative",
                                            "Weight of the auxiliary loss (aux, both)."),
@@ -244,7 +244,7 @@ std::vector<Key> make_keys() {
           "Hidden width of the predictor; 0: a quarter of model.width."),
       key<routing, causal, &C::threshold>(
           "routing.causal.threshold", between(0, 1), "it is compared with a sigmoid",
-          "A token goes through the block when its probability is above this."),
+          "A token goes through the block, or to the expert, when its probability is above this."),
 
       key<routing, experts, &E::count>("experts.count", from_to(1, 1024), "a MLP of experts has one",
                                        "E, experts of each MLP (moe, mode_staged, mode_integrated)."),

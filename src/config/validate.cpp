@@ -174,14 +174,7 @@ void validate(const Config& config, const Origins& origins) {
 
 std::vector<std::string> config_notes(const Config& c) {
   std::vector<std::string> notes;
-  if (c.routing.experts_choose()) {
-    notes.emplace_back(
-        "experts.choice is expert: experts look at a whole sequence to choose their tokens, so the model "
-        "trains and "
-        "is evaluated (val_topk), but cannot generate or be served.");
-  }
-  if (c.routing.routes_depth() && !c.routing.experts_choose() &&
-      c.routing.causal.method == CausalMethod::None) {
+  if (c.routing.needs_future()) {
     notes.emplace_back(
         "routing.causal.method is none: the model trains and is evaluated with top-k, but top-k needs the "
         "future, so it "
@@ -195,7 +188,7 @@ std::vector<std::string> config_notes(const Config& c) {
   }
   if (c.routing.has_aux_loss() && c.routing.causal.aux_weight == 0) {
     notes.emplace_back(
-        "routing.causal.aux_weight is 0: nothing trains the router to choose without the future.");
+        "routing.causal.aux_weight is 0: nothing trains the routers to choose without the future.");
   }
   return notes;
 }

@@ -28,8 +28,9 @@ double rows_of_experts(const RoutingConfig& r, double tokens) {
   return d(r.experts.count) * d(expert_tokens(r.experts, whole)) / tokens;
 }
 
-// FLOPs of one block's attention and MLP for `tokens` of a sequence's T, spread over the T.
-FlopTerms block_flops(const Config& c, double tokens, double seq_len) {
+// FLOPs of one block's attention and MLP for `tokens` of a sequence's T, spread over the T. `expert_rows`:
+// that its experts compute for each of these tokens.
+FlopTerms block_flops(const Config& c, double tokens, double expert_rows, double seq_len) {
   const ModelConfig& m = c.model;
   const double width = d(m.width), head_dim = d(m.head_dim()), heads = d(m.heads), kv_heads = d(m.kv_heads);
   const double share = tokens / seq_len;
@@ -38,17 +39,22 @@ FlopTerms block_flops(const Config& c, double tokens, double seq_len) {
   f.attention_scores = share * (2 * tokens * heads * head_dim);  // 2 products * 2 FLOPs * tokens / 2
   const double mlp = 3 * 2 * width * d(m.ffn_hidden);
   if (c.routing.has_experts()) {
-    f.experts = share * rows_of_experts(c.routing, tokens) * mlp;
-    f.router = share * 2 * width * d(c.routing.experts.count + c.routing.experts.noop);
+    const double choices = d(c.routing.experts.count + c.routing.experts.noop);
+    f.experts = share * expert_rows * mlp;
+    f.router = share * 2 * width * choices;
+    if (c.routing.experts_choose() && c.routing.has_predictor()) {
+      f.predictor = share * 2 * d(c.routing.causal.predictor_hidden) * (width + choices);
+    }
   } else {
     f.mlp = share * mlp;
   }
   return f;
 }
 
-// The whole forward pass; `tokens_of(l)` is how many of T tokens routed block l computes.
-template <typename TokensOf>
-FlopTerms forward(const Config& c, TokensOf tokens_of) {
+// The whole forward pass; `tokens_of(l)` is how many of T tokens routed block l computes, and
+// expert_rows_of(l, tokens) how many rows the experts of block l compute for each of its tokens.
+template <typename TokensOf, typename ExpertRowsOf>
+FlopTerms forward(const Config& c, TokensOf tokens_of, ExpertRowsOf expert_rows_of) {
   require_resolved(c);
   const ModelConfig& m = c.model;
   const double seq_len = d(c.train.seq_len), width = d(m.width),
@@ -56,12 +62,15 @@ FlopTerms forward(const Config& c, TokensOf tokens_of) {
   FlopTerms sum;
   for (std::int64_t l = 0; l < m.depth; ++l) {
     const bool routed = c.routing.routes(l);
-    const FlopTerms f = block_flops(c, routed ? tokens_of(l) : seq_len, seq_len);
+    const double tokens = routed ? tokens_of(l) : seq_len;
+    const double expert_rows = c.routing.has_experts() ? expert_rows_of(l, tokens) : 0;
+    const FlopTerms f = block_flops(c, tokens, expert_rows, seq_len);
     sum.attention_proj += f.attention_proj;
     sum.attention_scores += f.attention_scores;
     sum.mlp += f.mlp;
     sum.experts += f.experts;
     sum.router += f.router;
+    sum.predictor += f.predictor;
     if (routed) sum.router += 2 * width;
     if (routed && c.routing.has_predictor()) sum.predictor += 2 * (width * hidden + hidden);
   }
@@ -72,16 +81,22 @@ FlopTerms forward(const Config& c, TokensOf tokens_of) {
 }  // namespace
 
 FlopTerms forward_flops_per_token(const Config& c) {
-  return forward(c, [&](std::int64_t) { return d(kept_tokens(c.routing.capacity, c.train.seq_len)); });
+  return forward(
+      c, [&](std::int64_t) { return d(kept_tokens(c.routing.capacity, c.train.seq_len)); },
+      [&](std::int64_t, double tokens) { return rows_of_experts(c.routing, tokens); });
 }
 
 FlopTerms train_flops_per_token(const Config& c) {
   FlopTerms f = forward_flops_per_token(c);
-  // The gradient of the first layer's input, which nothing asks for.
+  // The gradient of the predictors' input, which nothing asks for.
   double not_computed = 0;
   if (f.predictor > 0) {
+    const double one = 2 * d(c.model.width) * d(c.routing.causal.predictor_hidden);
+    const double kept_share = d(kept_tokens(c.routing.capacity, c.train.seq_len)) / d(c.train.seq_len);
     for (std::int64_t l = 0; l < c.model.depth; ++l) {
-      if (c.routing.routes(l)) not_computed += 2 * d(c.model.width) * d(c.routing.causal.predictor_hidden);
+      const bool routed = c.routing.routes(l);
+      if (routed) not_computed += one;
+      if (c.routing.experts_choose()) not_computed += (routed ? kept_share : 1.0) * one;
     }
   }
   f.attention_proj *= 3;
@@ -98,13 +113,16 @@ double train_flops_per_step(const Config& c) {
   return train_flops_per_token(c).total() * d(c.train.batch_tokens);
 }
 
-FlopTerms causal_flops_per_token(const Config& c, std::span<const double> realised_capacity) {
-  if (realised_capacity.size() != static_cast<std::size_t>(c.model.depth)) {
-    throw InternalError(fmt::format("[causal_flops_per_token] {} capacities for {} blocks",
-                                    realised_capacity.size(), c.model.depth));
+FlopTerms causal_flops_per_token(const Config& c, std::span<const double> realised_capacity,
+                                 std::span<const double> expert_rows) {
+  const auto blocks = static_cast<std::size_t>(c.model.depth);
+  if (realised_capacity.size() != blocks || (c.routing.has_experts() && expert_rows.size() != blocks)) {
+    throw InternalError(fmt::format("[causal_flops_per_token] {} capacities and {} expert rows for {} blocks",
+                                    realised_capacity.size(), expert_rows.size(), blocks));
   }
   return forward(
-      c, [&](std::int64_t l) { return realised_capacity[static_cast<std::size_t>(l)] * d(c.train.seq_len); });
+      c, [&](std::int64_t l) { return realised_capacity[static_cast<std::size_t>(l)] * d(c.train.seq_len); },
+      [&](std::int64_t l, double) { return expert_rows[static_cast<std::size_t>(l)]; });
 }
 
 ParameterCount count_parameters(const Config& c) {
@@ -115,10 +133,14 @@ ParameterCount count_parameters(const Config& c) {
   const std::int64_t without_mlp = m.width * (m.heads + 2 * m.kv_heads) * head_dim +
                                    m.heads * head_dim * m.width + 2 * m.width +
                                    (m.qk_norm ? 2 * head_dim : 0);
-  const std::int64_t expert_router = r.has_experts() ? (r.experts.count + r.experts.noop) * m.width : 0;
+  const std::int64_t choices = r.experts.count + r.experts.noop, predicting = r.causal.predictor_hidden;
+  std::int64_t expert_router = r.has_experts() ? choices * m.width : 0;
+  if (r.experts_choose() && r.has_predictor()) {
+    expert_router += m.width * predicting + predicting + predicting * choices + choices;
+  }
   const std::int64_t block = without_mlp + expert_router + (r.has_experts() ? r.experts.count : 1) * mlp;
-  const std::int64_t hidden = r.causal.predictor_hidden;
-  const std::int64_t around = m.width + (r.has_predictor() ? m.width * hidden + hidden + hidden + 1 : 0);
+  const std::int64_t around =
+      m.width + (r.has_predictor() ? m.width * predicting + predicting + predicting + 1 : 0);
 
   ParameterCount n;
   const std::int64_t table = m.vocab_size * m.width;

@@ -22,8 +22,9 @@ struct FlopTerms {
   double experts = 0;           // expert MLPs, each on the tokens that it takes
   double router =
       0;  // one scalar a token, on all T tokens of a routed block; the choices of an expert router
-  double predictor = 0;  // the causal predictor, on all T tokens of a routed block
-  double head = 0;       // logits
+  double predictor =
+      0;  // causal predictors: on all T tokens of a routed block; of experts, on the block's own tokens
+  double head = 0;  // logits
 
   double total() const {
     return attention_proj + attention_scores + mlp + experts + router + predictor + head;
@@ -34,7 +35,7 @@ struct FlopTerms {
 FlopTerms forward_flops_per_token(const Config& config);
 
 /// Forward and backward pass, FLOPs a token. Recomputation is not counted: it is the engine's choice, not the
-/// model's. The predictor reads detached inputs, so the backward pass of its first layer is the weight
+/// model's. A predictor reads detached inputs, so the backward pass of its first layer is the weight
 /// gradient alone.
 FlopTerms train_flops_per_token(const Config& config);
 
@@ -42,14 +43,17 @@ FlopTerms train_flops_per_token(const Config& config);
 double train_flops_per_step(const Config& config);
 
 /// Forward pass of causal evaluation, FLOPs a token, when block l computes the share realised_capacity[l] of
-/// the tokens (model.depth entries; those of blocks that are not routed are not read). Throws InternalError
-/// on another length.
-FlopTerms causal_flops_per_token(const Config& config, std::span<const double> realised_capacity);
+/// the tokens (model.depth entries; those of blocks that are not routed are not read) and its experts
+/// expert_rows[l] rows for each of these (model.depth entries; not read without experts). Throws
+/// InternalError on another length.
+FlopTerms causal_flops_per_token(const Config& config, std::span<const double> realised_capacity,
+                                 std::span<const double> expert_rows = {});
 
 struct ParameterCount {
   std::int64_t total = 0;
-  /// Parameters that work on a token on average: a routed block's attention, MLP and norms count K / T times;
-  /// its router and predictor, and everything else, count whole.
+  /// Parameters that work on a token on average: a routed block's attention, MLP and norms count K / T times,
+  /// and so do its experts' router and predictor; its own router and predictor, and everything else, count
+  /// whole.
   std::int64_t active = 0;
   std::int64_t embedding = 0;  // the lookup table; 0 with tied embeddings, whose table is the head's matrix
 };

@@ -28,16 +28,23 @@ double block_bytes_per_token(const Config& c, double mlp_rows) {
   const ModelConfig& m = c.model;
   const double heads = d(m.heads), kv_heads = d(m.kv_heads), head_dim = d(m.head_dim());
   const double qkv = (heads + 2 * kv_heads) * head_dim;
-  const double elements = 2 * d(m.width)               // the inputs of both norms
-                          + qkv * (m.qk_norm ? 2 : 1)  // rotated in place, unless QK-norm reads them again
-                          + heads * head_dim           // attention's output
-                          + mlp_rows * 2 * d(m.ffn_hidden)  // gate and up
-                          // experts: the norm's output, the rows that they take and what they make of them
-                          + (c.routing.has_experts() ? (1 + 2 * mlp_rows) * d(m.width) : 0);
+  const bool foretold = c.routing.experts_choose();
+  const double elements =
+      2 * d(m.width)                    // the inputs of both norms
+      + qkv * (m.qk_norm ? 2 : 1)       // rotated in place, unless QK-norm reads them again
+      + heads * head_dim                // attention's output
+      + mlp_rows * 2 * d(m.ffn_hidden)  // gate and up
+      // experts: the norm's output, the rows that they take and what they make of them
+      + (c.routing.has_experts() ? (1 + 2 * mlp_rows) * d(m.width) : 0) +
+      (foretold && c.routing.has_predictor() ? 2 * d(c.routing.causal.predictor_hidden) : 0);
   // Log-sum-exps, norms' reciprocals; of experts affinities, slots and rows.
   const double statistics =
       heads + 2 + (m.qk_norm ? heads + kv_heads : 0) +
-      (c.routing.has_experts() ? d(2 * c.routing.experts.count + c.routing.experts.noop) + 1 + mlp_rows : 0);
+      (c.routing.has_experts() ? d(2 * c.routing.experts.count + c.routing.experts.noop) + 1 + mlp_rows : 0) +
+      // What the choices are learned from: the logits of the router, of the predictor, or of both.
+      (foretold ? (d(c.routing.has_aux_loss()) + d(c.routing.has_predictor())) *
+                      d(c.routing.experts.count + c.routing.experts.noop)
+                : 0);
   return compute_bytes(c) * elements + kStatBytes * statistics;
 }
 

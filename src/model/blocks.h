@@ -1,6 +1,8 @@
 // What the blocks of the transformer pass to each other; private to src/model.
 #pragma once
 
+#include <optional>
+
 #include "src/model/transformer.h"
 
 namespace fathom {
@@ -15,7 +17,8 @@ struct Transformer::Rows {
   Tensor first_key;  // the first key that each row sees; undefined: its sequence's first
   /// What the experts of the block decide for these rows; null: its MLP is dense.
   std::shared_ptr<ExpertLayer> experts;
-  bool without_limit = false;  // experts have room for every row: a causal rule drops none
+  /// Each row chooses, and is chosen, by itself alone.
+  std::optional<Causal> causal = {};
 };
 
 /// The residual stream is x + delta: the sum is left to the norm that reads it. delta may be undefined.

@@ -94,7 +94,7 @@ Transformer::Stream Transformer::routed_block(Context& c, std::int64_t layer, co
     c.backend().first_keys(kept.first_key, kept.documents, kept.batch, kept.seq);
   }
   kept.experts = begin_experts(layer);
-  kept.without_limit = ragged;
+  kept.causal = rows.causal;
 
   const auto f = [this, layer, kept](Context& ctx, const std::vector<Tensor>& in) -> std::vector<Tensor> {
     const Tensor a = attention_of(ctx, layer, in[0], kept);

@@ -14,14 +14,7 @@ SelectionRule training_rule(const RoutingConfig& routing, std::uint64_t seed, st
 }
 
 Causal causal_rule(const RoutingConfig& routing) {
-  if (routing.experts_choose()) {
-    throw UserError(
-        "The experts of this model choose their tokens from whole sequences (experts.choice: expert), so it "
-        "cannot "
-        "choose without seeing the tokens that follow, and cannot be decoded.",
-        "Models with experts.choice: token generate, and so do those without experts.");
-  }
-  if (routing.routes_depth() && routing.causal.method == CausalMethod::None) {
+  if (routing.needs_future()) {
     throw UserError(
         "This model was trained with routing.causal.method: none, so it has no way to choose tokens without "
         "seeing the ones that follow, and cannot be decoded.",

@@ -12,8 +12,9 @@ namespace fathom {
 struct TopK {};
 
 /// Each token decides from itself alone, as decoding must: sigma(logit) > threshold, where the logit is the
-/// router's own (trained by the auxiliary loss) or the predictor's. The gate is the main router's in both
-/// cases.
+/// router's own (trained by the auxiliary loss) or the predictor's. It holds for routed blocks and, where
+/// experts choose, for each expert; where tokens choose, no expert is full. The gate is the main router's in
+/// all cases.
 struct Causal {
   enum class Logit : std::uint8_t { Router, Predictor } logit = Logit::Router;
   double threshold = 0.5;
@@ -34,7 +35,7 @@ double logit(double probability);
 SelectionRule training_rule(const RoutingConfig& routing, std::uint64_t seed, std::uint64_t step);
 
 /// The rule that serves, with the config's threshold. With method `both`, the predictor decides.
-/// UserError when there is none: the model was trained with causal.method none, or its experts choose tokens.
+/// UserError when there is none: the model was trained with causal.method none.
 Causal causal_rule(const RoutingConfig& routing);
 
 }  // namespace fathom

@@ -53,6 +53,16 @@ void declare_block(ParameterSet& p, const ModelConfig& m, const RoutingConfig& r
     product("mlp.experts.gate_up_proj.weight", {e, 2 * m.ffn_hidden, m.width}, ParameterGroup::Decayed,
             normal);
     product("mlp.experts.down_proj.weight", {e, m.width, m.ffn_hidden}, ParameterGroup::Decayed, residual);
+    if (r.experts_choose() && r.has_predictor()) {
+      const std::int64_t hidden = r.causal.predictor_hidden, choices = e + r.experts.noop;
+      product("mlp.router_predictor.0.weight", {hidden, m.width}, ParameterGroup::Predictor, normal);
+      product("mlp.router_predictor.2.weight", {choices, hidden}, ParameterGroup::Predictor, normal);
+      const Init zeros{Init::Kind::Zeros, 0};
+      p.declare(
+          {layer_name(layer, "mlp.router_predictor.0.bias"), {hidden}, ParameterGroup::Predictor, zeros});
+      p.declare(
+          {layer_name(layer, "mlp.router_predictor.2.bias"), {choices}, ParameterGroup::Predictor, zeros});
+    }
   } else {
     matrix("mlp.gate_up_proj.weight", 2 * m.ffn_hidden, m.width, normal);
     matrix("mlp.down_proj.weight", m.width, m.ffn_hidden, residual);
@@ -159,7 +169,7 @@ std::vector<std::int64_t> Transformer::expert_layers() const {
 
 LossLayers Transformer::loss_layers() const {
   return {static_cast<std::int64_t>(routed_layers().size()),
-          routing_.tokens_choose() ? static_cast<std::int64_t>(expert_layers().size()) : 0};
+          static_cast<std::int64_t>(expert_layers().size()), routing_.tokens_choose()};
 }
 
 const Tensor& Transformer::weight(std::int64_t layer, const char* name) const {
@@ -168,16 +178,12 @@ const Tensor& Transformer::weight(std::int64_t layer, const char* name) const {
 
 ForwardResult Transformer::forward(Context& c, const Batch& batch, const SelectionRule& rule,
                                    const StreamObserver& observe) const {
-  if (routing_.experts_choose() && std::holds_alternative<Causal>(rule)) {
-    throw InternalError(
-        "[transformer] expert choice looks at whole sequences, so there is no causal rule for it");
-  }
   Rows rows{batch.batch, batch.seq, batch.positions, batch.documents, batch.document_mask, {}, {}};
   if (batch.document_mask) {
     rows.first_key = c.empty({batch.batch * batch.seq}, DType::I32);
     c.backend().first_keys(rows.first_key, batch.documents, batch.batch, batch.seq);
   }
-  rows.without_limit = std::holds_alternative<Causal>(rule);
+  if (const auto* causal = std::get_if<Causal>(&rule)) rows.causal = *causal;
   ForwardResult result;
   Stream stream{ops::embedding(c, parameters_.get(kEmbedding), batch.tokens), {}};
   const auto show = [&](std::int64_t blocks) {
@@ -236,24 +242,6 @@ std::pair<Tensor, Tensor> Transformer::mlp_after(Context& c, std::int64_t layer,
 std::vector<Tensor> Transformer::body(Context& c, const BlockFunction& f,
                                       const std::vector<Tensor>& inputs) const {
   return recompute_ == Recompute::Block ? recompute(c, f, inputs) : f(c, inputs);
-}
-
-std::shared_ptr<ExpertLayer> Transformer::begin_experts(std::int64_t layer) const {
-  if (!routing_.has_experts()) return nullptr;
-  auto experts = std::make_shared<ExpertLayer>();
-  experts->layer = layer;
-  return experts;
-}
-
-// What the losses of an expert router read are the outputs of the block from `first` on.
-void Transformer::keep_experts(ExpertLayer* experts, const std::vector<Tensor>& outputs, std::size_t first,
-                               ForwardResult& result) {
-  if (experts == nullptr) return;
-  if (outputs.size() > first) {
-    experts->affinity = outputs.at(first);
-    experts->lse = outputs.at(first + 1);
-  }
-  result.experts.push_back(*experts);
 }
 
 Transformer::Stream Transformer::dense_block(Context& c, std::int64_t layer, const Stream& stream,
@@ -335,8 +323,8 @@ LossSums loss_sums_of(const double* sums, const LossLayers& layers, std::int64_t
   s.aux = mean(sums + 1, layers.routed);
   s.predictor = mean(sums + 1 + layers.routed, layers.routed);
   const double* of_experts = sums + 1 + 2 * layers.routed;
-  s.balance = mean(of_experts, layers.experts);
-  s.z = mean(of_experts + layers.experts, layers.experts);
+  (layers.tokens_choose ? s.balance : s.expert_aux) = mean(of_experts, layers.experts);
+  (layers.tokens_choose ? s.z : s.expert_predictor) = mean(of_experts + layers.experts, layers.experts);
   return s;
 }
 

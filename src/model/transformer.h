@@ -66,6 +66,8 @@ struct ExpertLayer {
   Tensor affinity;       // stat [E + no-ops, rows]: the softmax of the router, transposed
   Tensor lse;            // stat [rows]: the log of its sums of exponentials
   Tensor weights;        // token choice: what each row gives its choices [E + no-ops, rows]
+  Tensor scores;         // expert choice: the router's logits, stat [E + no-ops, rows]; undefined if unused
+  Tensor predicted;      // the predictor's logits, likewise; undefined without one
   ops::Dispatch dispatch;
 };
 
@@ -81,21 +83,25 @@ using StreamObserver = std::function<void(std::int64_t blocks, const Tensor& str
 /// Sums over the rows of a batch, in nats, and how many rows there were.
 struct LossSums {
   double cross_entropy = 0;
-  double aux = 0;        // mean over routed layers
-  double predictor = 0;  // mean over routed layers
-  double balance = 0;    // of token choice, mean over its layers; as if each row had its sequence's
-  double z = 0;          // likewise
+  double aux = 0;               // mean over routed layers
+  double predictor = 0;         // mean over routed layers
+  double balance = 0;           // of token choice, mean over its layers; as if each row had its sequence's
+  double z = 0;                 // likewise
+  double expert_aux = 0;        // of expert choice, mean over choices and layers; as if over the batch's rows
+  double expert_predictor = 0;  // likewise
   std::int64_t rows = 0;
 };
 
 struct LossLayers {
-  std::int64_t routed = 0;   // L
-  std::int64_t experts = 0;  // X, whose tokens choose
+  std::int64_t routed = 0;     // L
+  std::int64_t experts = 0;    // X, of experts
+  bool tokens_choose = false;  // in all X; else the experts
 };
 
 /// The same sums on the device, where a training step leaves them until its end: stat [1 + 2 L + 2 X],
 /// cross-entropy, then BCE(router) and BCE(predictor) of each of the L routed layers (zeros where a layer has
-/// no such loss), then the balance and the z-loss of each of the X layers whose tokens choose experts.
+/// no such loss), then of each of the X layers of experts the balance and the z-loss, where tokens choose, or
+/// BCE(router) and BCE(predictor), where experts do.
 struct DeviceLosses {
   Tensor sums;
   LossLayers layers;
@@ -133,9 +139,10 @@ class Transformer {
   /// Cross-entropy of every row, in nats [N], and, while a tape records, the gradient of its mean times
   /// `weight`.
   Tensor cross_entropy(Context& c, const Tensor& hidden, const Tensor& targets, double weight) const;
-  /// The training objective: cross-entropy + aux_weight * BCE(router) + BCE(predictor) + balance_weight *
-  /// balance + z_weight * z, each a mean over rows or sequences (and over its layers), times `weight`.
-  /// Recorded on the tape; returns what it was made of.
+  /// The training objective: cross-entropy + aux_weight * BCE(router) + BCE(predictor), of routed blocks and
+  /// of experts that choose, + balance_weight * balance + z_weight * z, where tokens choose; each a mean over
+  /// rows or sequences (over its choices, and over its layers), times `weight`. Recorded on the tape; returns
+  /// what it was made of.
   LossSums objective(Context& c, const Batch& batch, const ForwardResult& result, double weight) const;
   /// The same without waiting for the device; into `sums` of loss_slots() elements.
   DeviceLosses record_objective(Context& c, const Batch& batch, const ForwardResult& result, double weight,
@@ -157,12 +164,17 @@ class Transformer {
   std::pair<Tensor, Tensor> mlp_after(Context& c, std::int64_t layer, const Tensor& x, const Tensor& a) const;
   std::vector<Tensor> experts_after(Context& c, const Tensor& x, const Tensor& a, const Rows& rows,
                                     ExpertLayer& experts) const;
+  ExpertLayer route_to_experts(Context& c, const Tensor& x, std::int64_t layer, const Causal* rule) const;
+  ops::Dispatch dispatch(Context& c, const ExpertLayer& routed, const Tensor& weights,
+                         const Rows& rows) const;
+  std::vector<Tensor ExpertLayer::*> read_by_losses() const;
   std::shared_ptr<ExpertLayer> begin_experts(std::int64_t layer) const;
-  static void keep_experts(ExpertLayer* experts, const std::vector<Tensor>& outputs, std::size_t first,
-                           ForwardResult& result);
+  void keep_experts(ExpertLayer* experts, const std::vector<Tensor>& outputs, std::size_t first,
+                    ForwardResult& result) const;
   void record_expert_losses(Context& c, const ForwardResult& result, double weight, const Tensor& sums,
                             std::int64_t rows) const;
   Tensor predict(Context& c, std::int64_t layer, const Tensor& x) const;
+  Tensor predict_experts(Context& c, std::int64_t layer, const Tensor& x) const;
   std::vector<Tensor> body(Context& c, const BlockFunction& f, const std::vector<Tensor>& inputs) const;
   const Tensor& weight(std::int64_t layer, const char* name) const;
 

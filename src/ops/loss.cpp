@@ -48,7 +48,7 @@ Tensor membership_bce(Context& c, const Tensor& r, const Tensor& indices, const 
   const std::int64_t rows = r.size();
   Tensor losses = c.empty_stat({rows});
   const bool recording = wants_record(c, {r});
-  const Tensor dr = recording ? c.empty_stat({rows}) : Tensor();
+  const Tensor dr = recording ? c.empty_stat(r.shape()) : Tensor();
   c.backend().membership_bce(losses, dr, r, indices, rows, options.gradient_scale);
   c.check("membership_bce", "", losses);
   if (recording) {

@@ -18,7 +18,8 @@ struct LossOptions {
 Tensor linear_cross_entropy(Context& c, const Tensor& x, const Tensor& w, const Tensor& targets,
                             const LossOptions& options);
 
-/// Binary cross-entropy of logits r [N] against "row i is among indices" -> losses [N] in nats.
+/// Binary cross-entropy of logits r, of any shape of N elements, against "element i is among indices" (int32,
+/// ascending) -> losses [N] in nats.
 Tensor membership_bce(Context& c, const Tensor& r, const Tensor& indices, const LossOptions& options);
 
 /// The sum of a vector, as a host number.

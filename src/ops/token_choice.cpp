@@ -1,6 +1,7 @@
 #include "src/ops/token_choice.h"
 
 #include "src/ops/check.h"
+#include "src/ops/dispatch.h"
 
 namespace fathom::ops {
 
@@ -25,13 +26,7 @@ Tensor token_choice(Context& c, const Tensor& affinity, std::int64_t top_k) {
 }
 
 Dispatch fill_slots(Context& c, const Tensor& weights, const ExpertSequences& s) {
-  const std::int64_t rows = s.batch * s.seq;
-  expect_matrix(c, "fill_slots", "weights", weights);
-  if (weights.dim(0) < s.experts || weights.dim(1) != rows)
-    fail(c, "fill_slots", "weights", weights, {s.experts, rows});
-  Dispatch d{{rows, s.experts, s.batch * s.keep, 0}, {}, {}};
-  d.rows = c.empty({s.experts * d.shape.slots}, DType::I32);
-  d.slots = c.empty({s.experts, rows}, DType::I32);
+  Dispatch d = empty_dispatch(c, "fill_slots", weights, s.experts, s.batch * s.seq, s.batch * s.keep);
   c.backend().expert_fill(d.rows, d.slots, weights.rows(0, s.experts), s.seq, d.shape);
   return d;
 }

@@ -258,10 +258,13 @@ TEST(Parse, NotesWhatCannotBeServed) {
   const auto notes = config_notes(parse(kBase, {"routing.kind=mod", "routing.causal.method=none"}));
   ASSERT_EQ(notes.size(), 1u);
   EXPECT_THAT(notes[0], HasSubstr("cannot generate or be served"));
-  const auto experts = config_notes(parse(kBase, {"routing.kind=moe"}));
+  const auto experts = config_notes(parse(kBase, {"routing.kind=moe", "routing.causal.method=none"}));
   ASSERT_EQ(experts.size(), 1u);
   EXPECT_THAT(experts[0], HasSubstr("cannot generate or be served"));
-  EXPECT_TRUE(config_notes(parse(kBase, {"routing.kind=moe", "experts.choice=token"})).empty());
+  EXPECT_TRUE(config_notes(parse(kBase, {"routing.kind=moe"})).empty());
+  EXPECT_TRUE(
+      config_notes(parse(kBase, {"routing.kind=moe", "routing.causal.method=none", "experts.choice=token"}))
+          .empty());
 }
 
 }  // namespace

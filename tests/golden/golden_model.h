@@ -16,10 +16,11 @@ namespace fathom::golden {
 inline constexpr std::int64_t kBatch = 3;
 inline constexpr std::int64_t kSeq = 20;
 inline constexpr const char* kModels[] = {
-    "dense",        "dense_gqa",         "dense_tied",       "mod_raw_aux",      "mod_sigmoid_aux",
-    "mod_tanh_aux", "mod_raw_predictor", "mod_sigmoid_both", "mod_raw_both_gqa", "moe",
-    "moe_few",      "moe_many",          "mode_integrated",  "mode_staged",      "mode_staged_raw",
-    "token_top1",   "token_top2",        "token_dropless",   "token_integrated", "token_staged"};
+    "dense",          "dense_gqa",         "dense_tied",           "mod_raw_aux",      "mod_sigmoid_aux",
+    "mod_tanh_aux",   "mod_raw_predictor", "mod_sigmoid_both",     "mod_raw_both_gqa", "moe",
+    "moe_few",        "moe_many",          "mode_integrated",      "mode_staged",      "mode_staged_raw",
+    "moe_aux",        "moe_predictor",     "mode_integrated_both", "token_top1",       "token_top2",
+    "token_dropless", "token_integrated",  "token_staged"};
 
 /// The largest error of a tensor, relative to its largest element.
 inline double relative_error(const std::vector<double>& ours, const std::vector<double>& theirs) {
@@ -62,9 +63,11 @@ inline RoutingConfig routing_config(const GoldenFile& file) {
       r.experts.z_weight = file.attribute("z_weight");
     }
   }
-  if (file.attribute("routed") == 0) return r;
+  const bool routed = file.attribute("routed") != 0;
   const bool aux = file.attribute("aux_weight") > 0;
   const bool predictor = file.attribute("predictor") != 0;
+  r.causal.method = CausalMethod::None;
+  if (!routed && !file.has_attribute("foretold")) return r;
   if (!file.has_attribute("experts")) r.kind = RoutingKind::Mod;
   r.every = 2;
   r.first = 1;

@@ -86,6 +86,13 @@ TEST_P(Golden, ActivationsAndSelection) {
   for (const ExpertLayer& experts : result.experts) {
     agree(fmt::format("experts/affinity/{}", experts.layer), host(experts.affinity));
     agree_on_rows(fmt::format("experts/rows/{}", experts.layer), experts.dispatch.rows);
+    if (!file_.has_attribute("foretold")) continue;
+    agree_on_rows(fmt::format("experts/chosen/{}", experts.layer), experts.dispatch.chosen);
+    if (model_->routing().has_aux_loss())
+      agree(fmt::format("experts/scores/{}", experts.layer), host(experts.scores));
+    const std::string predicted = fmt::format("experts/predicted/{}", experts.layer);
+    ASSERT_EQ(experts.predicted.defined(), file_.has(predicted));
+    if (experts.predicted.defined()) agree(predicted, host(experts.predicted));
   }
 }
 
@@ -109,7 +116,12 @@ TEST_P(Golden, LossesAndEveryGradient) {
   close("cross_entropy", sums.cross_entropy / rows);
   if (routing.has_aux_loss()) close("aux", sums.aux / rows);
   if (routing.has_predictor()) close("predictor", sums.predictor / rows);
-  double objective = sums.cross_entropy + routing.causal.aux_weight * sums.aux + sums.predictor;
+  double objective = sums.cross_entropy + routing.causal.aux_weight * (sums.aux + sums.expert_aux) +
+                     sums.predictor + sums.expert_predictor;
+  if (file_.has_attribute("foretold")) {
+    if (routing.has_aux_loss()) close("expert_aux", sums.expert_aux / rows);
+    if (routing.has_predictor()) close("expert_predictor", sums.expert_predictor / rows);
+  }
   if (routing.tokens_choose()) {
     close("balance", sums.balance / rows);
     close("z", sums.z / rows);
@@ -128,18 +140,21 @@ class GoldenCausal : public Golden {};
 
 // The reference computes every token and masks; Fathom gathers the chosen ones, as many as each sequence has.
 TEST_P(GoldenCausal, Selection) {
-  if (model_->routing().experts_choose()) {  // they look at whole sequences: there is no rule
+  if (model_->routing().needs_future()) {  // there is no rule
     EXPECT_THROW(causal_rule(model_->routing()), UserError);
     return;
   }
   const ForwardResult result = model_->forward(*context_, batch_, causal_rule(model_->routing()));
-  if (model_->routed_layers().empty()) {  // nothing chooses: the rule must change nothing
+  if (!model_->routing().looks_ahead()) {  // nothing chooses: the rule must change nothing
     EXPECT_TRUE(result.routing.empty());
     agree("logits", host(model_->logits(*context_, result.hidden)));
     return;
   }
   for (const RoutedLayer& routed : result.routing) {
     agree_on_rows(fmt::format("causal/indices/{}", routed.layer), routed.indices);
+  }
+  for (const ExpertLayer& experts : result.experts) {
+    agree_on_rows(fmt::format("causal/chosen/{}", experts.layer), experts.dispatch.chosen);
   }
   agree("causal/logits", host(model_->logits(*context_, result.hidden)));
 }

@@ -5,23 +5,17 @@
 
 The reference has no token choice, so the MLP here is written anew, token by token: Fedus et al. 2021 (Switch
 Transformer, top 1, capacity, equations 4 to 6), Lepikhin et al. 2020 (GShard, top 2 and its normalised gates) and Zoph
-et al. 2022 (ST-MoE, the z-loss, equation 5). Attention, norms and the routed block are the reference's. Parameters are
-those of make_golden_experts.py.
+et al. 2022 (ST-MoE, the z-loss, equation 5). Attention, norms and the routed block are the reference's.
 """
-import argparse
-import pathlib
-import sys
-
-import h5py
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-import make_golden as base
-import make_golden_experts as experts
+from reference import (AFFINITY_MARGIN, EXPERTS, MOST_NOOPS, Watch, build, case_tokens, create, expert_parameters,
+                       make_double, put, put_expert_attributes, put_losses, put_pass, put_top_k, run,
+                       shared_parameters)
 
-MARGIN = 1e-5  # between the last affinity that a token chooses and the next
 BALANCE, Z = 0.3, 0.05
 
 # name: what differs from the reference's model, and how tokens choose
@@ -29,7 +23,7 @@ CASES = {
     "token_top1": ({}, {"top_k": 1, "capacity_factor": 1.0}),
     "token_top2": ({"n_kv_heads": 2}, {"top_k": 2, "capacity_factor": 0.7}),
     "token_dropless": ({}, {"top_k": 2, "capacity_factor": 0.0}),
-    "token_integrated": ({"noop_experts": experts.MOST_NOOPS}, {"top_k": 2, "capacity_factor": 0.8}),
+    "token_integrated": ({"noop_experts": MOST_NOOPS}, {"top_k": 2, "capacity_factor": 0.8}),
     "token_staged": (
         {"mod_every": 2, "mod_capacity": 0.5, "gate": "sigmoid", "aux_weight": 0.3, "predictor": True},
         {"top_k": 1, "capacity_factor": 1.0},
@@ -66,7 +60,7 @@ class TokenChoiceMoE(nn.Module):
                 order = p[b, t].argsort(descending=True).tolist()
                 if self.top_k < self.choices:
                     gap = (p[b, t, order[self.top_k - 1]] - p[b, t, order[self.top_k]]).item()
-                    assert gap > MARGIN, f"a token has a near tie of its choices ({gap})"
+                    assert gap > AFFINITY_MARGIN, f"a token has a near tie of its choices ({gap})"
                 picked = order[: self.top_k]
                 total = sum(p[b, t, e] for e in picked)
                 for e in sorted(picked):
@@ -89,89 +83,41 @@ class TokenChoiceMoE(nn.Module):
         return torch.stack([torch.stack(row) for row in y])
 
 
-def build(lm, changes, choice, values):
-    model = experts.build(lm, changes, values)
-    for block in model.blocks:
-        own = TokenChoiceMoE(model.c, **choice)
-        own.load_state_dict(block.mlp.state_dict())
-        block.mlp = own
-    return model
-
-
 def write_case(lm, folder, name, changes, choice, values, tokens, targets):
-    model = build(lm, changes, choice, values)
-    config = model.c
+    model = build(lm, {"n_experts": EXPERTS, **changes}, values, mlp=lambda c: TokenChoiceMoE(c, **choice))
     moes = [block.mlp for block in model.blocks]
-    routed = [(i, b) for i, b in enumerate(model.blocks) if isinstance(b, lm.MoDBlock)]
-    kind = "mode_staged" if routed else "mode_integrated" if config.noop_experts else "moe"
-    with h5py.File(folder / f"{name}.h5", "w", libver=base.LIBVER) as f, base.Watch(model) as watch:
-        base.attributes(f, config)
-        attributes = {"kind": experts.KINDS[kind], "experts": experts.EXPERTS, "noop": config.noop_experts,
-                      "capacity_factor": choice["capacity_factor"], "top_k": choice["top_k"],
-                      "balance_weight": BALANCE, "z_weight": Z}
-        for key, value in attributes.items():
-            f.attrs[key] = value
+    with create(folder, name) as f, Watch(model) as watch:
+        put_expert_attributes(f, model.c, **choice, balance_weight=BALANCE, z_weight=Z)
         model.train()
         objective = model(tokens, targets)
         balance = sum(m.balance for m in moes) / len(moes)
         z = sum(m.z for m in moes) / len(moes)
         objective = objective + BALANCE * balance + Z * z
         objective.backward()
-        base.put(f, "stream/0", watch.inputs[0])
-        for i, x in enumerate(watch.outputs):
-            base.put(f, f"stream/{i + 1}", x)
-        base.put(f, "hidden", watch.hidden)
-        for theirs, p in model.named_parameters():
-            mine = experts.our_name(theirs)
-            base.put(f, f"gradient/{mine}", experts.ours(mine, p.grad))
+        put_pass(f, model, watch)
         for i, m in enumerate(moes):
-            base.put(f, f"experts/affinity/{i}", m.affinity.reshape(-1, m.choices).T.contiguous())
-            base.put(f, f"experts/rows/{i}", m.rows)
+            put(f, f"experts/affinity/{i}", m.affinity.reshape(-1, m.choices).T.contiguous())
+            put(f, f"experts/rows/{i}", m.rows)
         dropped = sum(m.dropped for m in moes)
         assert (dropped > 0) == (choice["capacity_factor"] > 0), f"{name}: {dropped} choices were dropped"
         print(f"{name}: {dropped} choices dropped, balance {balance.item():.3f}, z {z.item():.3f}")
-
         inputs = watch.inputs[:]
         with torch.no_grad():
             model.eval()
             ce = model(tokens, targets).item()
-            base.put(f, "logits", model(tokens))
-            aux = predictor = 0.0
-            k = max(1, int(config.mod_capacity * base.SEQ))
-            for i, block in routed:
-                r = inputs[i] @ block.w_r
-                ordered = r.sort(-1, descending=True).values
-                assert (ordered[:, k - 1] - ordered[:, k]).min().item() > base.MARGIN, f"{name}: layer {i}"
-                kept = torch.zeros_like(r).scatter(1, r.topk(k, -1).indices, 1.0)
-                base.put(f, f"scores/{i}", r)
-                base.put(f, f"indices/{i}", base.row_numbers(kept > 0))
-                aux += F.binary_cross_entropy_with_logits(r, kept).item() / len(routed)
-                p = block.predictor(inputs[i]).squeeze(-1)
-                base.put(f, f"predicted/{i}", p)
-                predictor += F.binary_cross_entropy_with_logits(p, kept).item() / len(routed)
-            parts = {"objective": objective.item(), "cross_entropy": ce, "aux": aux, "predictor": predictor,
-                     "balance": balance.item(), "z": z.item()}
-            for key, value in parts.items():
-                base.put(f, f"loss/{key}", np.float64(value))
+            put(f, "logits", model(tokens))
+            aux, predictor = put_top_k(f, lm, model, inputs, name)
+            put_losses(f, objective=objective.item(), cross_entropy=ce, aux=aux, predictor=predictor,
+                       balance=balance.item(), z=z.item())
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--torch-lm", required=True, help="the folder that holds torch_lm.py")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent)
-    args = parser.parse_args()
-    sys.path.insert(0, args.torch_lm)
-    import torch_lm as lm
-
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    args.out.mkdir(parents=True, exist_ok=True)
-    values = {**base.shared_parameters(lm), **experts.expert_parameters()}
-    tokens, targets = base.case_tokens()
-    base.make_double(lm)
+def write(lm, folder):
+    values = {**shared_parameters(lm), **expert_parameters()}
+    tokens, targets = case_tokens()
+    make_double(lm)
     for name, (changes, choice) in CASES.items():
-        write_case(lm, args.out, name, changes, choice, values, tokens, targets)
+        write_case(lm, folder, name, changes, choice, values, tokens, targets)
 
 
 if __name__ == "__main__":
-    main()
+    run(write, __doc__)

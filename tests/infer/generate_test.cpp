@@ -38,6 +38,13 @@ RoutingConfig routed(CausalMethod method) {
   return r;
 }
 
+RoutingConfig with_experts(RoutingConfig r, RoutingKind kind, ExpertsChoose choice) {
+  r.kind = kind;
+  r.experts = {.count = 3, .choice = choice};
+  r.experts.noop = kind == RoutingKind::ModeIntegrated ? 2 : 0;
+  return r;
+}
+
 struct Case {
   std::string name;
   RoutingConfig routing;
@@ -102,7 +109,8 @@ TEST_P(Generation, GreedyIsTheArgmaxOfCausalLogits) {
     EXPECT_NEAR(got.logprobs[i], expected, 1e-5);
     ids.push_back(got.ids[i]);
   }
-  EXPECT_EQ(got.routed_fraction.size(), is_routed() ? 2U : 0U);
+  EXPECT_EQ(got.routed_fraction.size(), GetParam().routing.routes_depth() ? 2U : 0U);
+  EXPECT_EQ(got.expert_fraction.size(), GetParam().routing.has_experts() ? 4U : 0U);
   EXPECT_GT(got.prefill_seconds, 0);
   EXPECT_GT(got.decode_seconds, 0);
 }
@@ -212,10 +220,17 @@ TEST_P(Generation, RefusesPromptsThatItCannotRead) {
   message({1, 1000000});
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Generation,
-                         ::testing::Values(Case{"dense", {}}, Case{"mod_aux", routed(CausalMethod::Aux)},
-                                           Case{"mod_predictor", routed(CausalMethod::Predictor)}),
-                         [](const auto& p) { return p.param.name; });
+INSTANTIATE_TEST_SUITE_P(
+    Models, Generation,
+    ::testing::Values(
+        Case{"dense", {}}, Case{"mod_aux", routed(CausalMethod::Aux)},
+        Case{"mod_predictor", routed(CausalMethod::Predictor)},
+        Case{"moe_aux", with_experts(routed(CausalMethod::Aux), RoutingKind::Moe, ExpertsChoose::Expert)},
+        Case{"mode_staged_predictor",
+             with_experts(routed(CausalMethod::Predictor), RoutingKind::ModeStaged, ExpertsChoose::Expert)},
+        Case{"mode_integrated_tokens",
+             with_experts(routed(CausalMethod::None), RoutingKind::ModeIntegrated, ExpertsChoose::Token)}),
+    [](const auto& p) { return p.param.name; });
 
 // The threshold is a dial at run time.
 TEST(GenerationThreshold, TurnsHowManyTokensAreRouted) {

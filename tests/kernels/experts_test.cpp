@@ -42,6 +42,34 @@ TEST_P(Experts, AffinityIsTheTransposedSoftmax) {
   }
 }
 
+TEST_P(Experts, ScoresAreTheTransposedLogits) {
+  for (const auto& [rows, choices] : std::vector<RowsWidth>{{1, 1}, {5, 3}, {130, 8}, {33, 40}, {0, 4}}) {
+    on_threads([&, rows = rows, choices = choices](Backend& b) {
+      const Buffer logits = random(dtype(), rows * choices, 3), bias = random(dtype(), choices, 4),
+                   dscores = random(dtype(), rows * choices, 5);
+      Buffer scores(dtype(), rows * choices, 7), plain = scores, dlogits = scores;
+      Buffer dbias(dtype(), choices, 2);  // added to
+      b.choice_scores_forward(scores.view(), logits.view(), bias.view(), rows, choices);
+      b.choice_scores_forward(plain.view(), logits.view(), View{}, rows, choices);
+      b.choice_scores_backward(dlogits.view(), dbias.view(), dscores.view(), rows, choices);
+      Values transposed(at(rows * choices)), biased = transposed, back = transposed, sums(at(choices), 2.0);
+      for (std::int64_t n = 0; n < rows; ++n) {
+        for (std::int64_t e = 0; e < choices; ++e) {
+          transposed[at(e * rows + n)] = logits[n * choices + e];
+          biased[at(e * rows + n)] = logits[n * choices + e] + bias[e];
+          back[at(n * choices + e)] = dscores[e * rows + n];
+          sums[at(e)] += dscores[e * rows + n];
+        }
+      }
+      EXPECT_EQ(all_of(plain), transposed);
+      EXPECT_EQ(all_of(dlogits), back);
+      expect_close(scores, biased, tolerance(), "scores");
+      expect_close(dbias, sums, tolerance(), "dbias");
+      return std::vector<Buffer>{scores, plain, dlogits, dbias};
+    });
+  }
+}
+
 TEST_P(Experts, SlotsAreTheInverseOfRows) {
   // Three experts with two slots each, over four rows.
   const Buffer indices = integers({1, 3, 4 + 0, 4 + 1, 8 + 1, 8 + 2});

@@ -50,7 +50,7 @@ std::vector<std::size_t> places(const Case& of) {
 /// One pass over a single sequence.
 struct Pass {
   std::vector<double> logits;           // [T, V]
-  std::vector<std::vector<bool>> kept;  // by routed layer, [T]
+  std::vector<std::vector<bool>> kept;  // by routed layer and by expert of dense blocks, [T]
 };
 
 Pass run(SmallModel& m, const std::vector<std::int32_t>& tokens, const SelectionRule& rule) {
@@ -63,6 +63,16 @@ Pass run(SmallModel& m, const std::vector<std::int32_t>& tokens, const Selection
       kept[static_cast<std::size_t>(i)] = true;
     }
     pass.kept.push_back(std::move(kept));
+  }
+  for (const ExpertLayer& e : result.experts) {
+    if (m.model.routing().routes(e.layer)) continue;  // its rows are the kept ones, not the tokens
+    const std::vector<std::int32_t> slots =
+        to_host<std::int32_t>(m.context.backend(), e.dispatch.slots);  // [E, T]
+    for (std::size_t first = 0; first < slots.size(); first += tokens.size()) {
+      std::vector<bool> taken;
+      for (std::size_t i = 0; i < tokens.size(); ++i) taken.push_back(slots[first + i] >= 0);
+      pass.kept.push_back(std::move(taken));
+    }
   }
   return pass;
 }
@@ -171,11 +181,20 @@ std::vector<Case> cases() {
       {"mod_aux", routed(CausalMethod::Aux)},
       {"mod_predictor", routed(CausalMethod::Predictor, Gate::Sigmoid)},
       {"mod_both_tanh", routed(CausalMethod::Both, Gate::Tanh), true},
+      {"moe_aux", with_experts(by(CausalMethod::Aux), RoutingKind::Moe)},
+      {"moe_predictor", with_experts(by(CausalMethod::Predictor), RoutingKind::Moe, 0.5)},
+      {"mode_integrated_both", with_experts(by(CausalMethod::Both), RoutingKind::ModeIntegrated), true},
+      {"mode_staged_aux", with_experts(routed(CausalMethod::Aux, Gate::Raw, 0.5), RoutingKind::ModeStaged)},
+      {"mode_staged_predictor",
+       with_experts(routed(CausalMethod::Predictor, Gate::Sigmoid), RoutingKind::ModeStaged)},
       {"token_integrated", tokens_choose({}, RoutingKind::ModeIntegrated, 2)},
       {"token_staged", tokens_choose(routed(CausalMethod::Both, Gate::Sigmoid), RoutingKind::ModeStaged, 1)},
       {"large_dense", {}, false, Size::Large},
       {"large_mod_aux", routed(CausalMethod::Aux, Gate::Sigmoid), true, Size::Large},
-      {"large_mod_predictor", routed(CausalMethod::Predictor), false, Size::Large}};
+      {"large_mod_predictor", routed(CausalMethod::Predictor), false, Size::Large},
+      {"large_moe_aux", with_experts(by(CausalMethod::Aux), RoutingKind::Moe), false, Size::Large},
+      {"large_mode_staged_both",
+       with_experts(routed(CausalMethod::Both, Gate::Tanh), RoutingKind::ModeStaged), false, Size::Large}};
   if (testing_support::devices().back() != Device::Cuda) return all;
   const std::vector<Case> models = all;
   for (const DType dtype : {DType::F32, DType::BF16}) {

@@ -1,5 +1,6 @@
 // What models of experts have to agree with: dense models, and each other.
 #include <algorithm>
+#include <cmath>
 
 #include <gtest/gtest.h>
 
@@ -51,7 +52,7 @@ class Experts : public OnDevice<Device> {
 
 // The softmax over one choice is 1, and its only expert takes every token.
 TEST_P(Experts, OneAtFullCapacityIsTheDenseModel) {
-  RoutingConfig one = with_experts({}, RoutingKind::Moe);
+  RoutingConfig one = with_experts(by(CausalMethod::None), RoutingKind::Moe);
   one.experts.count = 1;
   SmallModel moe = make(one), dense = make({});
   std::vector<std::string> routers;
@@ -72,7 +73,8 @@ TEST_P(Experts, OneAtFullCapacityIsTheDenseModel) {
 
 // Where every token has room with its only choice, as where its only expert chooses all tokens.
 TEST_P(Experts, TokensThatChooseTheOnlyExpertAreExpertChoice) {
-  RoutingConfig expert = with_experts({}, RoutingKind::Moe), token = tokens_choose({}, RoutingKind::Moe, 1);
+  RoutingConfig expert = with_experts(by(CausalMethod::None), RoutingKind::Moe),
+                token = tokens_choose(by(CausalMethod::None), RoutingKind::Moe, 1);
   expert.experts.count = token.experts.count = 1;
   token.experts.balance_weight = token.experts.z_weight = 0;
   SmallModel a = make(expert), b = make(token);
@@ -83,8 +85,9 @@ TEST_P(Experts, TokensThatChooseTheOnlyExpertAreExpertChoice) {
 
 // With room for all, nothing is dropped, and each token is in as many slots as it chose experts.
 TEST_P(Experts, TokensWithoutLimitAreNeverDropped) {
-  SmallModel free = make(tokens_choose({}, RoutingKind::Moe, 2));
-  SmallModel roomy = make(tokens_choose({}, RoutingKind::Moe, 2, 1.5));  // 1.5 * 2 * 16 / 3 = 16
+  SmallModel free = make(tokens_choose(by(CausalMethod::None), RoutingKind::Moe, 2));
+  SmallModel roomy =
+      make(tokens_choose(by(CausalMethod::None), RoutingKind::Moe, 2, 1.5));  // 1.5 * 2 * 16 / 3 = 16
   EXPECT_EQ(free.backward(free.random_batch(2, kSeq, 3), TopK{}).cross_entropy,
             roomy.backward(roomy.random_batch(2, kSeq, 3), TopK{}).cross_entropy);
   EXPECT_EQ(free.gradients(), roomy.gradients());
@@ -99,7 +102,8 @@ TEST_P(Experts, TokensWithoutLimitAreNeverDropped) {
 // A sequence's experts, drops and losses do not depend on the sequences beside it.
 TEST_P(Experts, SequencesAreIndependent) {
   for (const RoutingConfig& routing :
-       {with_experts({}, RoutingKind::Moe), tokens_choose({}, RoutingKind::ModeIntegrated, 2, 0.8)}) {
+       {with_experts(by(CausalMethod::None), RoutingKind::Moe),
+        tokens_choose(by(CausalMethod::None), RoutingKind::ModeIntegrated, 2, 0.8)}) {
     SmallModel m = make(routing);
     const std::vector<std::int32_t> tokens = m.random_tokens(2 * kSeq, 3),
                                     targets = m.random_tokens(2 * kSeq, 4);
@@ -119,9 +123,9 @@ TEST_P(Experts, SequencesAreIndependent) {
 }
 
 TEST_P(Experts, WithoutNoopsIntegratedIsMoe) {
-  RoutingConfig none = with_experts({}, RoutingKind::ModeIntegrated);
+  RoutingConfig none = with_experts(by(CausalMethod::None), RoutingKind::ModeIntegrated);
   none.experts.noop = 0;
-  SmallModel integrated = make(none), moe = make(with_experts({}, RoutingKind::Moe));
+  SmallModel integrated = make(none), moe = make(with_experts(by(CausalMethod::None), RoutingKind::Moe));
   EXPECT_EQ(integrated.backward(integrated.random_batch(2, kSeq, 3), TopK{}).cross_entropy,
             moe.backward(moe.random_batch(2, kSeq, 3), TopK{}).cross_entropy);
   EXPECT_EQ(integrated.gradients(), moe.gradients());
@@ -129,8 +133,8 @@ TEST_P(Experts, WithoutNoopsIntegratedIsMoe) {
 
 // No-ops that no token has any affinity for are as good as none.
 TEST_P(Experts, WithIdleNoopsIntegratedIsMoe) {
-  SmallModel integrated = make(with_experts({}, RoutingKind::ModeIntegrated));
-  SmallModel moe = make(with_experts({}, RoutingKind::Moe));
+  SmallModel integrated = make(with_experts(by(CausalMethod::None), RoutingKind::ModeIntegrated));
+  SmallModel moe = make(with_experts(by(CausalMethod::None), RoutingKind::Moe));
   make_first_column_large(integrated);
   make_first_column_large(moe);
   for (int layer = 0; layer < 4; ++layer) {
@@ -152,7 +156,7 @@ TEST_P(Experts, WithIdleNoopsIntegratedIsMoe) {
 
 // A no-op takes no tokens: it only takes affinity from the experts.
 TEST_P(Experts, NoopsDrawAffinityAndNothingElse) {
-  SmallModel integrated = make(with_experts({}, RoutingKind::ModeIntegrated));
+  SmallModel integrated = make(with_experts(by(CausalMethod::None), RoutingKind::ModeIntegrated));
   const ForwardResult result =
       integrated.model.forward(integrated.context, integrated.random_batch(2, kSeq, 3), TopK{});
   ASSERT_EQ(result.experts.size(), 4U);
@@ -166,7 +170,7 @@ TEST_P(Experts, NoopsDrawAffinityAndNothingElse) {
 TEST_P(Experts, StagedAtCapacityOneAndUnitGateIsMoe) {
   for (const Gate gate : {Gate::Sigmoid, Gate::Tanh}) {
     SmallModel staged = make(with_experts(routed(CausalMethod::None, gate, 1.0), RoutingKind::ModeStaged));
-    SmallModel moe = make(with_experts({}, RoutingKind::Moe));
+    SmallModel moe = make(with_experts(by(CausalMethod::None), RoutingKind::Moe));
     make_first_column_large(staged);
     make_first_column_large(moe);
     std::vector<double> router(16, 0.0);
@@ -190,16 +194,106 @@ TEST_P(Experts, StagedChooseAmongKeptTokens) {
   }
 }
 
+// --- the causal rule of experts that choose ---
+
+// A threshold that everything is above is room for everything.
+TEST_P(Experts, AboveEveryThresholdIsFullCapacity) {
+  for (const CausalMethod method : {CausalMethod::Aux, CausalMethod::Predictor}) {
+    SmallModel m = make(with_experts(by(method), RoutingKind::ModeIntegrated));
+    RoutingConfig all = with_experts(by(method), RoutingKind::ModeIntegrated, 3.0);
+    SmallModel roomy = make(all);
+    const Batch batch = m.random_batch(2, kSeq, 3);
+    const Causal rule{causal_rule(m.model.routing()).logit, 1e-9};
+    const ForwardResult served = m.model.forward(m.context, batch, rule);
+    const ForwardResult whole = roomy.model.forward(roomy.context, batch, TopK{});
+    EXPECT_LT(relative_difference(m.host(served.hidden), roomy.host(whole.hidden)), tolerance());
+    for (const ExpertLayer& e : served.experts) {
+      EXPECT_EQ(e.dispatch.taken, (std::vector<std::int64_t>{2 * kSeq, 2 * kSeq, 2 * kSeq}));
+    }
+  }
+}
+
+// And below every threshold there is no MLP, and no product without rows.
+TEST_P(Experts, BelowEveryThresholdIsNoMlp) {
+  SmallModel m = make(with_experts(by(CausalMethod::Aux), RoutingKind::Moe));
+  SmallModel silent = make(with_experts(by(CausalMethod::Aux), RoutingKind::Moe));
+  for (int layer = 0; layer < 4; ++layer) {
+    const std::string down = "model.layers." + std::to_string(layer) + ".mlp.experts.down_proj.weight";
+    silent.context.backend().fill(silent.model.parameters().get(down), 0.0);
+  }
+  const Batch batch = m.random_batch(2, kSeq, 3);
+  const ForwardResult served = m.model.forward(m.context, batch, Causal{Causal::Logit::Router, 1 - 1e-9});
+  EXPECT_EQ(m.host(served.hidden), silent.host(silent.model.forward(silent.context, batch, TopK{}).hidden));
+  for (const ExpertLayer& e : served.experts) {
+    EXPECT_EQ(e.dispatch.taken, (std::vector<std::int64_t>{0, 0, 0}));
+  }
+}
+
+// Each expert takes what is above the threshold and nothing else, whatever the other experts take.
+TEST_P(Experts, EachTakesTheRowsAboveTheThreshold) {
+  constexpr double kThreshold = 0.4;
+  for (const CausalMethod method : {CausalMethod::Aux, CausalMethod::Predictor, CausalMethod::Both}) {
+    SmallModel m = make(with_experts(by(method), RoutingKind::ModeIntegrated));
+    Causal rule = causal_rule(m.model.routing());
+    rule.threshold = kThreshold;
+    const ForwardResult result = m.model.forward(m.context, m.random_batch(2, kSeq, 3), rule);
+    for (const ExpertLayer& e : result.experts) {
+      const std::vector<double> logits = m.host(method == CausalMethod::Aux ? e.scores : e.predicted);
+      ASSERT_EQ(logits.size(), 5U * 2 * kSeq);  // three experts, two no-ops
+      const std::vector<std::int32_t> slots = to_host<std::int32_t>(m.context.backend(), e.dispatch.slots);
+      std::vector<std::int64_t> taken(3);
+      for (std::size_t i = 0; i < slots.size(); ++i) {
+        EXPECT_EQ(slots[i] >= 0, 1 / (1 + std::exp(-logits[i])) > kThreshold) << i;
+        taken[i / (2 * kSeq)] += slots[i] >= 0 ? 1 : 0;
+      }
+      EXPECT_EQ(e.dispatch.taken, taken);
+    }
+  }
+}
+
+// The predictor decides and does not weigh: other logits of the same signs change no bit.
+TEST_P(Experts, PredictorsAreNoGates) {
+  SmallModel m = make(with_experts(by(CausalMethod::Predictor), RoutingKind::Moe));
+  const Batch batch = m.random_batch(2, kSeq, 3);
+  const auto hidden = [&] {
+    return m.host(m.model.forward(m.context, batch, causal_rule(m.model.routing())).hidden);
+  };
+  const std::vector<double> before = hidden();
+  for (int layer = 0; layer < 4; ++layer) {
+    for (const std::string part : {"weight", "bias"}) {
+      const std::string name = "model.layers." + std::to_string(layer) + ".mlp.router_predictor.2." + part;
+      std::vector<double> values = m.host(m.model.parameters().get(name));
+      for (double& x : values) x *= 3;
+      set(m, name, values);
+    }
+  }
+  EXPECT_EQ(hidden(), before);
+}
+
+// What a sequence's experts choose and are taught does not depend on the sequences beside it.
+TEST_P(Experts, ForetellingIsOfEachSequence) {
+  SmallModel m = make(with_experts(by(CausalMethod::Both), RoutingKind::ModeIntegrated));
+  const std::vector<std::int32_t> tokens = m.random_tokens(2 * kSeq, 3),
+                                  targets = m.random_tokens(2 * kSeq, 4);
+  const auto sums = [&](std::int64_t first, std::int64_t count) {
+    const auto part = [&](const std::vector<std::int32_t>& v) {
+      return std::vector<std::int32_t>(v.begin() + first * kSeq, v.begin() + (first + count) * kSeq);
+    };
+    const Batch batch = make_batch(m.context, count, kSeq, part(tokens), part(targets));
+    return m.model.objective(m.context, batch, m.model.forward(m.context, batch, TopK{}), 1.0);
+  };
+  const LossSums both = sums(0, 2), first = sums(0, 1), second = sums(1, 1);
+  EXPECT_NEAR(both.expert_aux, first.expert_aux + second.expert_aux, tolerance() * both.expert_aux);
+  EXPECT_NEAR(both.expert_predictor, first.expert_predictor + second.expert_predictor,
+              tolerance() * both.expert_predictor);
+}
+
 INSTANTIATE_TEST_SUITE_P(Devices, Experts, ::testing::ValuesIn(testing_support::devices()), device_name);
 
-// --- decoding needs a rule that does without the future ---
-
-TEST(ExpertsWithoutFuture, AreRefused) {
-  SmallModel moe(DType::F32, small_config(), with_experts({}, RoutingKind::Moe));
-  const Batch batch = moe.random_batch(1, kSeq, 3);
-  EXPECT_THROW(moe.model.forward(moe.context, batch, Causal{}), InternalError);
-  EXPECT_THROW(causal_rule(moe.model.routing()), UserError);
-  EXPECT_THROW(causal_rule(with_experts(routed(CausalMethod::Both), RoutingKind::ModeStaged)), UserError);
+TEST(ExpertsWithoutFuture, AreRefusedWhereNoneWasTrained) {
+  EXPECT_THROW(causal_rule(with_experts(by(CausalMethod::None), RoutingKind::Moe)), UserError);
+  EXPECT_THROW(causal_rule(with_experts(routed(CausalMethod::None), RoutingKind::ModeStaged)), UserError);
+  EXPECT_NO_THROW(causal_rule(tokens_choose(by(CausalMethod::None), RoutingKind::Moe, 1)));
 }
 
 }  // namespace

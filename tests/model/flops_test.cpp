@@ -2,6 +2,7 @@
 // (docs/flops.md has the convention).
 #include "src/flops/flops.h"
 
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <numeric>
@@ -142,8 +143,11 @@ TEST_P(Launched, RecomputationLaunchesOneMoreForwardOfTheBlocks) {
     if (forward.contains(item)) expected[item] += forward.at(item);
   }
   if (config_.routing.has_experts()) {  // the experts' routers are of the block, those of the depth before it
-    const auto routed = static_cast<double>(model_.routed_layers().size());
-    expected["router"] += forward.at("router") - routed * 2.0 * 24 * 4 * 29;
+    const auto tokens = 4.0 * 29 * static_cast<double>(model_.routed_layers().size());
+    const auto hidden = static_cast<double>(config_.routing.causal.predictor_hidden);
+    expected["router"] += forward.at("router") - tokens * 2 * 24;
+    if (config_.routing.experts_choose() && forward.contains("predictor"))
+      expected["predictor"] += forward.at("predictor") - tokens * 2 * hidden * (24 + 1);
   }
   expect_items(expected);
 }
@@ -158,6 +162,14 @@ TEST_P(Served, CausalEvaluationIsCountedFromTheRealisedCapacity) {
   const ForwardResult result = model_.forward(c_, b, causal_rule(config_.routing));
   model_.logits(c_, result.hidden);
   std::vector<double> capacity(static_cast<std::size_t>(config_.model.depth), 1.0);
+  std::vector<double> expert_rows(capacity.size(), 0.0);
+  for (const ExpertLayer& e : result.experts) {
+    const ExpertShape& s = e.dispatch.shape;  // each expert computes as many rows as the busiest has
+    expert_rows[static_cast<std::size_t>(e.layer)] =
+        static_cast<double>(s.experts * s.slots) / static_cast<double>(s.rows);
+    EXPECT_EQ(*std::max_element(e.dispatch.taken.begin(), e.dispatch.taken.end()), s.slots);
+    EXPECT_LT(s.slots, s.rows);
+  }
   const double head_flops =
       4.0 * static_cast<double>(config_.model.width);  // of a pair: H d = D, two products
   double pairs = 0;
@@ -174,7 +186,7 @@ TEST_P(Served, CausalEvaluationIsCountedFromTheRealisedCapacity) {
     EXPECT_GT(capacity[static_cast<std::size_t>(routed.layer)], 0.05);
     EXPECT_LT(capacity[static_cast<std::size_t>(routed.layer)], 0.95);
   }
-  Items expected = items_of(causal_flops_per_token(config_, capacity), tokens);
+  Items expected = items_of(causal_flops_per_token(config_, capacity, expert_rows), tokens);
   // The counter knows the mean capacity; the mean of squares is larger, so attention is counted low.
   EXPECT_LE(expected.at("attention_scores"), pairs * head_flops * (1 + 1e-12));
   EXPECT_GT(expected.at("attention_scores"), 0.8 * pairs * head_flops);
@@ -232,6 +244,16 @@ std::vector<Case> expert_cases() {
              experts(c, RoutingKind::ModeIntegrated, 0.7);
              c.routing.experts.noop = 4;
            }},
+          {"moe_predictor",
+           [](Config& c) {
+             experts(c, RoutingKind::Moe, 1.0);
+             c.routing.causal.method = CausalMethod::Both;
+           }},
+          {"mode_staged_predictor",
+           [](Config& c) {
+             routed(c, CausalMethod::Predictor);
+             experts(c, RoutingKind::ModeStaged, 1.0);
+           }},
           {"mode_staged", [](Config& c) {
              routed(c, CausalMethod::Both);
              experts(c, RoutingKind::ModeStaged, 1.0);  // 2 of 8 kept tokens each
@@ -260,6 +282,8 @@ INSTANTIATE_TEST_SUITE_P(Tokens, Launched, ::testing::ValuesIn(token_cases()), k
 INSTANTIATE_TEST_SUITE_P(Experts, Launched, ::testing::ValuesIn(expert_cases()), kName);
 INSTANTIATE_TEST_SUITE_P(Causal, Launched, ::testing::ValuesIn(causal_cases()), kName);
 INSTANTIATE_TEST_SUITE_P(Causal, Served, ::testing::ValuesIn(causal_cases()), kName);
+INSTANTIATE_TEST_SUITE_P(Experts, Served, ::testing::ValuesIn(expert_cases()), kName);
+INSTANTIATE_TEST_SUITE_P(Tokens, Served, ::testing::ValuesIn(token_cases()), kName);
 
 // Documents see less than the half that is counted.
 TEST(LaunchedWithDocuments, AttentionCountsTheirOwnPairsOnly) {

@@ -55,11 +55,11 @@ class GradientCheck : public ::testing::TestWithParam<Case> {
     const LossSums sums = m_.model.objective(m_.context, batch_, result, 1.0);
     const auto rows = static_cast<double>(sums.rows);
     const RoutingConfig& routing = m_.model.routing();
-    double main = sums.cross_entropy + routing.causal.aux_weight * sums.aux;
+    double main = sums.cross_entropy + routing.causal.aux_weight * (sums.aux + sums.expert_aux);
     if (routing.tokens_choose()) {
       main += routing.experts.balance_weight * sums.balance + routing.experts.z_weight * sums.z;
     }
-    return {main / rows, sums.predictor / rows};
+    return {main / rows, (sums.predictor + sums.expert_predictor) / rows};
   }
 
   double derivative(const Tensor& parameter, std::vector<double>& values, std::size_t i, bool of_predictor) {
@@ -117,7 +117,7 @@ std::vector<Case> cases() {
   tied.tie_embeddings = true;
   const std::vector<std::int32_t> documents = {0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2,  //
                                                0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2};
-  const RoutingConfig none;
+  const RoutingConfig none = by(CausalMethod::None);
   const RoutingConfig both = routed(CausalMethod::Both);
   return {
       {"dense", base, none, TopK{}, {}},
@@ -143,6 +143,25 @@ std::vector<Case> cases() {
        base,
        with_experts(routed(CausalMethod::Both, Gate::Sigmoid, 0.5), RoutingKind::ModeStaged),
        TopK{},
+       {}},
+      {"moe_aux", base, with_experts(by(CausalMethod::Aux), RoutingKind::Moe), TopK{}, {}},
+      {"moe_both_recompute",
+       base,
+       with_experts(by(CausalMethod::Both), RoutingKind::Moe),
+       TopK{},
+       {},
+       Recompute::Block},
+      {"mode_integrated_predictor_documents", normed,
+       with_experts(by(CausalMethod::Predictor), RoutingKind::ModeIntegrated), TopK{}, documents},
+      {"mode_integrated_causal_by_router",
+       base,
+       with_experts(by(CausalMethod::Both), RoutingKind::ModeIntegrated),
+       Causal{Causal::Logit::Router, 0.4},
+       {}},
+      {"mode_staged_causal_by_predictor",
+       base,
+       with_experts(routed(CausalMethod::Both, Gate::Sigmoid, 0.5), RoutingKind::ModeStaged),
+       Causal{Causal::Logit::Predictor, 0.5},
        {}},
       {"token_top1", base, tokens_choose(none, RoutingKind::Moe, 1, 1.0), TopK{}, {}},
       {"token_top2_recompute",
@@ -178,9 +197,10 @@ INSTANTIATE_TEST_SUITE_P(Models, GradientCheck, ::testing::ValuesIn(cases()),
                          [](const auto& p) { return p.param.name; });
 
 // What the stopped gradient means: a predictor's loss reaches its own parameters and no other.
-TEST(StoppedGradient, PredictorLossReachesOnlyPredictors) {
-  SmallModel with(DType::F64, small_config(), routed(CausalMethod::Predictor));
-  SmallModel without(DType::F64, small_config(), routed(CausalMethod::None));
+void expect_only_predictors(const RoutingConfig& predicted, const RoutingConfig& plain,
+                            std::size_t expected) {
+  SmallModel with(DType::F64, small_config(), predicted);
+  SmallModel without(DType::F64, small_config(), plain);
   with.backward(with.random_batch(kBatch, kSeq, 11), TopK{});
   without.backward(without.random_batch(kBatch, kSeq, 11), TopK{});
   const Snapshot reference = without.gradients();
@@ -193,7 +213,20 @@ TEST(StoppedGradient, PredictorLossReachesOnlyPredictors) {
       EXPECT_EQ(gradient, reference.at(name)) << name;
     }
   }
-  EXPECT_EQ(predictors, 8U);  // four in each of two routed blocks
+  EXPECT_EQ(predictors, expected);
+}
+
+TEST(StoppedGradient, PredictorLossReachesOnlyPredictors) {
+  expect_only_predictors(routed(CausalMethod::Predictor), routed(CausalMethod::None),
+                         8);  // four in each of two routed blocks
+}
+
+TEST(StoppedGradient, OfExpertsToo) {
+  const auto experts = [](CausalMethod method) {
+    return with_experts(routed(method, Gate::Sigmoid, 0.5), RoutingKind::ModeStaged);
+  };
+  expect_only_predictors(experts(CausalMethod::Predictor), experts(CausalMethod::None),
+                         8 + 16);  // and in each of four blocks with experts
 }
 
 }  // namespace

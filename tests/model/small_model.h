@@ -45,6 +45,13 @@ inline RoutingConfig routed(CausalMethod method, Gate gate = Gate::Raw, double c
   return r;
 }
 
+/// Nothing is routed by itself; what is trained of a causal rule, for experts that choose.
+inline RoutingConfig by(CausalMethod method) {
+  RoutingConfig r = routed(method);
+  r.kind = RoutingKind::None;
+  return r;
+}
+
 /// Three experts in every MLP, with two no-ops where `kind` has them.
 inline RoutingConfig with_experts(RoutingConfig r, RoutingKind kind, double capacity_factor = 1.0) {
   r.kind = kind;

@@ -55,22 +55,41 @@ void add_products(std::vector<OpCase>& table, const std::vector<LinearShape>& sh
   }
 }
 
-void add_affinity(std::vector<OpCase>& table, const std::vector<LinearShape>& shapes) {
+void add_choices(std::vector<OpCase>& table, const std::vector<LinearShape>& shapes) {
   for (const LinearShape& s : shapes) {
+    const std::string variant = fmt::format("{}x{}_{}choices", s.rows, s.in, s.out);
+    const double scale = 1.5 / std::sqrt(static_cast<double>(s.in));
+    table.push_back(
+        {.op = "choice_logits",
+         .variant = variant,
+         .operands = {real("x", {s.rows, s.in}, 1), weight("w", {s.out, s.in}, 2, 0, scale)},
+         .run = [](Context& c, const Inputs& in) -> Outputs { return {ops::choice_logits(c, in[0], in[1])}; },
+         .tolerance = 4e-6});
+    const Operand logits = stat("logits", {s.rows, s.out}, 3, 0, 1.5);
     const std::pair<const char*, std::vector<std::size_t>> uses[] = {
         {"both", {0, 1}}, {"affinity", {0}}, {"lse", {1}}};
     for (const auto& [which, used] : uses) {
-      const double scale = 1.5 / std::sqrt(static_cast<double>(s.in));
       table.push_back({.op = "expert_affinity",
-                       .variant = fmt::format("{}x{}_{}choices_{}", s.rows, s.in, s.out, which),
-                       .operands = {real("x", {s.rows, s.in}, 1), weight("w", {s.out, s.in}, 2, 0, scale)},
+                       .variant = variant + "_" + which,
+                       .operands = {logits},
                        .run = [](Context& c, const Inputs& in) -> Outputs {
-                         const ops::Affinity a = ops::expert_affinity(c, in[0], in[1]);
+                         const ops::Affinity a = ops::expert_affinity(c, in[0]);
                          return {a.affinity, a.lse};
                        },
                        .tolerance = 1e-5,
                        .used = used});
     }
+    table.push_back(
+        {.op = "choice_scores",
+         .variant = variant,
+         .operands = {logits},
+         .run = [](Context& c, const Inputs& in) -> Outputs { return {ops::choice_scores(c, in[0])}; }});
+    table.push_back(
+        {.op = "choice_scores",
+         .variant = variant + "_bias",
+         .operands = {logits, stat("bias", {s.out}, 4)},
+         .run = [](Context& c, const Inputs& in) -> Outputs { return {ops::choice_scores(c, in[0], in[1])}; },
+         .tolerance = 4e-6});
   }
 }
 
@@ -144,12 +163,12 @@ void add_token_choice(std::vector<OpCase>& table, const std::vector<SequenceChoi
 void add_experts(std::vector<OpCase>& table, Size size) {
   if (size == Size::Small) {
     add_products(table, {{5, 7, 3, 2}, {1, 16, 9, 3}, {33, 20, 17, 4}, {2, 3, 4, 1}});
-    add_affinity(table, {{5, 7, 3}, {1, 4, 2}, {33, 20, 9}, {70, 16, 40}});
+    add_choices(table, {{5, 7, 3}, {1, 4, 2}, {33, 20, 9}, {70, 16, 40}});
     add_token_choice(table, {{6, 3, 4}, {1, 1, 1}, {130, 65, 9}, {40, 8, 3}});
     add_rows(table, {{9, 3, 4, 7}, {1, 2, 1, 3}, {66, 4, 17, 20}, {8, 1, 8, 5}, {12, 40, 2, 8}});
   } else {
     add_products(table, {{256, 128, 192, 8}, {130, 64, 33, 3}});
-    add_affinity(table, {{1024, 768, 8}, {300, 33, 70}});
+    add_choices(table, {{1024, 768, 8}, {300, 33, 70}});
     add_token_choice(table, {{2048, 1024, 8}, {700, 350, 70}});
     add_rows(table, {{1024, 8, 128, 768}, {700, 3, 333, 33}, {512, 64, 16, 2048}});
   }

@@ -34,6 +34,15 @@ train: {seq_len: 32, batch_tokens: 256, micro_batch: 4, steps: 40, lr: 3e-3, log
         eval_tokens: 512, checkpoint_every: 7}
 )";
 
+constexpr const char* kMode = R"(
+model: {width: 32, depth: 4, heads: 2, ffn_hidden: 64}
+routing: {kind: mode_staged, capacity: 0.5, causal: {method: both}}
+experts: {count: 2}
+data: {train: train.h5, valid: train.valid.h5}
+train: {seq_len: 32, batch_tokens: 256, micro_batch: 4, steps: 40, lr: 3e-3, log_every: 1, eval_every: 6,
+        eval_tokens: 512, checkpoint_every: 7}
+)";
+
 int exit_status(int status) {
   if (WIFEXITED(status)) return WEXITSTATUS(status);
   return WIFSIGNALED(status) ? -WTERMSIG(status) : -1000;
@@ -135,6 +144,7 @@ Experiment::Experiment() {
   prepare(options);
   write_bytes(*this / "dense.yaml", kDense);
   write_bytes(*this / "mod.yaml", kMod);
+  write_bytes(*this / "mode.yaml", kMode);
 }
 
 std::string Experiment::train(const std::string& kind, const std::string& run, const std::string& more) {

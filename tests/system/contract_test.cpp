@@ -160,6 +160,45 @@ TEST_F(Contract, EvalAgreesWithTheTrainingsOwnEvaluation) {
             mod["loss"]);
 }
 
+// Staged experts that choose: two causal rules at once, of the routed blocks and of the experts.
+TEST_F(Contract, ExpertsThatChooseAreServed) {
+  e.trained("mode", "mode");
+  const auto lines = e.lines("mode");
+  for (const auto& line : lines) {
+    if (line.contains("loss")) {
+      EXPECT_THAT(keys(line), IsSupersetOf({"aux_loss", "predictor_loss", "predictor_accuracy",
+                                            "expert_aux_loss", "expert_predictor_loss", "expert_accuracy"}));
+    } else if (!line.contains("event")) {
+      EXPECT_THAT(keys(line), IsSupersetOf({"val_topk", "val_causal", "realised_capacity", "expert_layers",
+                                            "expert_capacity", "expert_recall", "expert_precision",
+                                            "expert_recall_by_layer", "expert_precision_by_layer"}));
+    }
+  }
+  const EvalRecord last = e.metrics("mode").evals.back();
+  const auto eval = json("eval mode --data train.valid.h5 --tokens 512 --batch 4 --threads 1 --json");
+  EXPECT_EQ(eval["loss"], *last.val_causal);
+  EXPECT_EQ(eval["val_topk"], *last.val_topk);
+  EXPECT_EQ(eval["expert_layers"], nlohmann::json({0, 1, 2, 3}));
+  EXPECT_EQ(eval["expert_capacity"], last.expert_capacity);
+  EXPECT_EQ(eval["expert_recall"], last.expert_recall_by_layer);
+  EXPECT_EQ(eval["causal_flops_per_token"], *last.causal_flops_per_token);
+  const auto all = json("eval mode --data train.valid.h5 --threshold 0.001 --json --invariant");
+  EXPECT_EQ(all["expert_capacity"], nlohmann::json(std::vector(4, std::vector{1.0, 1.0})));
+  EXPECT_EQ(all["expert_recall"], nlohmann::json({1.0, 1.0, 1.0, 1.0}));
+  EXPECT_THAT(fathom_command(e, "eval mode --data train.valid.h5").out, HasSubstr("its experts took"));
+
+  const auto text = json("generate mode --prompt-ids 72,101,108 -n 4 --temperature 0 --json");
+  EXPECT_EQ(text["tokens"].size(), 4U);
+  EXPECT_EQ(text["routed_fraction"].size(), 2U);
+  ASSERT_EQ(text["expert_fraction"].size(), 4U);
+  for (const auto& layer : text["expert_fraction"]) EXPECT_EQ(layer.size(), 2U);
+  // None of it where nothing was taught.
+  e.trained("mode", "blind", "--set routing.causal.method=none");
+  expect_refusal(fathom_command(e, "generate blind --prompt-ids 72 -n 1"), 1,
+                 {"routing.causal.method: none"});
+  EXPECT_EQ(json("eval blind --data train.valid.h5 --json")["val_causal"], nullptr);
+}
+
 TEST_F(Contract, LogitsAreDumpedForComparisons) {
   e.trained("mod", "run");
   const auto dumped = json("eval run --dump-logits logits.h5 --prompt-ids 72,101,108 --json");

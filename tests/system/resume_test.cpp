@@ -33,7 +33,7 @@ class Resume : public ::testing::TestWithParam<const char*> {
   Experiment e;
   const std::string kind = GetParam();
 };
-INSTANTIATE_TEST_SUITE_P(Models, Resume, ::testing::Values("dense", "mod"),
+INSTANTIATE_TEST_SUITE_P(Models, Resume, ::testing::Values("dense", "mod", "mode"),
                          [](const auto& model) { return std::string(model.param); });
 
 TEST_P(Resume, AfterSigtermGoesOnToTheBit) {

@@ -69,6 +69,7 @@ std::string format_step(const StepRecord& r, std::int64_t total_steps) {
   out += fmt::format("  lr {:.2e}  grad norm {:.3g}", r.lr, r.grad_norm);
   if (!r.routed_fraction.empty()) out += fmt::format("  routed {}", format_percent(mean(r.routed_fraction)));
   if (r.predictor_accuracy) out += fmt::format("  predictor {}", format_percent(*r.predictor_accuracy));
+  if (r.expert_accuracy) out += fmt::format("  experts foretold {}", format_percent(*r.expert_accuracy));
   if (r.memory_bytes) out += "  memory " + format_bytes(*r.memory_bytes);
   return out;
 }
@@ -96,6 +97,14 @@ std::string format_evaluation(const EvalRecord& r) {
   if (!r.realised_capacity.empty()) out += "  realised capacity by layer " + percents(r.realised_capacity);
   if (r.router_recall) out += "  recall " + format_percent(*r.router_recall);
   if (r.router_precision) out += "  precision " + format_percent(*r.router_precision);
+  if (!r.expert_capacity.empty()) {
+    out += "  experts a token by layer";
+    for (const std::vector<double>& taken : r.expert_capacity) {
+      out += fmt::format(" {:.2f}", std::accumulate(taken.begin(), taken.end(), 0.0));
+    }
+  }
+  if (r.expert_recall) out += "  experts' recall " + format_percent(*r.expert_recall);
+  if (r.expert_precision) out += "  experts' precision " + format_percent(*r.expert_precision);
   if (r.causal_flops_per_token) out += "  causal " + format_flops(*r.causal_flops_per_token) + "/token";
   return out;
 }

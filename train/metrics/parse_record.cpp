@@ -59,11 +59,22 @@ void get(const Json& json, const char* key, std::string& out) {
   out = it->get<std::string>();
 }
 
+std::vector<double> numbers(const char* key, const Json& values) {
+  if (!values.is_array()) wrong_type(key, values, "a list of numbers");
+  std::vector<double> out;
+  for (const Json& value : values) out.push_back(number(key, value));
+  return out;
+}
+
 void get(const Json& json, const char* key, std::vector<double>& out) {
+  if (const auto it = json.find(key); it != json.end()) out = numbers(key, *it);
+}
+
+void get(const Json& json, const char* key, std::vector<std::vector<double>>& out) {
   const auto it = json.find(key);
   if (it == json.end()) return;
-  if (!it->is_array()) wrong_type(key, *it, "a list of numbers");
-  for (const Json& value : *it) out.push_back(number(key, value));
+  if (!it->is_array()) wrong_type(key, *it, "a list of lists of numbers");
+  for (const Json& values : *it) out.push_back(numbers(key, values));
 }
 
 void get(const Json& json, const char* key, std::vector<std::int64_t>& out) {
@@ -95,6 +106,9 @@ StepRecord parse_step(const Json& json) {
   get(json, "balance_loss", r.balance_loss);
   get(json, "z_loss", r.z_loss);
   get(json, "predictor_accuracy", r.predictor_accuracy);
+  get(json, "expert_aux_loss", r.expert_aux_loss);
+  get(json, "expert_predictor_loss", r.expert_predictor_loss);
+  get(json, "expert_accuracy", r.expert_accuracy);
   get(json, "routed_layers", r.routed_layers);
   get(json, "routed_fraction", r.routed_fraction);
   std::vector<double> mean, min, max, above_half;
@@ -130,6 +144,12 @@ EvalRecord parse_eval(const Json& json) {
   get(json, "router_precision", r.router_precision);
   get(json, "router_recall_by_layer", r.router_recall_by_layer);
   get(json, "router_precision_by_layer", r.router_precision_by_layer);
+  get(json, "expert_layers", r.expert_layers);
+  get(json, "expert_capacity", r.expert_capacity);
+  get(json, "expert_recall", r.expert_recall);
+  get(json, "expert_precision", r.expert_precision);
+  get(json, "expert_recall_by_layer", r.expert_recall_by_layer);
+  get(json, "expert_precision_by_layer", r.expert_precision_by_layer);
   get(json, "causal_flops_per_token", r.causal_flops_per_token);
   return r;
 }

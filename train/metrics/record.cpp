@@ -17,6 +17,10 @@ void put(Json& json, const char* key, const std::vector<double>& values) {
   if (!values.empty()) json[key] = values;
 }
 
+void put(Json& json, const char* key, const std::vector<std::vector<double>>& values) {
+  if (!values.empty()) json[key] = values;
+}
+
 void put(Json& json, const char* key, const std::vector<std::int64_t>& values) {
   if (!values.empty()) json[key] = values;
 }
@@ -119,6 +123,9 @@ std::string to_json_line(const StepRecord& r) {
   put(json, "balance_loss", r.balance_loss);
   put(json, "z_loss", r.z_loss);
   put(json, "predictor_accuracy", r.predictor_accuracy);
+  put(json, "expert_aux_loss", r.expert_aux_loss);
+  put(json, "expert_predictor_loss", r.expert_predictor_loss);
+  put(json, "expert_accuracy", r.expert_accuracy);
   put(json, "routed_layers", r.routed_layers);
   put(json, "routed_fraction", r.routed_fraction);
   put_router(json, r.router);
@@ -143,6 +150,12 @@ std::string to_json_line(const EvalRecord& r) {
   put(json, "router_precision", r.router_precision);
   put(json, "router_recall_by_layer", r.router_recall_by_layer);
   put(json, "router_precision_by_layer", r.router_precision_by_layer);
+  put(json, "expert_layers", r.expert_layers);
+  put(json, "expert_capacity", r.expert_capacity);
+  put(json, "expert_recall", r.expert_recall);
+  put(json, "expert_precision", r.expert_precision);
+  put(json, "expert_recall_by_layer", r.expert_recall_by_layer);
+  put(json, "expert_precision_by_layer", r.expert_precision_by_layer);
   put(json, "causal_flops_per_token", r.causal_flops_per_token);
   return dump(json);
 }

@@ -66,6 +66,9 @@ struct StepRecord {
   std::optional<double> balance_loss;        // of token choice: 1 when the experts' loads are even
   std::optional<double> z_loss;              // of its routers
   std::optional<double> predictor_accuracy;  // share of tokens where the causal decision equals top-k
+  std::optional<double> expert_aux_loss;  // of expert choice: aux_loss of its routers, mean over choices too
+  std::optional<double> expert_predictor_loss;
+  std::optional<double> expert_accuracy;  // share of (token, expert) where the causal decision equals top-k
   std::vector<std::int64_t> routed_layers;
   std::vector<double> routed_fraction;  // by routed layer: share of tokens that went through the block
   std::vector<RouterStats> router;      // by routed layer
@@ -90,6 +93,13 @@ struct EvalRecord {
   std::optional<double> router_precision;
   std::vector<double> router_recall_by_layer;
   std::vector<double> router_precision_by_layer;
+  std::vector<std::int64_t> expert_layers;
+  /// By layer with experts, by expert: the share of the block's tokens that it took under the causal rule.
+  std::vector<std::vector<double>> expert_capacity;
+  std::optional<double> expert_recall;  // of expert choice: causal against top-k, mean over expert_layers
+  std::optional<double> expert_precision;
+  std::vector<double> expert_recall_by_layer;
+  std::vector<double> expert_precision_by_layer;
   std::optional<double> causal_flops_per_token;  // of a forward pass, from the realised capacity
 
   /// The loss that a run is judged by: val_loss, else val_causal, else val_topk; NaN when there is none.

@@ -165,6 +165,8 @@ void TensorBoardWriter::add(const StepRecord& r) {
   s.add("train/predictor_loss", r.predictor_loss);
   s.add("train/balance_loss", r.balance_loss);
   s.add("train/z_loss", r.z_loss);
+  s.add("train/expert_aux_loss", r.expert_aux_loss);
+  s.add("train/expert_predictor_loss", r.expert_predictor_loss);
   s.add("speed/tokens_per_s", r.tokens_per_s);
   s.add("speed/gflop_per_s", r.flops_per_s * 1e-9);
   s.add("speed/mfu", r.mfu);
@@ -172,6 +174,7 @@ void TensorBoardWriter::add(const StepRecord& r) {
   s.add("progress/tokens", static_cast<double>(r.tokens));
   s.add("progress/flops", r.flops);
   s.add("routing/predictor_accuracy", r.predictor_accuracy);
+  s.add("routing/expert_accuracy", r.expert_accuracy);
   s.add_by_layer("fraction", r.routed_layers, r.routed_fraction);
   for (std::size_t i = 0; i < r.router.size() && i < r.routed_layers.size(); ++i) {
     const std::string prefix = fmt::format("routing/layer_{}/logit_", r.routed_layers[i]);
@@ -200,6 +203,10 @@ void TensorBoardWriter::add(const EvalRecord& r) {
   s.add_by_layer("realised_capacity", r.routed_layers, r.realised_capacity);
   s.add_by_layer("recall", r.routed_layers, r.router_recall_by_layer);
   s.add_by_layer("precision", r.routed_layers, r.router_precision_by_layer);
+  s.add("val/expert_recall", r.expert_recall);
+  s.add("val/expert_precision", r.expert_precision);
+  s.add_by_layer("expert_recall", r.expert_layers, r.expert_recall_by_layer);
+  s.add_by_layer("expert_precision", r.expert_layers, r.expert_precision_by_layer);
   write(s.framed_event(r.step));
 }
 
