@@ -8,11 +8,15 @@
 namespace fathom {
 namespace {
 
-// Runs `body` in a child and returns its wait status.
+// Runs `body` in a child and returns its wait status. SIGHUP is `hang_up` there, whatever it is here: who
+// runs the tests under nohup has it ignored.
 template <typename F>
-int status_of_child(F&& body) {
+int status_of_child(F&& body, sighandler_t hang_up = SIG_DFL) {
   const pid_t child = fork();
-  if (child == 0) _exit(body());
+  if (child == 0) {
+    signal(SIGHUP, hang_up);
+    _exit(body());
+  }
   int status = 0;
   EXPECT_EQ(waitpid(child, &status, 0), child);
   return status;
@@ -44,6 +48,17 @@ TEST_P(Signals, ASecondOneStopsAtOnce) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Signals, ::testing::Values(SIGTERM, SIGINT, SIGHUP));
+
+TEST(SignalPairs, NohupsIgnoredHangUpStaysIgnored) {
+  const auto body = [] {
+    StopSignals signals;
+    raise(SIGHUP);
+    return stop_requested() ? 1 : 7;
+  };
+  const int status = status_of_child(body, SIG_IGN);
+  ASSERT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 7);
+}
 
 // timeout(1) sends the same signal to the process and to its group.
 TEST(SignalPairs, TwoSignalsAtTheSameMomentAreOneRequest) {
