@@ -99,6 +99,19 @@ TEST(Parameters, ExpertsByHand) {
   EXPECT_EQ(staged.active, 80 + 80 + 8 + 8 + (192 + 16 + 24) * 1.25 + 288 * (0.75 + 3.0 / 8));
 }
 
+// A predictor of what experts choose: 8 -> P, its biases, P -> 3, their biases; its first layer's input has
+// no gradient.
+TEST(Parameters, PredictorsOfExpertsByHand) {
+  const Config plain = tiny_experts(RoutingKind::Moe, 0);
+  Config predicted = plain;
+  predicted.routing.causal.method = CausalMethod::Predictor;
+  const std::int64_t p = predicted.routing.causal.predictor_hidden;
+  EXPECT_EQ(count_parameters(predicted).total, count_parameters(plain).total + 2 * (8 * p + p + 3 * p + 3));
+  EXPECT_EQ(forward_flops_per_token(predicted).predictor, static_cast<double>(2 * 2 * (8 * p + 3 * p)));
+  EXPECT_EQ(train_flops_per_token(predicted).predictor,
+            static_cast<double>(3 * 2 * 2 * (8 * p + 3 * p) - 2 * 2 * 8 * p));
+}
+
 TEST(Flops, DenseByHand) {
   const FlopTerms f = forward_flops_per_token(tiny());
   // A block: q 8x8, k and v 8x4, o 8x8: 192 multiply-adds.

@@ -20,7 +20,7 @@ inline constexpr const char* kModels[] = {
     "mod_tanh_aux",   "mod_raw_predictor", "mod_sigmoid_both",     "mod_raw_both_gqa", "moe",
     "moe_few",        "moe_many",          "mode_integrated",      "mode_staged",      "mode_staged_raw",
     "moe_aux",        "moe_predictor",     "mode_integrated_both", "token_top1",       "token_top2",
-    "token_dropless", "token_integrated",  "token_staged"};
+    "token_dropless", "token_integrated",  "token_staged",         "token_mixtral"};
 
 /// The largest error of a tensor, relative to its largest element.
 inline double relative_error(const std::vector<double>& ours, const std::vector<double>& theirs) {
