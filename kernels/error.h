@@ -36,4 +36,11 @@ class InternalError : public Error {
   explicit InternalError(const std::string& message) : Error(message) {}
 };
 
+/// A fault after which the device answers this process with errors only, whatever it is asked; another
+/// process may find it well.
+class DeviceError : public InternalError {
+ public:
+  using InternalError::InternalError;
+};
+
 }  // namespace fathom

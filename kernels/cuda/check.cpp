@@ -1,8 +1,34 @@
 #include "kernels/cuda/check.h"
 
+#include <string>
+
 #include <fmt/format.h>
 
 namespace fathom::cuda {
+
+namespace {
+
+// CUDA's documentation says of these that the process must end to use the device again.
+bool ends_the_context(cudaError_t code) {
+  switch (code) {
+    case cudaErrorIllegalAddress:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorHardwareStackError:
+    case cudaErrorAssert:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorLaunchFailure:
+    case cudaErrorECCUncorrectable:
+    case cudaErrorNvlinkUncorrectable:
+      return true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace
 
 void check(cudaError_t code, const char* op) {
   if (code == cudaSuccess) return;
@@ -10,10 +36,12 @@ void check(cudaError_t code, const char* op) {
     cudaGetLastError();  // it is reported here; the next check is not to find it
     fail_memory(op);
   }
-  throw InternalError(
-      fmt::format("[{}] CUDA: {} ({}). If a kernel faulted, it is this op's or one before it; "
-                  "CUDA_LAUNCH_BLOCKING=1 tells which.",
-                  op, cudaGetErrorString(code), cudaGetErrorName(code)));
+  const std::string message = fmt::format(
+      "[{}] CUDA: {} ({}). If a kernel faulted, it is this op's or one before it; "
+      "CUDA_LAUNCH_BLOCKING=1 tells which.",
+      op, cudaGetErrorString(code), cudaGetErrorName(code));
+  if (ends_the_context(code)) throw DeviceError(message);
+  throw InternalError(message);
 }
 
 std::int64_t most_shared_bytes() {

@@ -23,8 +23,8 @@ namespace fathom::cuda {
 
 using bf16 = __nv_bfloat16;
 
-/// InternalError "[op] CUDA: ...". A sticky error of an earlier launch shows here too, and says so. UserError
-/// when the device has no more memory.
+/// InternalError "[op] CUDA: ...", a DeviceError where the device is lost to this process. A sticky error of
+/// an earlier launch shows here too, and says so. UserError when the device has no more memory.
 void check(cudaError_t code, const char* op);
 /// After a launch: configuration errors now, faults of the kernel at the next check.
 inline void check_launch(const char* op) { check(cudaGetLastError(), op); }

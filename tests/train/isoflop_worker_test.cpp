@@ -159,6 +159,21 @@ TEST_F(Workers, EndWhenEveryCellThrows) {
               ::testing::AllOf(HasSubstr("the device is gone"), HasSubstr("--retry-failed")));
 }
 
+TEST_F(Workers, EndWhenTheDeviceIsLost) {
+  int calls = 0;
+  const auto faults = [&](const Config& c, const std::filesystem::path& run) {
+    if (++calls == 2) throw DeviceError("[linear] CUDA: an illegal memory access");
+    return pretend(c, run);
+  };
+  const std::string said = message_of<UserError>([&] { work(sweep, folder, kData, faults, options()); });
+  EXPECT_THAT(said, HasSubstr("illegal memory access"));
+  EXPECT_THAT(said, HasSubstr("--retry-failed"));
+  EXPECT_EQ(calls, 2);  // no cell was tried with a device that answers with errors only
+  std::int64_t failed = 0;
+  for (const Row& row : rows()) failed += row.status == "failed" ? 1 : 0;
+  EXPECT_EQ(failed, 1);
+}
+
 TEST_F(Workers, TakeOnlyWhatTheyAreAskedFor) {
   WorkOptions o = options();
   o.only = {"search-dense-*"};

@@ -118,6 +118,14 @@ class Worker {
         return;
       }
       if (result.status == RunStatus::Failed) reason = result.message;
+    } catch (const DeviceError& e) {
+      measure(row, folder_.run(cell.id));
+      finish(std::move(row), e.what());
+      throw UserError(
+          fmt::format("The device failed in cell {}, and cannot be used by this process any more: {}",
+                      cell.id, e.what()),
+          "The cell is recorded as failed. Start the worker again; --retry-failed gives the cell "
+          "another try.");
     } catch (const std::bad_alloc&) {
       reason = "out of memory; a smaller train.micro_batch or train.recompute: block needs less";
     } catch (const std::exception& e) {

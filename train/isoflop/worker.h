@@ -36,8 +36,9 @@ struct WorkResult {
 };
 
 /// A cell that fails is recorded with its reason and the sweep goes on; three in a row that end with an error
-/// rather than with a loss (a broken device, a full disk) end the worker with a UserError. UserError as well:
-/// the folder cannot be used, or a finished cell was trained with another config than the sweep says now.
+/// rather than with a loss (a broken device, a full disk) end the worker with a UserError, and so does the
+/// first DeviceError. UserError as well: the folder cannot be used, or a finished cell was trained with
+/// another config than the sweep says now.
 WorkResult work(const Sweep& sweep, const SweepFolder& folder, const DataSize& data,
                 const TrainCell& train_cell, const WorkOptions& options);
 
