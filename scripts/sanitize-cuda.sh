@@ -58,13 +58,19 @@ run() {
   runs=$((runs + 1))
   local environment=(FATHOM_REQUIRE_GPU=1)
   # initcheck does not see what NVIDIA's libraries write with Hopper's bulk copies, and synccheck objects to a barrier
-  # inside cuDNN's backward (docs/cuda.md). Ops are checked without cuDNN, so that our own attention is.
+  # inside cuDNN's backward (docs/cuda.md). Ops are checked without cuDNN, so that our own attention is. racecheck takes
+  # the pipelines of cuBLASLt's and cuDNN's Hopper kernels, which bulk copies fill, for races: those are not looked at.
   if [[ $tool == initcheck ]]; then environment+=(FATHOM_INITCHECK=1); fi
   if [[ $tool == initcheck || $tool == synccheck || $name == ops* ]]; then environment+=(FATHOM_CUDNN=/nowhere); fi
-  env "${environment[@]}" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 "$@" >"$log" 2>&1 || code=$?
+  local options=(--tool "$tool" --error-exitcode 9 --print-limit 20)
+  if [[ $tool == racecheck ]]; then options+=(--kernel-name-exclude kns=nvjet_ --kernel-name-exclude kns=cudnn_); fi
+  env "${environment[@]}" compute-sanitizer "${options[@]}" "$@" >"$log" 2>&1 || code=$?
   local summary
   summary="$(sed -nE 's/^=* *((ERROR|RACECHECK) SUMMARY.*)/\1/p' "$log" | tail -n 1)"
-  if [[ $code == 0 && -n $summary ]]; then
+  # A test that launches nothing leaves the tool without a summary.
+  if [[ $code != 9 ]] && grep -q 'terminated before first instrumented API call' "$log" && grep -q '^\[  PASSED' "$log"; then
+    say "clean    $tool $name ($((SECONDS - begin)) s): nothing was launched"
+  elif [[ $code == 0 && -n $summary ]]; then
     say "clean    $tool $name ($((SECONDS - begin)) s): $summary"
   else
     say "FINDINGS $tool $name (status $code, $((SECONDS - begin)) s): ${summary:-no summary}"

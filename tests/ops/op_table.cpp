@@ -333,7 +333,15 @@ double round_to_bf16(double x) {
   return std::ldexp(std::nearbyint(std::ldexp(fraction, kBits)), exponent - kBits);
 }
 
+OpCase drawn(OpCase of) {
+  for (Operand& o : of.operands) {
+    if (o.values.empty()) o.values = o.draw();
+  }
+  return of;
+}
+
 OpCase rounded_to_bf16(OpCase of) {
+  of = drawn(std::move(of));
   for (Operand& o : of.operands) {
     if (o.element != Element::Compute && o.element != Element::Weight) continue;
     for (double& x : o.values) x = round_to_bf16(x);
@@ -346,13 +354,14 @@ Evaluation evaluate(Context& c, const OpCase& of, Wanted wanted, std::size_t onl
   std::vector<Tensor> inputs;
   for (std::size_t i = 0; i < of.operands.size(); ++i) {
     const Operand& o = of.operands[i];
+    const std::vector<double> values = o.values.empty() ? o.draw() : o.values;
     if (o.element == Element::Index) {
       inputs.push_back(c.empty(o.shape, DType::I32));
-      from_host(backend, inputs.back(), std::vector<std::int32_t>(o.values.begin(), o.values.end()));
+      from_host(backend, inputs.back(), std::vector<std::int32_t>(values.begin(), values.end()));
       continue;
     }
     inputs.push_back(c.empty(o.shape, o.element == Element::Stat ? c.stat_dtype() : c.compute_dtype()));
-    from_doubles(backend, inputs.back(), o.values);
+    from_doubles(backend, inputs.back(), values);
     const bool asked = wanted == Wanted::All || (wanted == Wanted::Only && i == only);
     inputs.back().set_requires_grad(asked);
     if (asked && o.element == Element::Weight) inputs.back().bind_gradient(c.zeros(o.shape, c.stat_dtype()));
@@ -383,7 +392,8 @@ Evaluation evaluate(Context& c, const OpCase& of, Wanted wanted, std::size_t onl
     const bool asked = inputs[i].requires_grad();
     const Tensor bound = inputs[i].bound_gradient();
     const Tensor g = !asked ? Tensor() : bound.defined() ? bound : tape.collected(inputs[i]);
-    const std::size_t size = of.operands[i].differentiable() ? of.operands[i].values.size() : 0;
+    const Operand& o = of.operands[i];
+    const std::size_t size = o.differentiable() ? static_cast<std::size_t>(o.shape.size()) : 0;
     result.gradients.push_back(g.defined() ? to_doubles(backend, g) : std::vector<double>(size, 0.0));
   }
   return result;

@@ -21,7 +21,9 @@ struct Operand {
   std::string name;
   Shape shape;
   Element element = Element::Compute;
-  std::vector<double> values;
+  /// Makes the values: the large tables hold gigabytes of them, and a test wants those of one op.
+  std::function<std::vector<double>()> draw;
+  std::vector<double> values = {};  // where drawn() or a test has put some, instead of draw's
   bool differentiable() const { return element != Element::Index; }
 };
 
@@ -53,6 +55,9 @@ void add_experts(std::vector<OpCase>& table, Size size);
 std::vector<OpCase> op_table();
 /// The same at the sizes of trainings, for backends that are fast enough.
 std::vector<OpCase> large_op_table();
+
+/// The case with its operands' values in it, for who changes them.
+OpCase drawn(OpCase of);
 
 /// The nearest number that bf16 holds.
 double round_to_bf16(double x);

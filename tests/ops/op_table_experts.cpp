@@ -120,7 +120,11 @@ void add_rows(std::vector<OpCase>& table, const std::vector<ExpertShape>& shapes
 /// Positive, as a softmax is, and clear of ties.
 Operand affinities(std::int64_t choices, std::int64_t rows) {
   Operand a = stat("affinity", {choices, rows}, 3);
-  for (double& x : a.values) x = std::exp(x);
+  a.draw = [normal = a.draw] {
+    std::vector<double> values = normal();
+    for (double& x : values) x = std::exp(x);
+    return values;
+  };
   return a;
 }
 

@@ -1,27 +1,17 @@
 // The ops that fuse a product with what feeds it.
-#include <random>
 #include <utility>
 
 #include <fmt/format.h>
 
 #include "src/ops/mlp.h"
 #include "src/ops/norm_linear.h"
-#include "tests/ops/op_table.h"
+#include "tests/ops/operands.h"
 
 namespace fathom::op_test {
 
 namespace {
 
 constexpr double kEps = 1e-3;  // large enough to show
-
-Operand real(const char* name, const Shape& shape, unsigned seed, Element element = Element::Compute,
-             double mean = 0) {
-  std::mt19937_64 generator(seed);
-  std::normal_distribution<double> distribution(mean, 1);
-  std::vector<double> values(static_cast<std::size_t>(shape.size()));
-  for (double& x : values) x = distribution(generator);
-  return {name, shape, element, std::move(values)};
-}
 
 using Inputs = std::vector<Tensor>;
 using Outputs = std::vector<Tensor>;
@@ -33,9 +23,8 @@ void add_fused(std::vector<OpCase>& table) {
   for (const LinearShape& s : shapes) {
     const std::string variant = fmt::format("{}x{}x{}", s.rows, s.in, s.out);
     const Shape stream{s.rows, s.in};
-    const Operand x = real("x", stream, 1), a = real("a", stream, 2),
-                  w = real("w", {s.out, s.in}, 3, Element::Weight);
-    const Operand norm = real("norm", {s.in}, 4, Element::Stat, 1);
+    const Operand x = real("x", stream, 1), a = real("a", stream, 2), w = weight("w", {s.out, s.in}, 3);
+    const Operand norm = stat("norm", {s.in}, 4, 1);
     table.push_back({.op = "rms_norm_linear",
                      .variant = variant,
                      .operands = {x, norm, w},

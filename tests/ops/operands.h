@@ -20,22 +20,22 @@ inline std::vector<double> normal(std::int64_t n, unsigned seed, double mean = 0
 }
 
 inline Operand real(const char* name, const Shape& shape, unsigned seed, double mean = 0, double stddev = 1) {
-  return {name, shape, Element::Compute, normal(shape.size(), seed, mean, stddev)};
+  return {name, shape, Element::Compute, [=] { return normal(shape.size(), seed, mean, stddev); }};
 }
 
 /// A matrix of parameters: its gradient is added up in the stat dtype.
 inline Operand weight(const char* name, const Shape& shape, unsigned seed, double mean = 0,
                       double stddev = 1) {
-  return {name, shape, Element::Weight, normal(shape.size(), seed, mean, stddev)};
+  return {name, shape, Element::Weight, [=] { return normal(shape.size(), seed, mean, stddev); }};
 }
 
 inline Operand stat(const char* name, const Shape& shape, unsigned seed, double mean = 0, double stddev = 1) {
-  return {name, shape, Element::Stat, normal(shape.size(), seed, mean, stddev)};
+  return {name, shape, Element::Stat, [=] { return normal(shape.size(), seed, mean, stddev); }};
 }
 
 inline Operand index(const char* name, std::vector<double> values) {
   const auto n = static_cast<std::int64_t>(values.size());
-  return {name, {n}, Element::Index, std::move(values)};
+  return {name, {n}, Element::Index, [values = std::move(values)] { return values; }};
 }
 
 /// n whole numbers below `limit`, repeats and all.
