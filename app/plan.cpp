@@ -106,14 +106,14 @@ std::string shape(const Config& c) {
                         c.train.seq_len);
     if (e.noop > 0) text += fmt::format(", {} no-ops", e.noop);
     if (c.routing.experts_choose() && !c.routing.routes_depth())
-      text += fmt::format(", causal: {}", name_of(c.routing.causal.method));
+      text += fmt::format(", causal: {}", name_of(c.routing.method()));
   }
   if (c.routing.routes_depth()) {
     std::int64_t routed = 0;
     for (std::int64_t l = 0; l < m.depth; ++l) routed += c.routing.routes(l) ? 1 : 0;
     text += fmt::format("; {} of them routed, {} of {} tokens, causal: {}", routed,
                         kept_tokens(c.routing.capacity, c.train.seq_len), c.train.seq_len,
-                        name_of(c.routing.causal.method));
+                        name_of(c.routing.method()));
   }
   return text;
 }

@@ -51,6 +51,14 @@ mkdir -p "$logs"
 
 status=0
 runs=0
+# only_in_libraries LOG: racecheck takes the pipelines that bulk copies fill in cuBLASLt's and cuDNN's Hopper kernels for
+# races. True when it found nothing else, and the program itself ended well.
+only_in_libraries() {
+  ! grep -qE 'Target application returned an error|Internal Sanitizer Error' "$1" &&
+    ! grep -E 'Race reported between|^=+ +and (Read|Write|Atomic)|^=+ +(Warning|Error):' "$1" |
+    grep -qvE ' at (nvjet_|cudnn_generated_)'
+}
+
 # run TOOL NAME COMMAND...: one line with the verdict; the end of the output where there is something to see.
 run() {
   local tool="$1" name="$2" log="$logs/$1-$2.log" code=0 begin=$SECONDS
@@ -58,23 +66,25 @@ run() {
   runs=$((runs + 1))
   local environment=(FATHOM_REQUIRE_GPU=1)
   # initcheck does not see what NVIDIA's libraries write with Hopper's bulk copies, and synccheck objects to a barrier
-  # inside cuDNN's backward (docs/cuda.md). Ops are checked without cuDNN, so that our own attention is. racecheck takes
-  # the pipelines of cuBLASLt's and cuDNN's Hopper kernels, which bulk copies fill, for races: those are not looked at.
+  # inside cuDNN's backward (docs/cuda.md). Ops are checked without cuDNN, so that our own attention is.
   if [[ $tool == initcheck ]]; then environment+=(FATHOM_INITCHECK=1); fi
   if [[ $tool == initcheck || $tool == synccheck || $name == ops* ]]; then environment+=(FATHOM_CUDNN=/nowhere); fi
-  local options=(--tool "$tool" --error-exitcode 9 --print-limit 20)
-  if [[ $tool == racecheck ]]; then options+=(--kernel-name-exclude kns=nvjet_ --kernel-name-exclude kns=cudnn_); fi
-  env "${environment[@]}" compute-sanitizer "${options[@]}" "$@" >"$log" 2>&1 || code=$?
-  local summary
+  env "${environment[@]}" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 100000 "$@" >"$log" 2>&1 || code=$?
+  local summary took=$((SECONDS - begin)) inside=0
   summary="$(sed -nE 's/^=* *((ERROR|RACECHECK) SUMMARY.*)/\1/p' "$log" | tail -n 1)"
-  # A test that launches nothing leaves the tool without a summary.
-  if [[ $code != 9 ]] && grep -q 'terminated before first instrumented API call' "$log" && grep -q '^\[  PASSED' "$log"; then
-    say "clean    $tool $name ($((SECONDS - begin)) s): nothing was launched"
+  if [[ $code == 9 && $tool == racecheck ]] && only_in_libraries "$log"; then
+    inside="$(grep -c 'Race reported' "$log")"
+    code=0
+  fi
+  if [[ $code == 0 && $inside -gt 0 ]]; then
+    say "clean    $tool $name ($took s): no hazard in Fathom's kernels ($inside inside cuBLASLt's and cuDNN's)"
   elif [[ $code == 0 && -n $summary ]]; then
-    say "clean    $tool $name ($((SECONDS - begin)) s): $summary"
+    say "clean    $tool $name ($took s): $summary"
+  elif grep -q 'terminated before first instrumented API call' "$log" && grep -q '^\[  PASSED' "$log"; then
+    say "clean    $tool $name ($took s): nothing was launched"
   else
-    say "FINDINGS $tool $name (status $code, $((SECONDS - begin)) s): ${summary:-no summary}"
-    grep -vE '^\[ +(RUN|OK) ' "$log" | tail -n 30
+    say "FINDINGS $tool $name (status $code, $took s): ${summary:-no summary}"
+    grep -vE '^\[ +(RUN|OK) |nvjet_|cudnn_generated' "$log" | tail -n 30
     status=1
   fi
 }

@@ -36,12 +36,12 @@ struct ModelConfig {
 enum class RoutingKind { None, Mod, Moe, ModeStaged, ModeIntegrated };
 enum class Selection { TopK, Stochastic };
 enum class Gate { Raw, Sigmoid, Tanh };
-enum class CausalMethod { None, Aux, Predictor, Both };
+enum class CausalMethod { Auto, None, Aux, Predictor, Both };
 
 struct CausalConfig {
-  CausalMethod method = CausalMethod::Aux;
-  double aux_weight = 0.01;           // of the BCE on the router's own logits
-  std::int64_t predictor_hidden = 0;  // 0: width / 4
+  CausalMethod method = CausalMethod::Auto;  // resolved (src/config/resolve.h): aux or predictor
+  double aux_weight = 0.01;                  // of the BCE on the router's own logits
+  std::int64_t predictor_hidden = 0;         // 0: width / 4
   double threshold = 0.5;  // on sigmoid(logit): a token above it goes through the block, or to the expert
 
   bool operator==(const CausalConfig&) const = default;
@@ -90,12 +90,18 @@ struct RoutingConfig {
   bool looks_ahead() const { return routes_depth() || experts_choose(); }
   /// The same, and no rule that does without them was trained.
   bool needs_future() const { return looks_ahead() && causal.method == CausalMethod::None; }
+  /// causal.method, and what auto stands for. A linear router cannot tell which tokens its experts would take
+  /// of a sequence, which is a matter of all choices' affinities; a predictor can (docs/results/isoflop).
+  CausalMethod method() const {
+    if (causal.method != CausalMethod::Auto) return causal.method;
+    return experts_choose() ? CausalMethod::Predictor : CausalMethod::Aux;
+  }
   /// Of whatever looks ahead: the routers of blocks, those of experts, or both.
   bool has_predictor() const {
-    return looks_ahead() && (causal.method == CausalMethod::Predictor || causal.method == CausalMethod::Both);
+    return looks_ahead() && (method() == CausalMethod::Predictor || method() == CausalMethod::Both);
   }
   bool has_aux_loss() const {
-    return looks_ahead() && (causal.method == CausalMethod::Aux || causal.method == CausalMethod::Both);
+    return looks_ahead() && (method() == CausalMethod::Aux || method() == CausalMethod::Both);
   }
 
   bool operator==(const RoutingConfig&) const = default;

@@ -235,7 +235,8 @@ std::vector<Key> make_keys() {
           "routing.causal.method", kAny, "",
           "How a token is chosen without the future, by routed blocks and by experts that choose: aux: the "
           "router, trained with an auxiliary loss; predictor: an MLP of its own; both; none: training and "
-          "top-k evaluation only, such a model cannot be served."),
+          "top-k evaluation only, such a model cannot be served; auto: predictor where experts choose, else "
+          "aux."),
       key<routing, causal, &C::aux_weight>("routing.causal.aux_weight", from_to(0, 1000),
                                            "a weight is not negative",
                                            "Weight of the auxiliary loss (aux, both)."),

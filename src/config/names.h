@@ -30,7 +30,7 @@ struct EnumNames<Gate> {
 };
 template <>
 struct EnumNames<CausalMethod> {
-  static constexpr std::array values{"none", "aux", "predictor", "both"};
+  static constexpr std::array values{"auto", "none", "aux", "predictor", "both"};
 };
 template <>
 struct EnumNames<Schedule> {

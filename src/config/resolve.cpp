@@ -28,6 +28,7 @@ Config resolve(Config c, std::optional<std::int64_t> store_vocab) {
   if (m.kv_heads == 0) m.kv_heads = m.heads;
   if (m.ffn_hidden == 0) m.ffn_hidden = round_up((8 * m.width + 2) / 3, 64);
   if (m.max_seq_len == 0) m.max_seq_len = c.train.seq_len;
+  c.routing.causal.method = c.routing.method();
   if (c.routing.causal.predictor_hidden == 0) {
     c.routing.causal.predictor_hidden = std::max<std::int64_t>(1, m.width / 4);
   }

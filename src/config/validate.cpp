@@ -186,6 +186,14 @@ std::vector<std::string> config_notes(const Config& c) {
         "val_topk is "
         "the loss under that choice, and nothing can foretell it for val_causal.");
   }
+  if (c.routing.experts_choose() && c.routing.method() == CausalMethod::Aux) {
+    notes.emplace_back(
+        "routing.causal.method is aux, and experts choose: their linear routers foretell poorly which tokens "
+        "experts take "
+        "(0.04 to 0.7 nats lost in val_causal, docs/results/isoflop). predictor costs little and loses "
+        "hardly "
+        "any.");
+  }
   if (c.routing.has_aux_loss() && c.routing.causal.aux_weight == 0) {
     notes.emplace_back(
         "routing.causal.aux_weight is 0: nothing trains the routers to choose without the future.");

@@ -262,6 +262,9 @@ TEST(Parse, NotesWhatCannotBeServed) {
   ASSERT_EQ(experts.size(), 1u);
   EXPECT_THAT(experts[0], HasSubstr("cannot generate or be served"));
   EXPECT_TRUE(config_notes(parse(kBase, {"routing.kind=moe"})).empty());
+  const auto aux = config_notes(parse(kBase, {"routing.kind=moe", "routing.causal.method=aux"}));
+  ASSERT_EQ(aux.size(), 1u);
+  EXPECT_THAT(aux[0], HasSubstr("predictor"));
   EXPECT_TRUE(
       config_notes(parse(kBase, {"routing.kind=moe", "routing.causal.method=none", "experts.choice=token"}))
           .empty());

@@ -44,6 +44,24 @@ TEST(Resolve, FillsWhatFollowsFromOtherKeys) {
   EXPECT_EQ(resolve(base()).model.vocab_size, 0);
 }
 
+TEST(Resolve, WhereExpertsChooseAPredictorForetells) {
+  const auto method = [](RoutingKind kind, ExpertsChoose choice, CausalMethod given = CausalMethod::Auto) {
+    Config c = base();
+    c.routing.kind = kind;
+    c.routing.experts.choice = choice;
+    c.routing.causal.method = given;
+    return resolve(c).routing.causal.method;
+  };
+  using enum RoutingKind;
+  for (const RoutingKind kind : {Moe, ModeStaged, ModeIntegrated}) {
+    EXPECT_EQ(method(kind, ExpertsChoose::Expert), CausalMethod::Predictor);
+    EXPECT_EQ(method(kind, ExpertsChoose::Token), CausalMethod::Aux);
+    EXPECT_EQ(method(kind, ExpertsChoose::Expert, CausalMethod::Aux), CausalMethod::Aux);
+  }
+  EXPECT_EQ(method(Mod, ExpertsChoose::Expert), CausalMethod::Aux);
+  EXPECT_EQ(method(Mod, ExpertsChoose::Expert, CausalMethod::None), CausalMethod::None);
+}
+
 TEST(Resolve, KeepsWhatIsGiven) {
   Config c = base();
   c.model.vocab_size = 5000;
@@ -128,7 +146,7 @@ TEST(Print, NumbersAreShortest) {
   c.train.target_flops = 2e13;
   EXPECT_THAT(to_yaml(c), HasSubstr("  lr: 0.1\n"));
   EXPECT_THAT(to_yaml(c), HasSubstr("  target_flops: 2e+13\n"));
-  EXPECT_THAT(to_yaml(c), HasSubstr("  causal:\n    method: aux\n"));
+  EXPECT_THAT(to_yaml(c), HasSubstr("  causal:\n    method: auto\n"));
 }
 
 TEST(Difference, NamesEachKeyAndBothValues) {

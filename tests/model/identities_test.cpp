@@ -131,8 +131,13 @@ std::vector<Variant> variants() {
     all.push_back({"aux", dtype, routed(CausalMethod::Aux), {}, device});
     all.push_back({"both", dtype, routed(CausalMethod::Both, Gate::Tanh), {}, device});
     all.push_back({"both_documents", dtype, routed(CausalMethod::Both, Gate::Sigmoid), documents, device});
-    all.push_back({"moe_documents", dtype, with_experts({}, RoutingKind::Moe), documents, device});
-    all.push_back({"mode_integrated", dtype, with_experts({}, RoutingKind::ModeIntegrated), {}, device});
+    all.push_back(
+        {"moe_documents", dtype, with_experts(by(CausalMethod::Aux), RoutingKind::Moe), documents, device});
+    all.push_back({"mode_integrated",
+                   dtype,
+                   with_experts(by(CausalMethod::Aux), RoutingKind::ModeIntegrated),
+                   {},
+                   device});
     all.push_back(
         {"token_top2", dtype, tokens_choose({}, RoutingKind::ModeIntegrated, 2, 0.8), documents, device});
     all.push_back(
@@ -229,7 +234,8 @@ std::vector<Variant> routings() {
 // Of those, and of experts, who choose within a sequence.
 std::vector<Variant> accumulated() {
   std::vector<Variant> all = routings();
-  all.push_back({"mode_integrated", DType::F64, with_experts({}, RoutingKind::ModeIntegrated), {}});
+  all.push_back(
+      {"mode_integrated", DType::F64, with_experts(by(CausalMethod::Aux), RoutingKind::ModeIntegrated), {}});
   all.push_back({"token_top2", DType::F64, tokens_choose({}, RoutingKind::Moe, 2, 0.8), {}});
   all.push_back({"mode_staged",
                  DType::F64,

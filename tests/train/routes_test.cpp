@@ -87,7 +87,7 @@ TEST(Routes, AreTheForwardPasssOwn) {
 
 TEST(Routes, EveryExpertTakesItsShareOfEverySequence) {
   SmallModel m(DType::F32, model_test::small_config(),
-               model_test::with_experts({}, RoutingKind::ModeIntegrated));
+               model_test::with_experts(model_test::by(CausalMethod::Aux), RoutingKind::ModeIntegrated));
   const Routes r = routes_of(m);
   EXPECT_TRUE(r.routed.empty());
   ASSERT_EQ(r.experts.size(), 4u);
