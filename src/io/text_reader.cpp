@@ -17,6 +17,16 @@ namespace fathom {
 
 namespace {
 
+// The library's words without its number, its line (each line is parsed alone) and what it read, which can
+// be a whole book.
+std::string reason_of(const nlohmann::json::exception& e) {
+  std::string_view text = e.what();
+  for (const std::string_view before : {"] ", "parse error at line 1, "}) {
+    if (const std::size_t at = text.find(before); at != text.npos) text.remove_prefix(at + before.size());
+  }
+  return std::string(text.substr(0, std::min(text.find("; last read:"), std::size_t{200})));
+}
+
 constexpr std::size_t kReadBytes = std::size_t{1} << 18;
 constexpr std::size_t kSoftDocumentBytes = std::size_t{1} << 14;
 constexpr std::size_t kHardDocumentBytes = std::size_t{1} << 20;
@@ -184,7 +194,7 @@ struct TextReader::Impl {
       try {
         object = nlohmann::json::parse(valid);
       } catch (const nlohmann::json::exception& e) {
-        throw UserError(fmt::format("{}:{}: not valid JSON ({}).", path(), line, e.what()),
+        throw UserError(fmt::format("{}:{}: not valid JSON ({}).", path(), line, reason_of(e)),
                         "A .jsonl file has one JSON object a line.");
       }
       const auto field = object.is_object() ? object.find(options.field) : object.end();

@@ -177,6 +177,14 @@ TEST(TextReader, BadJsonLinesAreNamed) {
   const auto read = [&] { read_all({path}); };
   write_bytes(path, "{\"text\": \"one\"}\n{\"text\": \n");
   expect_user_error(read, {path + ":2", "not valid JSON"});
+  // A line that was cut off: where and why, without the book in it.
+  write_bytes(path, "{\"text\": \"" + std::string(100000, 'x'));
+  expect_user_error(read, {path + ":1", "not valid JSON", "column 10001", "missing closing quote"});
+  try {
+    read();
+  } catch (const UserError& e) {
+    EXPECT_LT(std::string(e.what()).size(), path.size() + 300);
+  }
   write_bytes(path, "{\"text\": \"one\"}\n\n{\"body\": \"x\"}\n");
   expect_user_error(read, {path + ":3", "no string \"text\""});
   write_bytes(path, "{\"text\": 5}\n");

@@ -19,6 +19,7 @@ struct FakeRun {
   double flops_per_token = 6.1e6;
   double tokens_per_s = 15000;
   bool routed = false;
+  bool experts = false;    // in layers 0 to 2, of which the first has a busy one
   double nan_share = 0.0;  // of the logged losses
   bool resumed = false;
   bool ended = true;
@@ -100,6 +101,18 @@ inline void write_fake_run(const std::filesystem::path& folder, const FakeRun& f
         for (int layer = 0; layer < 4; ++layer)
           r.router.push_back({-1.9, -4.2 - layer, 3.1, 0.12 + 0.05 * std::exp(-5 * t)});
       }
+      if (f.experts) {
+        r.expert_layers = {0, 1, 2};
+        for (int layer = 0; layer < 3; ++layer)
+          r.experts.push_back({.uncovered = 0.0925 + 0.01 * layer,
+                               .per_token = 1.0,
+                               .dropped = 0.03125,
+                               .load_max = layer == 0 ? 2.125 : 1.5,
+                               .load_min = 0.25,
+                               .noop_affinity = 0.375,
+                               .noop_share = 0.4375,
+                               .entropy = 1.8125});
+      }
       log.append(r);
     }
     if (step % f.eval_every == 0 || step == f.steps) {
@@ -122,6 +135,14 @@ inline void write_fake_run(const std::filesystem::path& folder, const FakeRun& f
         e.causal_flops_per_token = f.flops_per_token / 3 * 1.01;
       } else {
         e.val_loss = loss;
+      }
+      if (f.experts) {
+        e.expert_layers = {0, 1, 2};
+        e.expert_capacity = {{0.0625, 0.53125, 0.25}, {0.25, 0.25, 0.25}, {0.3, 0.2, 0.25}};
+        e.expert_recall = 0.9 - 0.4 * std::exp(-5 * t);
+        e.expert_precision = 0.88 - 0.3 * std::exp(-5 * t);
+        e.expert_recall_by_layer = {0.8125, 0.93, 0.92};
+        e.expert_precision_by_layer = {0.91, 0.90, 0.90};
       }
       log.append(e);
     }

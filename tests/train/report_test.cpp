@@ -58,6 +58,26 @@ TEST(Report, IsSelfContainedAndShowsBothRuns) {
   EXPECT_LT(html.size(), 1'500'000u);
 }
 
+TEST(Report, ShowsHowExpertsShareTheTokens) {
+  const fs::path folder = fresh_folder();
+  write_fake_run(folder / "dense", {});
+  write_fake_run(folder / "moe", {.experts = true});
+  write_report(std::vector<fs::path>{folder / "dense", folder / "moe"}, folder / "report.html");
+  const std::string html = read_file(folder / "report.html");
+  expect_well_formed(html);
+  expect_no_bad_numbers(html);
+  EXPECT_THAT(html, AllOf(HasSubstr("<h2>Experts</h2>"), HasSubstr("Tokens without an expert, in training"),
+                          HasSubstr("moe, dropped"), HasSubstr("moe, no-op"), HasSubstr("moe, idlest"),
+                          HasSubstr("Experts under the causal rule"), HasSubstr("moe, recall"),
+                          Not(HasSubstr("dense, idlest")), Not(HasSubstr("<h2>Routing</h2>"))));
+  for (const char* cell :
+       {"9.25 %", "3.12 %", "2.125", "0.250", "43.75 %", "1.812", "6.25 % to 53.12 %", "81.25 %"})
+    EXPECT_THAT(html, HasSubstr(cell));
+  EXPECT_EQ(count_of(html, "Experts by layer: "), 1u);
+  write_report(std::vector<fs::path>{folder / "dense"}, folder / "dense.html");
+  EXPECT_THAT(read_file(folder / "dense.html"), Not(HasSubstr("<h2>Experts</h2>")));
+}
+
 TEST(Report, WritesTheSameFiguresAsCsvAndJson) {
   const fs::path folder = fresh_folder();
   write_fake_run(folder / "dense, small", {.steps = 200});

@@ -129,9 +129,9 @@ void write_report(std::span<const std::filesystem::path> runs, const std::filesy
                      utc_today() + "</p>\n" + verdict(data) + "</header>\n";
   std::vector<std::string> names;
   for (const RunData& run : data) names.push_back(run.name);
-  body += summary_table(data) + loss_charts(data) + routing_section(data) + (section ? section(names) : "") +
-          optimizer_charts(data) + breakdown_section(data) + samples_section(data) + events_section(data) +
-          config_section(data);
+  body += summary_table(data) + loss_charts(data) + routing_section(data) + experts_section(data) +
+          (section ? section(names) : "") + optimizer_charts(data) + breakdown_section(data) +
+          samples_section(data) + events_section(data) + config_section(data);
   body += "<footer>The numbers above are in " + escape(csv.filename().string()) +
           "; the curves are drawn from each run's metrics.jsonl. Losses are in nats a token; a FLOP count "
           "takes a multiply-add as two.</footer>\n";

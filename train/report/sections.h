@@ -13,6 +13,7 @@ std::string summary_table(std::span<const RunData> runs);
 std::string loss_charts(std::span<const RunData> runs);
 std::string optimizer_charts(std::span<const RunData> runs);
 std::string routing_section(std::span<const RunData> runs);    // empty without a routed run
+std::string experts_section(std::span<const RunData> runs);    // empty without a run of experts
 std::string breakdown_section(std::span<const RunData> runs);  // empty without a plan.json
 std::string samples_section(std::span<const RunData> runs);    // empty without samples
 std::string events_section(std::span<const RunData> runs);
