@@ -92,21 +92,24 @@ std::string noops_in_training(Runs runs) {
   return c.series.empty() ? "" : render(c);
 }
 
+// Of tokens that choose: experts that choose all have the same load.
 std::string loads_in_training(Runs runs) {
   LineChart c;
   c.title = "Busiest and idlest expert, in training";
   c.x = {.label = "step"};
   c.y = {.label = "tokens, 1 being an even share"};
-  c.note = "Means over layers. Experts that choose their tokens all have the same load.";
+  c.note = "Means over layers.";
   for (std::size_t i = 0; i < runs.size(); ++i) {
-    if (last_step(runs[i]) == nullptr) continue;
+    const auto busiest = training_curve(runs[i], &ExpertStats::load_max),
+               idlest = training_curve(runs[i], &ExpertStats::load_min);
+    bool differ = false;
+    for (std::size_t j = 0; j < busiest.size(); ++j) differ |= busiest[j].y > idlest[j].y + 1e-6;
+    if (!differ) continue;
     const int colour = static_cast<int>(i);
-    c.series.push_back({runs[i].name + ", busiest", colour, Stroke::Solid, Marks::None,
-                        training_curve(runs[i], &ExpertStats::load_max)});
-    c.series.push_back({runs[i].name + ", idlest", colour, Stroke::Dashed, Marks::None,
-                        training_curve(runs[i], &ExpertStats::load_min)});
+    c.series.push_back({runs[i].name + ", busiest", colour, Stroke::Solid, Marks::None, busiest});
+    c.series.push_back({runs[i].name + ", idlest", colour, Stroke::Dashed, Marks::None, idlest});
   }
-  return render(c);
+  return c.series.empty() ? "" : render(c);
 }
 
 std::string causal_loads(Runs runs) {
@@ -197,7 +200,7 @@ std::string table_of(const RunData& run) {
 std::string experts_section(Runs runs) {
   if (std::none_of(runs.begin(), runs.end(), has_experts)) return "";
   std::string out = "<h2>Experts</h2>\n<div class=\"charts\">\n" + shares_in_training(runs) +
-                    loads_in_training(runs) + noops_in_training(runs) + causal_loads(runs) + decisions(runs) +
+                    loads_in_training(runs) + noops_in_training(runs) + decisions(runs) + causal_loads(runs) +
                     "</div>\n<div style=\"height:16px\"></div>\n";
   for (const RunData& run : runs) {
     if (has_experts(run)) out += table_of(run);
