@@ -57,6 +57,7 @@ void route(const BenchFlags& flags, RoutingConfig& routing) {
   const std::string& variant = flags.variant;
   routing.capacity = flags.capacity;
   routing.experts.count = flags.experts;
+  routing.causal.method = CausalMethod::Aux;  // the peer's experts have no predictor
   if (variant == "mod" || variant == "mode-staged") {
     routing.kind = variant == "mod" ? RoutingKind::Mod : RoutingKind::ModeStaged;
     routing.causal.method = CausalMethod::Predictor;
