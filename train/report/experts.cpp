@@ -159,9 +159,11 @@ std::string decisions(Runs runs) {
   return c.series.empty() ? "" : render(c);
 }
 
+// Empty for a run without experts.
 std::string table_of(const RunData& run) {
   const StepRecord* step = last_step(run);
   const EvalRecord* eval = last_eval(run);
+  if (step == nullptr && eval == nullptr) return "";
   const std::vector<std::int64_t>& layers = step != nullptr ? step->expert_layers : eval->expert_layers;
   const auto percent = [](double share) { return fmt::format("{:.2f} %", 100.0 * share); };
   const auto number = [](double value) { return fmt::format("{:.3f}", value); };
@@ -202,9 +204,7 @@ std::string experts_section(Runs runs) {
   std::string out = "<h2>Experts</h2>\n<div class=\"charts\">\n" + shares_in_training(runs) +
                     loads_in_training(runs) + noops_in_training(runs) + decisions(runs) + causal_loads(runs) +
                     "</div>\n<div style=\"height:16px\"></div>\n";
-  for (const RunData& run : runs) {
-    if (has_experts(run)) out += table_of(run);
-  }
+  for (const RunData& run : runs) out += table_of(run);
   return out;
 }
 
