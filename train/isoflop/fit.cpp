@@ -69,6 +69,7 @@ std::vector<CurvePoint> mean_by_size(const std::vector<CurvePoint>& points) {
     sums[p.x].second += 1;
   }
   std::vector<CurvePoint> means;
+  means.reserve(sums.size());
   for (const auto& [x, sum] : sums) means.push_back({x, sum.first / sum.second});
   return means;
 }

@@ -27,6 +27,7 @@ std::vector<SurfacePoint> points_of(const Fit& fit, std::span<const Row> rows, c
 
 void fill_intervals(const Fit& fit, const std::vector<SurfacePoint>& points, SurfaceFit& out) {
   std::vector<double> residuals;
+  residuals.reserve(points.size());
   for (const SurfacePoint& p : points) residuals.push_back(p.loss - out.surface.at(p.n, p.d));
   ResidualPool pool;
   pool.add(residuals, kUnknowns);
