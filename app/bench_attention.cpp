@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "app/bench_kernels.h"
+#include "app/device.h"
 #include "kernels/error.h"
 
 namespace fathom::app {
@@ -57,6 +58,7 @@ void run(const AttentionFlags& flags, const Globals& globals) {
                      "Each key and value head serves the same number of query heads.");
   }
   KernelBench bench("attention", flags.kernel, globals);
+  require_head_dim(bench.context().backend(), "--head-dim", flags.head_dim);
   const Ceiling ceiling{fmt::format("forward product {}^3, same process", bench.on_cpu() ? 1024 : 8192),
                         bench.gemm_rate() / 1e12};
   // 65536 tokens of a dense batch; the same sequences after a routed block chose an eighth of each.

@@ -1,7 +1,8 @@
 // What the benches of single ops share: the device, random data, timing, and how a result is printed.
 //
-// A timing is the median of five batches of launches, each at least 20 ms of work. Launches take turns over
-// sets of buffers that together exceed any cache, filled with random numbers: zeros are faster than numbers.
+// A timing is the median of five batches of launches, each at least 20 ms of work, recorded and launched as
+// one where the backend can do that. Launches take turns over sets of buffers that together exceed any cache,
+// filled with random numbers: zeros are faster than numbers.
 #pragma once
 
 #include <cstdint>
@@ -70,11 +71,14 @@ class KernelBench {
     std::string unit;  // "gb_per_s" or "tflops"
     double seconds = 0;
     Ceiling ceiling;
+    double like_rate = 0;  // of a copy that moves as many bytes, in the same unit; 0: not measured
   };
   void print(const Line& line) const;
 
   /// Read and written bytes a second of the backend's own copy of 1 GiB (CPU: 64 MiB).
   double copy_rate();
+  /// The same of so many bytes, read once and written once: what a launch of a few microseconds can reach.
+  double copy_rate(std::int64_t bytes);
   /// FLOP/s of a square product, 8192 on a side (CPU: 1024): what this device reaches.
   double gemm_rate();
 

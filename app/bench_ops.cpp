@@ -1,8 +1,9 @@
-// fathom bench ops: every op that is bound by memory, against the device's copy.
+// fathom bench ops: every op that is bound by memory, against the device's copy, and a copy of as many bytes.
 //
 // The bytes of an op are those of its contract (kernels/backend.h): each input read once, each output written
 // once, what is added to both. Vectors of the width are left out.
 #include <algorithm>
+#include <map>
 #include <memory>
 
 #include <fmt/format.h>
@@ -268,12 +269,26 @@ void run(const OpsFlags& flags, const Globals& globals) {
   if (flags.width > 0) widths = {flags.width};
   require_some(Ops(bench, rows, widths.front()).all(), flags.only);
   const Ceiling ceiling{"copy, same process", bench.copy_rate() / 1e9};
+  // By bytes: many ops move as many.
+  std::map<std::int64_t, double> copies;
+  const auto equal_copy = [&](double bytes) {
+    const auto half = static_cast<std::int64_t>(bytes / 2);
+    const auto [found, is_new] = copies.try_emplace(half, 0.0);
+    if (is_new) found->second = bench.copy_rate(half) / 1e9;
+    return found->second;
+  };
   for (const std::int64_t width : widths) {
     Ops ops(bench, rows, width);  // what makes the buffers refers to it
     for (const OpBench& op : ops.all()) {
       if (op.name.find(flags.only) == std::string::npos) continue;
       const nlohmann::json shape = {{"rows", rows}, {"width", width}, {"bytes", op.bytes}};
-      bench.print({op.name, shape, op.bytes, "gb_per_s", bench.seconds(op.bytes, op.make), ceiling});
+      bench.print({.what = op.name,
+                   .shape = shape,
+                   .amount = op.bytes,
+                   .unit = "gb_per_s",
+                   .seconds = bench.seconds(op.bytes, op.make),
+                   .ceiling = ceiling,
+                   .like_rate = equal_copy(op.bytes)});
     }
   }
 }

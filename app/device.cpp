@@ -123,10 +123,19 @@ void require_precision(const Backend& backend, const PrecisionChoice& choice, co
   throw UsageError(message, fmt::format("Use {}, or a GPU (--device cuda).", choice.way_out));
 }
 
+void require_head_dim(const Backend& backend, const std::string& what, std::int64_t head_dim) {
+  const std::int64_t most = backend.most_head_dim();
+  if (most == 0 || head_dim <= most) return;
+  throw UsageError(fmt::format("{} gives heads of {}, and {} takes heads up to {}.", what, head_dim,
+                               backend.description(), most),
+                   "Use smaller heads, or the CPU (--device cpu).");
+}
+
 std::shared_ptr<Backend> open_training_backend(const Globals& globals, const Config& config) {
   std::shared_ptr<Backend> backend = open_backend(globals, config);
   require_precision(*backend, {"train.precision", config.train.precision, "--set train.precision=fp32"},
                     globals, config);
+  require_head_dim(*backend, "model.heads", config.model.head_dim());
   return backend;
 }
 

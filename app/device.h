@@ -24,7 +24,10 @@ struct PrecisionChoice {
 /// precision; it says why it is no GPU.
 void require_precision(const Backend& backend, const PrecisionChoice& choice, const Globals& globals,
                        const Config& config);
-/// open_backend and require_precision for a training of this config.
+/// UsageError when the backend's attention has no heads of this size. `what` names it: "--head-dim",
+/// "model.heads".
+void require_head_dim(const Backend& backend, const std::string& what, std::int64_t head_dim);
+/// open_backend, require_precision and require_head_dim for a training of this config.
 std::shared_ptr<Backend> open_training_backend(const Globals& globals, const Config& config);
 
 /// What a model of this config is computed in on this backend: bf16 on a GPU where it was asked for, else

@@ -9,7 +9,9 @@ TrainedModel open_model(const std::string& path, bool invariant, const Globals& 
   model.loaded = load_model(path, [&](const Config& trained) -> Context& {
     Config config;  // not the device that it was trained on
     config.invariant = invariant || trained.invariant;
-    model.context = std::make_unique<Context>(open_backend(globals, config), DType::F32);
+    std::shared_ptr<Backend> backend = open_backend(globals, config);
+    require_head_dim(*backend, path, trained.model.head_dim());
+    model.context = std::make_unique<Context>(std::move(backend), DType::F32);
     return *model.context;
   });
   return model;

@@ -123,6 +123,8 @@ class Backend {
   virtual std::int64_t free_memory_bytes() const { return 0; }
   /// Bytes that the backend holds of the device for its ops' own use, beside what allocate() gave.
   virtual std::int64_t workspace_bytes() const { return 0; }
+  /// The largest head that attention takes; 0: any.
+  virtual std::int64_t most_head_dim() const { return 0; }
   virtual void* allocate(std::size_t bytes) = 0;  // 64-byte aligned, uninitialised; throws std::bad_alloc
   virtual void release(void* data, std::size_t bytes) noexcept = 0;
   virtual void copy_from_host(void* destination, const void* host, std::size_t bytes) = 0;

@@ -38,8 +38,6 @@ bool worth_a_plan(const AttentionShape& s) { return s.seq % 64 == 0; }
 /// is ahead everywhere (docs/results/gpu-speed.md); the log-sum-exp that it leaves is the same natural one.
 bool prefers_flash_backward(const AttentionShape& s) { return short_flash_supports(s); }
 
-bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }
-
 }  // namespace
 
 void CudaBackend::attention_forward(View out, View lse, ConstView qkv, ConstView first_key,

@@ -35,7 +35,7 @@ struct AttentionBackward {
   AttentionShape shape;
 };
 
-inline constexpr std::int64_t kMaxRowHeadDim = 256;
+inline constexpr std::int64_t kMaxRowHeadDim = 256;  // CudaBackend::most_head_dim()
 
 /// Head sizes up to kMaxRowHeadDim. T: float or bf16.
 template <typename T>

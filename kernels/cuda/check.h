@@ -74,6 +74,9 @@ void for_compute_type(const char* op, DType t, Body&& body) {
 /// on sm_86 and sm_89.
 std::int64_t most_shared_bytes();
 
+/// Whether 16 bytes at once can be read from here.
+inline bool aligned(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % 16 == 0; }
+
 /// How many blocks of `per_block` cover n.
 inline unsigned blocks_for(std::int64_t n, std::int64_t per_block) {
   return static_cast<unsigned>((n + per_block - 1) / per_block);

@@ -56,14 +56,11 @@ CudaBackend::CudaBackend(const BackendOptions& options, int device) : options_(o
   const char* blocking = std::getenv("CUDA_LAUNCH_BLOCKING");
   launches_block_ = blocking != nullptr && std::string_view(blocking) != "0" && *blocking != '\0';
   check(cudaSetDevice(device), "cuda");
-  check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cuda");
+  stream_owner_ = make_stream("cuda");
+  stream_ = stream_owner_.get();
   for (std::size_t i = 0; i < kStagingBuffers; ++i) {
-    void* buffer = nullptr;
-    cudaEvent_t event = nullptr;
-    check(cudaMallocHost(&buffer, kStagingBytes), "cuda");
-    pinned_.push_back(buffer);
-    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cuda");
-    pinned_free_.push_back(event);
+    pinned_.push_back(make_pinned_memory("cuda", kStagingBytes));
+    pinned_free_.push_back(make_event("cuda", cudaEventDisableTiming));
   }
   gemm_ = std::make_unique<Gemm>(stream_, name_, options.deterministic);
   cudnn_ = CudnnAttention::open(stream_, options.deterministic);
@@ -72,13 +69,7 @@ CudaBackend::CudaBackend(const BackendOptions& options, int device) : options_(o
 // Errors cannot be thrown from here, and a device that failed was reported by the op that met it.
 CudaBackend::~CudaBackend() {
   cudaStreamSynchronize(stream_);
-  gemm_.reset();
-  cudnn_.reset();
   for (void* block : scratch_.blocks()) cudaFree(block);
-  for (auto& [key, table] : rope_tables_) cudaFree(table);
-  for (void* buffer : pinned_) cudaFreeHost(buffer);
-  for (cudaEvent_t event : pinned_free_) cudaEventDestroy(event);
-  cudaStreamDestroy(stream_);
 }
 
 std::string CudaBackend::description() const {
@@ -123,10 +114,11 @@ void CudaBackend::copy_from_host(void* destination, const void* host, std::size_
   for (std::size_t done = 0; done < bytes;) {
     const std::size_t part = std::min(kStagingBytes, bytes - done);
     const std::size_t i = next_pinned_++ % kStagingBuffers;
-    check(cudaEventSynchronize(pinned_free_[i]), "copy_from_host");
-    std::memcpy(pinned_[i], from + done, part);
-    check(cudaMemcpyAsync(to + done, pinned_[i], part, cudaMemcpyHostToDevice, stream_), "copy_from_host");
-    check(cudaEventRecord(pinned_free_[i], stream_), "copy_from_host");
+    check(cudaEventSynchronize(pinned_free_[i].get()), "copy_from_host");
+    std::memcpy(pinned_[i].get(), from + done, part);
+    check(cudaMemcpyAsync(to + done, pinned_[i].get(), part, cudaMemcpyHostToDevice, stream_),
+          "copy_from_host");
+    check(cudaEventRecord(pinned_free_[i].get(), stream_), "copy_from_host");
     done += part;
   }
 }

@@ -14,6 +14,7 @@
 #include <cuda_runtime_api.h>
 
 #include "kernels/backend.h"
+#include "kernels/cuda/handles.h"
 #include "kernels/cuda/scratch.h"
 
 namespace fathom::cuda {
@@ -38,6 +39,7 @@ class CudaBackend final : public Backend {
   std::int64_t memory_bytes() const override { return memory_bytes_; }
   std::int64_t free_memory_bytes() const override;
   std::int64_t workspace_bytes() const override;
+  std::int64_t most_head_dim() const override { return 256; }  // of attention_rows.cu
   void* allocate(std::size_t bytes) override;
   void release(void* data, std::size_t bytes) noexcept override;
   void copy_from_host(void* destination, const void* host, std::size_t bytes) override;
@@ -155,14 +157,15 @@ class CudaBackend final : public Backend {
   int multiprocessors_ = 0;
   std::int64_t memory_bytes_ = 0;
   std::string name_;
-  cudaStream_t stream_ = nullptr;
+  StreamHandle stream_owner_;      // all that follows goes before it does
+  cudaStream_t stream_ = nullptr;  // the same
   bool capturing_ = false;
   bool launches_block_ = false;
-  Scratch scratch_;            // its blocks are freed with the backend
-  std::vector<void*> pinned_;  // staging for copy_from_host, used in turn
-  std::vector<cudaEvent_t> pinned_free_;
+  Scratch scratch_;                   // its blocks are freed with the backend
+  std::vector<PinnedMemory> pinned_;  // staging for copy_from_host, used in turn
+  std::vector<EventHandle> pinned_free_;
   std::size_t next_pinned_ = 0;
-  std::map<std::pair<double, std::int64_t>, float*> rope_tables_;
+  std::map<std::pair<double, std::int64_t>, DeviceMemory> rope_tables_;
   std::unique_ptr<Gemm> gemm_;
   std::unique_ptr<CudnnAttention> cudnn_;  // null: cuDNN is not there
 };

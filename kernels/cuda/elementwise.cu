@@ -17,8 +17,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kUnroll = 4;  // packs in flight in a thread
 
-bool aligned(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % 16 == 0; }
-
 struct Add {
   __device__ float operator()(float a, float b) const { return a + b; }
 };

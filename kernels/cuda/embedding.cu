@@ -6,32 +6,17 @@
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_backend.h"
-#include "kernels/cuda/device/vector.cuh"
+#include "kernels/cuda/device/gather_rows.cuh"
+#include "kernels/cuda/device/raw_pack.cuh"
 
 namespace fathom::cuda {
 
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kChunk = 16;   // sorted rows that a block adds up
-constexpr int kColumns = 4;  // of a thread
-
-/// Reads the rows of the tokens and writes them: 2 * rows * width elements. A token outside of the table,
-/// which cannot be reported from here, gives zeros.
-template <typename T, int kN>
-__global__ void __launch_bounds__(kThreads)
-    lookup_kernel(T* out, const T* table, const std::int32_t* tokens, std::int64_t packs,
-                  std::int64_t packs_per_row, std::int64_t vocab) {
-  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= packs) return;
-  const std::int64_t row = i / packs_per_row, column = i - row * packs_per_row;
-  const std::int64_t token = tokens[row];
-  Pack<T, kN> p;
-#pragma unroll
-  for (int e = 0; e < kN; ++e) p.v[e] = 0.0F;
-  if (token >= 0 && token < vocab) p = Pack<T, kN>::load(table + (token * packs_per_row + column) * kN);
-  p.store(out + i * kN);
-}
+constexpr int kChunk = 16;    // sorted rows that a block adds up
+constexpr int kColumns = 4;   // of a thread
+constexpr int kInFlight = 8;  // rows that a thread loads before it adds up the first
 
 /// Tokens outside of the table get the key behind all others.
 __global__ void __launch_bounds__(kThreads)
@@ -95,27 +80,35 @@ __global__ void __launch_bounds__(kThreads) chunk_kernel(Sorted<T> s) {
   const std::int64_t end = begin + kChunk < s.n ? begin + kChunk : s.n;
   float sum[kN] = {};
   bool came_in = s.comes_in(begin);
-  for (std::int64_t i = begin; i < end; ++i) {
-    const Pack<T, kN> d = Pack<T, kN>::load(s.dout + s.rows[i] * s.width + column);
+  for (std::int64_t some = begin; some < end; some += kInFlight) {
+    RawPack<T, kN> d[kInFlight];
 #pragma unroll
-    for (int e = 0; e < kN; ++e) sum[e] += d.v[e];
-    const std::uint32_t key = s.keys[i];
-    if (i + 1 < end && s.keys[i + 1] == key) continue;
-    const bool goes_on = i + 1 == end && s.goes_on(end);
-    if (key < s.vocab) {
-      if (came_in || goes_on) {
-        Pack<float, kN> p;
-#pragma unroll
-        for (int e = 0; e < kN; ++e) p.v[e] = sum[e];
-        p.store(s.partials + (static_cast<std::int64_t>(blockIdx.x) * 2 + (came_in ? 0 : 1)) * s.width +
-                column);
-      } else {
-        add_to(s.dtable + static_cast<std::int64_t>(key) * s.width + column, sum);
-      }
+    for (int u = 0; u < kInFlight; ++u) {
+      if (some + u < end) d[u] = RawPack<T, kN>::load(s.dout + s.rows[some + u] * s.width + column);
     }
 #pragma unroll
-    for (int e = 0; e < kN; ++e) sum[e] = 0.0F;
-    came_in = false;
+    for (int u = 0; u < kInFlight; ++u) {
+      const std::int64_t i = some + u;
+      if (i >= end) continue;
+#pragma unroll
+      for (int e = 0; e < kN; ++e) sum[e] += d[u].get(e);
+      const std::uint32_t key = s.keys[i];
+      if (i + 1 < end && s.keys[i + 1] == key) continue;
+      const bool goes_on = i + 1 == end && s.goes_on(end);
+      if (key < s.vocab) {
+        if (came_in || goes_on) {
+          Pack<float, kN> p;
+#pragma unroll
+          for (int e = 0; e < kN; ++e) p.v[e] = sum[e];
+          p.store(s.partials + (std::int64_t{blockIdx.x} * 2 + (came_in ? 0 : 1)) * s.width + column);
+        } else {
+          add_to(s.dtable + static_cast<std::int64_t>(key) * s.width + column, sum);
+        }
+      }
+#pragma unroll
+      for (int e = 0; e < kN; ++e) sum[e] = 0.0F;
+      came_in = false;
+    }
   }
 }
 
@@ -169,17 +162,7 @@ void CudaBackend::embedding_forward(View out, ConstView table, ConstView tokens,
     T* to = output<T>(op, "out", out, rows * width);
     const T* from = input<T>(op, "table", table, vocab * width);
     const auto* ids = input<std::int32_t>(op, "tokens", tokens, rows);
-    if (rows == 0) return;
-    if (packs<T>(to, width) && packs<T>(from, width)) {
-      constexpr int kN = kPack<T>;
-      const std::int64_t n = rows * width / kN;
-      lookup_kernel<T, kN>
-          <<<blocks_for(n, kThreads), kThreads, 0, stream_>>>(to, from, ids, n, width / kN, vocab);
-    } else {
-      const std::int64_t n = rows * width;
-      lookup_kernel<T, 1><<<blocks_for(n, kThreads), kThreads, 0, stream_>>>(to, from, ids, n, width, vocab);
-    }
-    check_launch(op);
+    gather_rows<T>(op, {to, from, ids, rows, vocab, width}, stream_);
   });
 }
 

@@ -15,11 +15,6 @@ constexpr std::int64_t kMostBlocks = 128;
 /// What a block leaves: these, then the load of each expert. Counts stay exact in fp32 up to 2^24.
 enum Part { kUncovered, kFilled, kChosen, kDropped, kToNoop, kNoop, kEntropy, kParts };
 
-struct Min {
-  __device__ __forceinline__ float operator()(float a, float b) const { return fminf(a, b); }
-  static constexpr float identity = INFINITY;
-};
-
 struct Layer {
   float* parts;               // [blocks, kParts + E]
   const float* affinity;      // [choices, N]

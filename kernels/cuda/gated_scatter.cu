@@ -6,6 +6,7 @@
 #include "kernels/cuda/device/raw_pack.cuh"
 #include "kernels/cuda/device/reduce.cuh"
 #include "kernels/cuda/device/search.cuh"
+#include "kernels/cuda/device/sigmoid.cuh"
 
 namespace fathom::cuda {
 
@@ -18,8 +19,6 @@ constexpr int kInFlight = 4;  // packs of each operand that a lane loads before 
 struct Gate {
   float value, slope;
 };
-
-__device__ __forceinline__ float sigmoid(float x) { return 1.0F / (1.0F + expf(-x)); }
 
 __device__ __forceinline__ Gate gate_of(float r, GateKind kind) {
   if (kind == GateKind::Sigmoid) {

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <optional>
 #include <sstream>
 #include <vector>
 
@@ -14,6 +15,7 @@
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cublaslt_library.h"
+#include "kernels/cuda/handles.h"
 
 namespace fathom::cuda {
 
@@ -163,12 +165,24 @@ struct Gemm::Plan {
 
 struct Gemm::State {
   State(cudaStream_t s, const std::string& device_name, bool d)
-      : stream(s), deterministic(d), disk(device_name) {}
+      : stream(s),
+        deterministic(d),
+        disk(device_name),
+        workspace(make_device_memory("linear", kWorkspaceBytes)) {
+    if (clear_outputs) clear(workspace.get(), kWorkspaceBytes);
+    check_lt(cublaslt().create(&handle), {});
+  }
+  ~State() {
+    if (handle != nullptr) cublaslt().destroy(handle);
+  }
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
+
   cudaStream_t stream;
   bool deterministic;
   cublasLtHandle_t handle = nullptr;
-  void* workspace = nullptr;
   ChoicesOnDisk disk;
+  DeviceMemory workspace;
   // compute-sanitizer's initcheck does not see what cuBLASLt writes with Hopper's bulk copies, and takes its
   // outputs for never written (docs/cuda.md). With this variable they are cleared first.
   bool clear_outputs = std::getenv("FATHOM_INITCHECK") != nullptr;
@@ -180,9 +194,10 @@ struct Gemm::State {
   void launch(const Descriptors& d, const cublasLtMatmulAlgo_t& algorithm, void* c, const void* a,
               const void* b, const GemmShape& s) const {
     const float one = 1.0F, kept = s.accumulate ? 1.0F : 0.0F;
-    check_lt(cublaslt().matmul(handle, d.product, &one, b, d.layouts[0], a, d.layouts[1], &kept, c,
-                               d.layouts[2], c, d.layouts[2], &algorithm, workspace, kWorkspaceBytes, stream),
-             s);
+    check_lt(
+        cublaslt().matmul(handle, d.product, &one, b, d.layouts[0], a, d.layouts[1], &kept, c, d.layouts[2],
+                          c, d.layouts[2], &algorithm, workspace.get(), kWorkspaceBytes, stream),
+        s);
   }
 
   // `aligned`: bytes that the addresses of all operands are multiples of.
@@ -224,44 +239,42 @@ struct Gemm::State {
   float time(const Descriptors& d, const cublasLtMatmulAlgo_t& algorithm, void* c, const void* a,
              const void* b, const GemmShape& s) const {
     constexpr int kRepeats = 4;
-    cudaEvent_t begin = nullptr, end = nullptr;
-    check(cudaEventCreate(&begin), "linear");
-    check(cudaEventCreate(&end), "linear");
+    const EventHandle begin = make_event("linear"), end = make_event("linear");
     float milliseconds = std::numeric_limits<float>::infinity();
     try {
       launch(d, algorithm, c, a, b, s);
-      check(cudaEventRecord(begin, stream), "linear");
+      check(cudaEventRecord(begin.get(), stream), "linear");
       for (int i = 0; i < kRepeats; ++i) launch(d, algorithm, c, a, b, s);
-      check(cudaEventRecord(end, stream), "linear");
-      check(cudaEventSynchronize(end), "linear");
-      check(cudaEventElapsedTime(&milliseconds, begin, end), "linear");
+      check(cudaEventRecord(end.get(), stream), "linear");
+      check(cudaEventSynchronize(end.get()), "linear");
+      check(cudaEventElapsedTime(&milliseconds, begin.get(), end.get()), "linear");
     } catch (const InternalError&) {
       cudaGetLastError();  // refused: another candidate will do
     }
-    cudaEventDestroy(begin);
-    cudaEventDestroy(end);
     return milliseconds;
   }
 
-  // The fastest of the candidates, on the operands at hand and an output of its own.
-  cublasLtMatmulAlgo_t fastest(const Descriptors& d, const std::vector<cublasLtMatmulHeuristicResult_t>& all,
-                               const void* a, const void* b, const GemmShape& s) const {
-    void* c = nullptr;
+  // The fastest of the candidates, on the operands at hand and an output of its own; none where there is no
+  // memory for that, or where every candidate refuses.
+  std::optional<cublasLtMatmulAlgo_t> fastest(const Descriptors& d,
+                                              const std::vector<cublasLtMatmulHeuristicResult_t>& all,
+                                              const void* a, const void* b, const GemmShape& s) const {
+    void* data = nullptr;
     const auto bytes = static_cast<std::size_t>(s.batch * s.m * s.n) * size_of(s.out);
-    if (cudaMalloc(&c, bytes) != cudaSuccess) {
-      cudaGetLastError();
-      return all.front().algo;
+    if (cudaMalloc(&data, bytes) != cudaSuccess) {
+      cudaGetLastError();  // it is the caller's to go on without
+      return std::nullopt;
     }
-    clear(c, bytes);
-    const cublasLtMatmulHeuristicResult_t* best = &all.front();
+    const DeviceMemory c(data);
+    clear(data, bytes);
+    std::optional<cublasLtMatmulAlgo_t> best;
     float least = std::numeric_limits<float>::infinity();
     for (const cublasLtMatmulHeuristicResult_t& candidate : all) {
-      const float t = time(d, candidate.algo, c, a, b, s);
-      if (t < least) least = t, best = &candidate;
+      const float t = time(d, candidate.algo, data, a, b, s);
+      if (t < least) least = t, best = candidate.algo;
     }
     check(cudaStreamSynchronize(stream), "linear");
-    cudaFree(c);
-    return best->algo;
+    return best;
   }
 
   // Shapes of training are round; those of ragged batches come once and are not worth the timing.
@@ -289,24 +302,17 @@ struct Gemm::State {
         result.workspaceSize <= kWorkspaceBytes) {
       return algorithm;
     }
-    algorithm = fastest(d, all, a, b, s);
-    disk.keep(shape, algorithm);
-    return algorithm;
+    const auto best = fastest(d, all, a, b, s);
+    if (!best) return all.front().algo;
+    disk.keep(shape, *best);
+    return *best;
   }
 };
 
 Gemm::Gemm(cudaStream_t stream, const std::string& device_name, bool deterministic)
-    : state_(std::make_unique<State>(stream, device_name, deterministic)) {
-  check_lt(cublaslt().create(&state_->handle), {});
-  check(cudaMalloc(&state_->workspace, kWorkspaceBytes), "linear");
-  if (state_->clear_outputs) state_->clear(state_->workspace, kWorkspaceBytes);
-}
+    : state_(std::make_unique<State>(stream, device_name, deterministic)) {}
 
-Gemm::~Gemm() {
-  plans_.clear();
-  cudaFree(state_->workspace);
-  if (state_->handle != nullptr) cublaslt().destroy(state_->handle);
-}
+Gemm::~Gemm() = default;
 
 void Gemm::run(void* c, const void* a, const void* b, const GemmShape& s) {
   if (s.m == 0 || s.n == 0 || s.batch == 0) return;

@@ -3,6 +3,7 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/device/reduce.cuh"
+#include "kernels/cuda/device/sigmoid.cuh"
 
 namespace fathom::cuda {
 
@@ -25,7 +26,6 @@ __device__ __forceinline__ bool is_member(const std::int32_t* indices, std::int6
 }
 
 __device__ __forceinline__ float softplus(float x) { return fmaxf(x, 0.0F) + log1pf(expf(-fabsf(x))); }
-__device__ __forceinline__ float sigmoid(float x) { return 1.0F / (1.0F + expf(-x)); }
 
 /// Reads r, writes losses and dr: 12 bytes a row.
 __global__ void __launch_bounds__(kThreads)
@@ -38,11 +38,6 @@ __global__ void __launch_bounds__(kThreads)
   losses[i] = softplus(sign * r[i]);
   if (dr != nullptr) dr[i] = sign * sigmoid(sign * r[i]) * scale;
 }
-
-struct Min {
-  __device__ __forceinline__ float operator()(float a, float b) const { return fminf(a, b); }
-  static constexpr float identity = INFINITY;
-};
 
 constexpr int kStatisticsThreads = 1024;
 

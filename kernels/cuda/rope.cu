@@ -96,8 +96,10 @@ void check_shape(const char* op, const QkvShape& s, ConstView q_weight, ConstVie
 }  // namespace
 
 const float* CudaBackend::rope_frequencies(double theta, std::int64_t head_dim) {
-  float*& table = rope_tables_[{theta, head_dim}];
-  if (table != nullptr) return table;
+  const std::pair key{theta, head_dim};
+  if (const auto found = rope_tables_.find(key); found != rope_tables_.end()) {
+    return static_cast<const float*>(found->second.get());
+  }
   if (capturing_) throw InternalError("[rope] a new theta or head size within a captured sequence");
   // Exponent and frequency are rounded as an fp32 implementation rounds them; the power itself is in double.
   std::vector<float> frequencies(static_cast<std::size_t>(head_dim / 2));
@@ -106,11 +108,9 @@ const float* CudaBackend::rope_frequencies(double theta, std::int64_t head_dim) 
     frequencies[i] = static_cast<float>(std::pow(theta, static_cast<double>(exponent)));
   }
   const std::size_t bytes = frequencies.size() * sizeof(float);
-  void* data = nullptr;
-  check(cudaMalloc(&data, bytes), "rope");
-  table = static_cast<float*>(data);
-  copy_from_host(table, frequencies.data(), bytes);
-  return table;
+  DeviceMemory table = make_device_memory("rope", bytes);
+  copy_from_host(table.get(), frequencies.data(), bytes);
+  return static_cast<const float*>(rope_tables_.emplace(key, std::move(table)).first->second.get());
 }
 
 void CudaBackend::rope_forward(View out, View rstd, ConstView qkv, ConstView positions, ConstView q_weight,

@@ -2,6 +2,7 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/column_sums.h"
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/device/raw_pack.cuh"
 #include "kernels/cuda/device/reduce.cuh"
 #include "kernels/cuda/device/vector.cuh"
 
@@ -11,7 +12,7 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kRows = 4;                   // rows of a warp at a time, which share the loads of w
+constexpr int kRows = 4;                   // rows of a warp at a time
 constexpr std::int64_t kMostBlocks = 256;  // of rows in the backward: as many partial sums of dw
 
 /// Reads x once: rows * width elements.
@@ -73,19 +74,34 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Backward<T> b) {
     const float mine = begin + lane < b.rows ? b.dr[begin + lane] : 0.0F;
     unsigned left = __ballot_sync(kFullWarp, mine != 0.0F);
     while (left != 0) {
-      const int i = __ffs(static_cast<int>(left)) - 1;
-      left &= left - 1;
-      const float d = __shfl_sync(kFullWarp, mine, i);
+      // Some rows at once, so that their loads are under way together.
+      int row[kRows];  // -1: none is left
+      float d[kRows];
+#pragma unroll
+      for (int u = 0; u < kRows; ++u) {
+        row[u] = __ffs(static_cast<int>(left)) - 1;
+        left &= left - 1;
+        d[u] = __shfl_sync(kFullWarp, mine, row[u] & 31);
+      }
       if (!inside) continue;
-      const std::int64_t at = (begin + i) * b.width + column;
-      const Pack<T, kN> from = Pack<T, kN>::load(b.x + at);
+      RawPack<T, kN> x[kRows], dx[kRows];
 #pragma unroll
-      for (int e = 0; e < kN; ++e) sum[e] += d * from.v[e];
-      if (b.dx == nullptr) continue;
-      Pack<T, kN> to = Pack<T, kN>::load(b.dx + at);
+      for (int u = 0; u < kRows; ++u) {
+        if (row[u] < 0) continue;
+        const std::int64_t at = (begin + row[u]) * b.width + column;
+        x[u] = RawPack<T, kN>::load(b.x + at);
+        if (b.dx != nullptr) dx[u] = RawPack<T, kN>::load(b.dx + at);
+      }
 #pragma unroll
-      for (int e = 0; e < kN; ++e) to.v[e] += d * weight[e];
-      to.store(b.dx + at);
+      for (int u = 0; u < kRows; ++u) {
+        if (row[u] < 0) continue;
+#pragma unroll
+        for (int e = 0; e < kN; ++e) sum[e] += d[u] * x[u].get(e);
+        if (b.dx == nullptr) continue;
+#pragma unroll
+        for (int e = 0; e < kN; ++e) dx[u].set(e, dx[u].get(e) + d[u] * weight[e]);
+        dx[u].store(b.dx + (begin + row[u]) * b.width + column);
+      }
     }
   }
 #pragma unroll

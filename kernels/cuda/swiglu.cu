@@ -5,6 +5,7 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/column_sums.h"
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/device/sigmoid.cuh"
 #include "kernels/cuda/device/vector.cuh"
 
 namespace fathom::cuda {
@@ -13,9 +14,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kUnroll = 2;  // packs of each operand in flight in a thread
-
-/// To a few units in the last place; 0 and 1 at the infinities.
-__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0F, 1.0F + expf(-x)); }
 
 /// Where pack i of [rows, hidden] lies in [rows, 2 hidden]. Index: 32 bits where they hold all packs, since
 /// the division would otherwise cost more than the arithmetic.
@@ -46,7 +44,7 @@ __global__ void __launch_bounds__(kThreads)
     const std::int64_t i = first + k * kThreads;
     if (i >= packs) continue;
 #pragma unroll
-    for (int e = 0; e < kN; ++e) up[k].v[e] *= gate[k].v[e] * sigmoid(gate[k].v[e]);
+    for (int e = 0; e < kN; ++e) up[k].v[e] *= gate[k].v[e] * fast_sigmoid(gate[k].v[e]);
     up[k].store(h + i * kN);
   }
 }
@@ -77,7 +75,7 @@ __global__ void __launch_bounds__(kThreads)
     P product;
 #pragma unroll
     for (int e = 0; e < kN; ++e) {
-      const float p = sigmoid(gate[k].v[e]), silu = gate[k].v[e] * p;
+      const float p = fast_sigmoid(gate[k].v[e]), silu = gate[k].v[e] * p;
       product.v[e] = up[k].v[e] * silu;  // as the forward has it, bit for bit
       gate[k].v[e] = d[k].v[e] * up[k].v[e] * (p + silu * (1.0F - p));
       up[k].v[e] = d[k].v[e] * silu;
@@ -123,7 +121,7 @@ __global__ void __launch_bounds__(32 * kWarps) bias_silu_kernel(BiasSilu<T> p) {
       const P d = P::load(p.dh + row * p.width + column);
 #pragma unroll
       for (int e = 0; e < kN; ++e) {
-        const float z = x.v[e] + bias[e], s = sigmoid(z);
+        const float z = x.v[e] + bias[e], s = fast_sigmoid(z);
         x.v[e] = d.v[e] * (s + z * s * (1.0F - s));
         sums[e] += x.v[e];
       }
@@ -131,7 +129,7 @@ __global__ void __launch_bounds__(32 * kWarps) bias_silu_kernel(BiasSilu<T> p) {
 #pragma unroll
       for (int e = 0; e < kN; ++e) {
         const float z = x.v[e] + bias[e];
-        x.v[e] = z * sigmoid(z);
+        x.v[e] = z * fast_sigmoid(z);
       }
     }
     x.store(p.out + row * p.width + column);

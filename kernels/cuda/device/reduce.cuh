@@ -13,6 +13,10 @@ struct Max {
   __device__ __forceinline__ float operator()(float a, float b) const { return fmaxf(a, b); }
   static constexpr float identity = -INFINITY;
 };
+struct Min {
+  __device__ __forceinline__ float operator()(float a, float b) const { return fminf(a, b); }
+  static constexpr float identity = INFINITY;
+};
 
 /// Every lane gets the result.
 template <typename Op>
