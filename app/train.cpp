@@ -74,7 +74,7 @@ void print_result(const TrainResult& r, const TrainFlags& flags) {
 
 // A run that was moved, or whose tokenizer's file was, has a copy of its own.
 Config load_config_of(const TrainFlags& flags) {
-  const Config config = flags.config.load();
+  Config config = flags.config.load();
   if (flags.run_dir.empty() || flags.config.print) return config;
   Config own = with_own_tokenizer(config, flags.run_dir);
   if (own.data.tokenizer != config.data.tokenizer) {

@@ -47,6 +47,7 @@ class LineSample {
     }
     std::sort(in_order.begin(), in_order.end());
     std::vector<std::string> lines;
+    lines.reserve(in_order.size());
     for (auto& entry : in_order) lines.push_back(std::move(entry.second));
     return lines;
   }
