@@ -7,16 +7,14 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/device/gather_rows.cuh"
-#include "kernels/cuda/device/raw_pack.cuh"
 
 namespace fathom::cuda {
 
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kChunk = 16;    // sorted rows that a block adds up
-constexpr int kColumns = 4;   // of a thread
-constexpr int kInFlight = 8;  // rows that a thread loads before it adds up the first
+constexpr int kChunk = 16;   // sorted rows that a block adds up
+constexpr int kColumns = 4;  // of a thread
 
 /// Tokens outside of the table get the key behind all others.
 __global__ void __launch_bounds__(kThreads)
@@ -80,35 +78,27 @@ __global__ void __launch_bounds__(kThreads) chunk_kernel(Sorted<T> s) {
   const std::int64_t end = begin + kChunk < s.n ? begin + kChunk : s.n;
   float sum[kN] = {};
   bool came_in = s.comes_in(begin);
-  for (std::int64_t some = begin; some < end; some += kInFlight) {
-    RawPack<T, kN> d[kInFlight];
+  for (std::int64_t i = begin; i < end; ++i) {
+    const Pack<T, kN> d = Pack<T, kN>::load(s.dout + s.rows[i] * s.width + column);
 #pragma unroll
-    for (int u = 0; u < kInFlight; ++u) {
-      if (some + u < end) d[u] = RawPack<T, kN>::load(s.dout + s.rows[some + u] * s.width + column);
-    }
+    for (int e = 0; e < kN; ++e) sum[e] += d.v[e];
+    const std::uint32_t key = s.keys[i];
+    if (i + 1 < end && s.keys[i + 1] == key) continue;
+    const bool goes_on = i + 1 == end && s.goes_on(end);
+    if (key < s.vocab) {
+      if (came_in || goes_on) {
+        Pack<float, kN> p;
 #pragma unroll
-    for (int u = 0; u < kInFlight; ++u) {
-      const std::int64_t i = some + u;
-      if (i >= end) continue;
-#pragma unroll
-      for (int e = 0; e < kN; ++e) sum[e] += d[u].get(e);
-      const std::uint32_t key = s.keys[i];
-      if (i + 1 < end && s.keys[i + 1] == key) continue;
-      const bool goes_on = i + 1 == end && s.goes_on(end);
-      if (key < s.vocab) {
-        if (came_in || goes_on) {
-          Pack<float, kN> p;
-#pragma unroll
-          for (int e = 0; e < kN; ++e) p.v[e] = sum[e];
-          p.store(s.partials + (std::int64_t{blockIdx.x} * 2 + (came_in ? 0 : 1)) * s.width + column);
-        } else {
-          add_to(s.dtable + static_cast<std::int64_t>(key) * s.width + column, sum);
-        }
+        for (int e = 0; e < kN; ++e) p.v[e] = sum[e];
+        p.store(s.partials + (static_cast<std::int64_t>(blockIdx.x) * 2 + (came_in ? 0 : 1)) * s.width +
+                column);
+      } else {
+        add_to(s.dtable + static_cast<std::int64_t>(key) * s.width + column, sum);
       }
-#pragma unroll
-      for (int e = 0; e < kN; ++e) sum[e] = 0.0F;
-      came_in = false;
     }
+#pragma unroll
+    for (int e = 0; e < kN; ++e) sum[e] = 0.0F;
+    came_in = false;
   }
 }
 
