@@ -13,6 +13,7 @@
 #include "src/io/atomic_file.h"
 #include "src/io/checksum.h"
 #include "src/io/hdf5_driver.h"
+#include "src/io/hdf5_elements.h"
 #include "src/io/hdf5_file.h"
 #include "src/io/hdf5_handle.h"
 #include "src/io/user_block.h"
@@ -277,14 +278,7 @@ double H5Reader::get_double(const std::string& name, const std::string& object) 
   template void H5Reader::read_into<T>(const std::string&, std::span<T>) const; \
   template void H5Reader::read_rows<T>(const std::string&, std::int64_t, std::span<T>) const;
 
-FATHOM_H5_ELEMENT(float)
-FATHOM_H5_ELEMENT(double)
-FATHOM_H5_ELEMENT(std::int32_t)
-FATHOM_H5_ELEMENT(std::int64_t)
-FATHOM_H5_ELEMENT(std::uint8_t)
-FATHOM_H5_ELEMENT(std::uint16_t)
-FATHOM_H5_ELEMENT(std::uint32_t)
-FATHOM_H5_ELEMENT(std::uint64_t)
+FATHOM_FOR_EACH_H5_ELEMENT(FATHOM_H5_ELEMENT)
 #undef FATHOM_H5_ELEMENT
 
 }  // namespace fathom

@@ -14,6 +14,7 @@
 #include "src/io/atomic_file.h"
 #include "src/io/checksum.h"
 #include "src/io/hdf5_driver.h"
+#include "src/io/hdf5_elements.h"
 #include "src/io/hdf5_file.h"
 #include "src/io/hdf5_handle.h"
 #include "src/io/output_file.h"
@@ -244,14 +245,7 @@ void H5Writer::commit() {
   template void H5Writer::create_stream<T>(const std::string&, std::int64_t); \
   template void H5Writer::append<T>(const std::string&, std::span<const T>);
 
-FATHOM_H5_ELEMENT(float)
-FATHOM_H5_ELEMENT(double)
-FATHOM_H5_ELEMENT(std::int32_t)
-FATHOM_H5_ELEMENT(std::int64_t)
-FATHOM_H5_ELEMENT(std::uint8_t)
-FATHOM_H5_ELEMENT(std::uint16_t)
-FATHOM_H5_ELEMENT(std::uint32_t)
-FATHOM_H5_ELEMENT(std::uint64_t)
+FATHOM_FOR_EACH_H5_ELEMENT(FATHOM_H5_ELEMENT)
 #undef FATHOM_H5_ELEMENT
 
 }  // namespace fathom

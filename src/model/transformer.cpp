@@ -286,7 +286,7 @@ Tensor Transformer::cross_entropy(Context& c, const Tensor& hidden, const Tensor
 
 DeviceLosses Transformer::record_objective(Context& c, const Batch& batch, const ForwardResult& result,
                                            double weight, const Tensor& sums) const {
-  const DeviceLosses losses{sums, loss_layers(), batch.batch * batch.seq};
+  DeviceLosses losses{sums, loss_layers(), batch.batch * batch.seq};
   Backend& backend = c.backend();
   if (sums.size() > 1) backend.fill(sums, 0.0);
   backend.sum(sums.rows(0, 1), cross_entropy(c, result.hidden, batch.targets, weight));

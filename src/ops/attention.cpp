@@ -6,6 +6,8 @@
 
 namespace fathom::ops {
 
+// By value: who gives the only handle away lets it be rotated in place.
+// NOLINTNEXTLINE(performance-unnecessary-value-param)
 Tensor rope(Context& c, Tensor qkv, const Tensor& positions, const Tensor& q_norm, const Tensor& k_norm,
             const RopeOptions& options) {
   const std::int64_t groups = options.heads + 2 * options.kv_heads;

@@ -35,7 +35,7 @@ Tensor choice_logits(Context& c, const Tensor& x, const Tensor& w) {
 Affinity expert_affinity(Context& c, const Tensor& logits) {
   expect_matrix(c, "expert_affinity", "logits", logits);
   const std::int64_t rows = logits.dim(0), choices = logits.dim(1);
-  const Affinity out{c.empty_stat({choices, rows}), c.empty_stat({rows})};
+  Affinity out{c.empty_stat({choices, rows}), c.empty_stat({rows})};
   c.backend().expert_affinity_forward(out.affinity, out.lse, logits, rows, choices);
   c.check("expert_affinity", "", out.affinity);
   if (wants_record(c, {logits})) {

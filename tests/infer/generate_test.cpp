@@ -118,6 +118,7 @@ TEST_P(Generation, GreedyIsTheArgmaxOfCausalLogits) {
 // A model that always says the same would pass without a model.
 TEST_P(Generation, DependsOnThePrompt) {
   std::vector<Ids> texts;
+  texts.reserve(5);
   for (std::int32_t first = 0; first < 5; ++first)
     texts.push_back(generate(c_, model_, {first, 7}, options_).ids);
   std::sort(texts.begin(), texts.end());

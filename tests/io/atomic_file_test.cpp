@@ -15,7 +15,7 @@ namespace fs = std::filesystem;
 using ::testing::HasSubstr;
 
 fs::path fresh_folder(const char* name) {
-  const fs::path folder = fs::path(::testing::TempDir()) / name;
+  fs::path folder = fs::path(::testing::TempDir()) / name;
   fs::remove_all(folder);
   fs::create_directories(folder);
   return folder;

@@ -65,7 +65,7 @@ TEST(Fuzz, TokenStore) {
 }
 
 TEST(Fuzz, TokenizerModel) {
-  const std::string good = testing::small_model();
+  const std::string& good = testing::small_model();
   Mutator mutator(3);
   std::int64_t refused = 0;
   std::int64_t foreign = 0;

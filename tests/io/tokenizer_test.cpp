@@ -157,6 +157,7 @@ TEST(SentencePiece, ThreadsShareATokenizer) {
   const auto expected = tokenizer->encode(text);
   const auto expected_other = other->encode(text);
   std::vector<std::thread> threads;
+  threads.reserve(4);
   std::atomic<int> wrong{0};
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&] {

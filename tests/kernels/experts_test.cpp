@@ -186,9 +186,9 @@ TEST_P(Experts, LongSequencesFillTheSame) {
       for (std::int64_t n = 0, taken = 0; n < s.rows; ++n) {
         if (n % seq == 0) taken = 0;
         const bool chosen = weights[e * s.rows + n] > 0;
-        const double expected = chosen && taken < capacity
-                                    ? static_cast<double>((e * sequences + n / seq) * capacity + taken)
-                                    : -1.0;
+        const std::int64_t sequence = e * sequences + n / seq;
+        const double expected =
+            chosen && taken < capacity ? static_cast<double>(sequence * capacity + taken) : -1.0;
         EXPECT_EQ(slots[e * s.rows + n], expected);
         if (expected >= 0) {
           EXPECT_EQ(rows[static_cast<std::int64_t>(expected)], static_cast<double>(n));

@@ -104,7 +104,10 @@ inline Buffer integers(const std::vector<double>& values) { return {DType::I32, 
 /// Every second row or so of `rows`, ascending, of which there are `count`.
 inline Buffer some_rows(std::int64_t rows, std::int64_t count) {
   Buffer b(DType::I32, count);
-  for (std::int64_t i = 0; i < count; ++i) b.set(i, static_cast<double>(i * rows / count));
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t row = i * rows / count;
+    b.set(i, static_cast<double>(row));
+  }
   return b;
 }
 

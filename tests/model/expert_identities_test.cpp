@@ -1,5 +1,6 @@
 // What models of experts have to agree with: dense models, and each other.
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include <gtest/gtest.h>
@@ -99,22 +100,27 @@ TEST_P(Experts, TokensWithoutLimitAreNeverDropped) {
   }
 }
 
+/// What two sequences lose together, and each alone.
+std::array<LossSums, 3> losses_of_two(SmallModel& m) {
+  const std::vector<std::int32_t> tokens = m.random_tokens(2 * kSeq, 3),
+                                  targets = m.random_tokens(2 * kSeq, 4);
+  const auto sums = [&](std::int64_t first, std::int64_t count) {
+    const auto part = [&](const std::vector<std::int32_t>& v) {
+      return std::vector<std::int32_t>(v.begin() + first * kSeq, v.begin() + (first + count) * kSeq);
+    };
+    const Batch batch = make_batch(m.context, count, kSeq, part(tokens), part(targets));
+    return m.model.objective(m.context, batch, m.model.forward(m.context, batch, TopK{}), 1.0);
+  };
+  return {sums(0, 2), sums(0, 1), sums(1, 1)};
+}
+
 // A sequence's experts, drops and losses do not depend on the sequences beside it.
 TEST_P(Experts, SequencesAreIndependent) {
   for (const RoutingConfig& routing :
        {with_experts(by(CausalMethod::None), RoutingKind::Moe),
         tokens_choose(by(CausalMethod::None), RoutingKind::ModeIntegrated, 2, 0.8)}) {
     SmallModel m = make(routing);
-    const std::vector<std::int32_t> tokens = m.random_tokens(2 * kSeq, 3),
-                                    targets = m.random_tokens(2 * kSeq, 4);
-    const auto sums = [&](std::int64_t first, std::int64_t count) {
-      const auto part = [&](const std::vector<std::int32_t>& v) {
-        return std::vector<std::int32_t>(v.begin() + first * kSeq, v.begin() + (first + count) * kSeq);
-      };
-      const Batch batch = make_batch(m.context, count, kSeq, part(tokens), part(targets));
-      return m.model.objective(m.context, batch, m.model.forward(m.context, batch, TopK{}), 1.0);
-    };
-    const LossSums both = sums(0, 2), first = sums(0, 1), second = sums(1, 1);
+    const auto [both, first, second] = losses_of_two(m);
     EXPECT_NEAR(both.cross_entropy, first.cross_entropy + second.cross_entropy,
                 tolerance() * both.cross_entropy);
     EXPECT_NEAR(both.balance, first.balance + second.balance, tolerance() * (1 + both.balance));
@@ -273,16 +279,7 @@ TEST_P(Experts, PredictorsAreNoGates) {
 // What a sequence's experts choose and are taught does not depend on the sequences beside it.
 TEST_P(Experts, ForetellingIsOfEachSequence) {
   SmallModel m = make(with_experts(by(CausalMethod::Both), RoutingKind::ModeIntegrated));
-  const std::vector<std::int32_t> tokens = m.random_tokens(2 * kSeq, 3),
-                                  targets = m.random_tokens(2 * kSeq, 4);
-  const auto sums = [&](std::int64_t first, std::int64_t count) {
-    const auto part = [&](const std::vector<std::int32_t>& v) {
-      return std::vector<std::int32_t>(v.begin() + first * kSeq, v.begin() + (first + count) * kSeq);
-    };
-    const Batch batch = make_batch(m.context, count, kSeq, part(tokens), part(targets));
-    return m.model.objective(m.context, batch, m.model.forward(m.context, batch, TopK{}), 1.0);
-  };
-  const LossSums both = sums(0, 2), first = sums(0, 1), second = sums(1, 1);
+  const auto [both, first, second] = losses_of_two(m);
   EXPECT_NEAR(both.expert_aux, first.expert_aux + second.expert_aux, tolerance() * both.expert_aux);
   EXPECT_NEAR(both.expert_predictor, first.expert_predictor + second.expert_predictor,
               tolerance() * both.expert_predictor);

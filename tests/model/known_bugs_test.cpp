@@ -11,9 +11,12 @@
 #include "src/autograd/tape.h"
 #include "src/model/transformer.h"
 #include "tests/model/reference_model.h"
+#include "tests/relative_difference.h"
 
 namespace fathom::known_bugs {
 namespace {
+
+using testing_support::relative_difference;
 
 constexpr double kTolerance = 1e-11;  // in double, relative to the largest element
 constexpr std::int64_t kBatch = 3;
@@ -41,18 +44,6 @@ RoutingConfig routing_config(CausalMethod method, Gate gate = Gate::Raw) {
   r.causal.aux_weight = 0.3;
   r.causal.predictor_hidden = 5;
   return r;
-}
-
-double relative_difference(const Values& a, const Values& b) {
-  if (a.size() != b.size()) return INFINITY;
-  double difference = 0;
-  double scale = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    if (!(std::abs(a[i] - b[i]) < INFINITY)) return INFINITY;
-    difference = std::max(difference, std::abs(a[i] - b[i]));
-    scale = std::max(scale, std::abs(b[i]));
-  }
-  return scale > 0 ? difference / scale : difference;
 }
 
 /// The engine's model, and the reference with the same parameters.

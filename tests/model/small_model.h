@@ -14,10 +14,12 @@
 #include "src/autograd/tape.h"
 #include "src/model/transformer.h"
 #include "tests/devices.h"
+#include "tests/relative_difference.h"
 
 namespace fathom::model_test {
 
 using testing_support::Device;
+using testing_support::relative_difference;
 
 inline ModelConfig small_config() {
   ModelConfig m;
@@ -166,18 +168,5 @@ class SmallModel {
   Context context;
   Transformer model;
 };
-
-/// The largest difference, relative to the largest element of `b`.
-inline double relative_difference(const std::vector<double>& a, const std::vector<double>& b) {
-  if (a.size() != b.size()) return INFINITY;
-  double difference = 0;
-  double scale = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    if (!(std::abs(a[i] - b[i]) < INFINITY)) return INFINITY;
-    difference = std::max(difference, std::abs(a[i] - b[i]));
-    scale = std::max(scale, std::abs(b[i]));
-  }
-  return scale > 0 ? difference / scale : difference;
-}
 
 }  // namespace fathom::model_test

@@ -399,16 +399,4 @@ Evaluation evaluate(Context& c, const OpCase& of, Wanted wanted, std::size_t onl
   return result;
 }
 
-double relative_difference(const std::vector<double>& a, const std::vector<double>& b) {
-  if (a.size() != b.size()) return INFINITY;
-  double difference = 0;
-  double scale = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) {
-    if (!(std::abs(a[i] - b[i]) < INFINITY)) return INFINITY;
-    difference = std::max(difference, std::abs(a[i] - b[i]));
-    scale = std::max(scale, std::abs(b[i]));
-  }
-  return scale > 0 ? difference / scale : difference;
-}
-
 }  // namespace fathom::op_test

@@ -10,8 +10,11 @@
 #include <vector>
 
 #include "src/autograd/tape.h"
+#include "tests/relative_difference.h"
 
 namespace fathom::op_test {
+
+using testing_support::relative_difference;
 
 /// What an input is made of: the compute dtype, the stat dtype (kernels/backend.h), or int32. A Weight is of
 /// the compute dtype too, and a parameter: its gradient is added up in the stat dtype.
@@ -76,8 +79,5 @@ enum class Wanted : std::uint8_t { None, All, Only };
 /// Runs `of`, and its backward unless nothing is wanted; with Wanted::Only, operand `only` alone wants a
 /// gradient. The gradient given to output i is a fixed vector of random numbers, which bf16 holds.
 Evaluation evaluate(Context& c, const OpCase& of, Wanted wanted, std::size_t only = 0);
-
-/// The largest difference relative to the largest element of `b`; infinite when sizes differ or at a NaN.
-double relative_difference(const std::vector<double>& a, const std::vector<double>& b);
 
 }  // namespace fathom::op_test
