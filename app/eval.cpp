@@ -182,7 +182,7 @@ void add_eval(CLI::App& app, Globals& globals) {
   auto flags = std::make_shared<EvalFlags>();
   CLI::App* sub =
       app.add_subcommand("eval", "Loss, perplexity and bits per byte; routed models: top-k and causal");
-  sub->add_option("model", flags->model, "Run folder or checkpoint file")->required();
+  sub->add_option("model", flags->model, "Run folder, checkpoint file or exported model")->required();
   sub->add_option("--data", flags->data, "Token store; default: the data.valid of its training");
   sub->add_option("--tokens", flags->tokens, "Evaluate this many tokens; 0: all")
       ->capture_default_str()

@@ -145,7 +145,7 @@ void run(const GenerateFlags& flags, Globals& globals) {
 void add_generate(CLI::App& app, Globals& globals) {
   auto flags = std::make_shared<GenerateFlags>();
   CLI::App* sub = app.add_subcommand("generate", "Go on with a text, each token routed by itself alone");
-  sub->add_option("model", flags->model, "Run folder or checkpoint file")->required();
+  sub->add_option("model", flags->model, "Run folder, checkpoint file or exported model")->required();
   sub->add_option("-p,--prompt", flags->prompt, "Text to go on from");
   sub->add_option("--prompt-ids", flags->prompt_ids, "Token ids to go on from, comma-separated")
       ->delimiter(',');

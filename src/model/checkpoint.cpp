@@ -10,6 +10,7 @@
 #include "kernels/error.h"
 #include "src/config/parse.h"
 #include "src/io/hdf5_file.h"
+#include "src/model/exchange.h"
 
 namespace fathom {
 
@@ -184,9 +185,10 @@ std::filesystem::path find_checkpoint(const std::filesystem::path& path) {
   namespace fs = std::filesystem;
   std::error_code error;
   if (fs::is_regular_file(path, error)) return path;
+  if (is_exported_model(path)) return path / "config.json";
   if (!fs::is_directory(path, error)) {
-    throw UserError(
-        fmt::format("{} does not exist: expected a run folder or a checkpoint file.", path.string()));
+    throw UserError(fmt::format(
+        "{} does not exist: expected a run folder, a checkpoint file or an exported model.", path.string()));
   }
   const fs::path folder = path / "checkpoints";
   std::ifstream latest(path / "latest");
@@ -214,6 +216,7 @@ LoadedModel load_model(const std::filesystem::path& path, Context& c) {
 
 LoadedModel load_model(const std::filesystem::path& path,
                        const std::function<Context&(const Config&)>& context_for) {
+  if (is_exported_model(path)) return load_exported_model(path, context_for);
   LoadedModel loaded;
   loaded.checkpoint = find_checkpoint(path);
   const H5Reader file(loaded.checkpoint.string(), kCheckpointKind);  // verified once, read from twice

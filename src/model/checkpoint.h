@@ -58,8 +58,9 @@ CheckpointMeta read_checkpoint_meta(const std::filesystem::path& path);
 CheckpointMeta load_checkpoint(const std::filesystem::path& path, Context& c, ParameterSet& parameters,
                                OptimizerState* optimizer);
 
-/// The checkpoint that PATH means: itself if it is a file, or the newest of a run folder (what `latest`
-/// names, or else the highest step). UserError when there is none.
+/// The file that PATH means: itself if it is a file, the config.json of an exported model (exchange.h), or
+/// the newest checkpoint of a run folder (what `latest` names, or else the highest step). UserError when
+/// there is none.
 std::filesystem::path find_checkpoint(const std::filesystem::path& path);
 
 /// A model that was trained, for evaluation and inference.
@@ -70,7 +71,7 @@ struct LoadedModel {
   std::unique_ptr<Transformer> model;
 };
 
-/// Loads the model of a run folder or a checkpoint file.
+/// Loads the model of a run folder, a checkpoint file or an exported model.
 LoadedModel load_model(const std::filesystem::path& path, Context& c);
 /// The same, in the context that `context_for` gives for the model's config.
 LoadedModel load_model(const std::filesystem::path& path,

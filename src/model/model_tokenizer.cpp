@@ -8,6 +8,7 @@
 #include "src/io/atomic_file.h"
 #include "src/io/checksum.h"
 #include "src/io/sentencepiece_tokenizer.h"
+#include "src/model/exchange.h"
 
 namespace fathom {
 
@@ -17,47 +18,44 @@ namespace fs = std::filesystem;
 
 constexpr const char* kGiveIt = "Give the right one with --tokenizer PATH.";
 
-// Of the run folder that the checkpoint lies in; empty when it lies in none, or there is no copy.
+// Of the run folder that the checkpoint lies in, or of an exported model; empty when it is in neither, or
+// there is no copy.
 fs::path copy_of(const LoadedModel& model) {
   const fs::path folder = fs::absolute(model.checkpoint).lexically_normal().parent_path();
-  if (folder.filename() != "checkpoints") return {};
-  fs::path copy = folder.parent_path() / kTokenizerCopy;
+  if (folder.filename() != "checkpoints" && !is_exported_model(model.checkpoint)) return {};
+  fs::path copy = (folder.filename() == "checkpoints" ? folder.parent_path() : folder) / kTokenizerCopy;
   std::error_code error;
   return fs::exists(copy, error) ? copy : fs::path();
 }
 
-std::unique_ptr<Tokenizer> load_copy(const fs::path& path, const CheckpointMeta& meta) {
-  const std::string bytes = read_file(path.string(), "tokenizer");
+std::string read_copy(const fs::path& path, const CheckpointMeta& meta) {
+  std::string bytes = read_file(path.string(), "tokenizer");
   if (const std::string hash = hash_hex(bytes); hash != meta.tokenizer_hash) {
     throw UserError(
-        fmt::format("{}, the run's copy of its tokenizer, is damaged or another's: its hash is {}, and "
+        fmt::format("{}, the model's copy of its tokenizer, is damaged or another's: its hash is {}, and "
                     "the model was trained with {}.",
                     path.string(), hash, meta.tokenizer_hash),
         "Put a good copy in its place, or give one with --tokenizer PATH.");
   }
-  return make_sentencepiece(bytes, path.string());
+  return bytes;
 }
 
-std::unique_ptr<Tokenizer> load_other(const std::string& path, const CheckpointMeta& meta) {
-  std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(path);
-  if (tokenizer->hash() == meta.tokenizer_hash) return tokenizer;
+std::string read_other(const std::string& path, const CheckpointMeta& meta) {
+  const std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(path);
+  if (tokenizer->hash() == meta.tokenizer_hash) return read_file(path, "tokenizer");
   throw UserError(fmt::format("{} is another tokenizer ({}) than the model was trained with ({}).", path,
                               tokenizer->hash(), meta.tokenizer_hash),
                   kGiveIt);
 }
 
-}  // namespace
+struct Found {
+  std::string bytes, path;
+};
 
-std::unique_ptr<Tokenizer> tokenizer_of(const LoadedModel& model, const std::string& path) {
-  if (model.meta.tokenizer_kind == "bytes") {
-    if (path.empty() || path == "bytes") return load_tokenizer("bytes");
-    throw UsageError(
-        fmt::format("--tokenizer {} was given, and the model was trained on bytes, which need no file.",
-                    path),
-        "Leave --tokenizer out.");
-  }
-  if (!path.empty()) return load_other(path, model.meta);
-  if (const fs::path copy = copy_of(model); !copy.empty()) return load_copy(copy, model.meta);
+Found find_model_file(const LoadedModel& model, const std::string& path) {
+  if (!path.empty()) return {read_other(path, model.meta), path};
+  if (const fs::path copy = copy_of(model); !copy.empty())
+    return {read_copy(copy, model.meta), copy.string()};
   const std::string& configured = model.config.data.tokenizer;
   if (configured.empty()) {
     throw UserError(
@@ -72,7 +70,25 @@ std::unique_ptr<Tokenizer> tokenizer_of(const LoadedModel& model, const std::str
                     configured),
         kGiveIt);
   }
-  return load_other(configured, model.meta);
+  return {read_other(configured, model.meta), configured};
+}
+
+}  // namespace
+
+std::unique_ptr<Tokenizer> tokenizer_of(const LoadedModel& model, const std::string& path) {
+  if (model.meta.tokenizer_kind == "bytes") {
+    if (path.empty() || path == "bytes") return load_tokenizer("bytes");
+    throw UsageError(
+        fmt::format("--tokenizer {} was given, and the model was trained on bytes, which need no file.",
+                    path),
+        "Leave --tokenizer out.");
+  }
+  const Found found = find_model_file(model, path);
+  return make_sentencepiece(found.bytes, found.path);
+}
+
+std::string tokenizer_model_of(const LoadedModel& model, const std::string& path) {
+  return find_model_file(model, path).bytes;
 }
 
 }  // namespace fathom

@@ -18,4 +18,7 @@ inline constexpr const char* kTokenizerCopy = "tokenizer.model";
 /// that the checkpoint names by its hash. UsageError: a `path` for a model of bytes.
 std::unique_ptr<Tokenizer> tokenizer_of(const LoadedModel& model, const std::string& path = "");
 
+/// The bytes of that tokenizer's file, for a model of SentencePiece tokens; the same errors.
+std::string tokenizer_model_of(const LoadedModel& model, const std::string& path = "");
+
 }  // namespace fathom

@@ -1,0 +1,184 @@
+#include "src/model/exchange.h"
+
+#include <map>
+#include <memory>
+#include <span>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "kernels/error.h"
+#include "src/io/atomic_file.h"
+#include "src/io/checksum.h"
+#include "src/io/safetensors.h"
+#include "src/io/transformers_tokenizer.h"
+#include "src/model/exchange_config.h"
+#include "src/model/exchange_weights.h"
+#include "src/model/model_tokenizer.h"
+
+namespace fathom {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kConfig = "config.json";
+constexpr const char* kWeights = "model.safetensors";
+
+SafetensorsType type_of(DType dtype) {
+  return dtype == DType::BF16 ? SafetensorsType::BF16 : SafetensorsType::F32;
+}
+
+double write_weights(const fs::path& path, const LoadedModel& model, Backend& backend, DType dtype) {
+  const ParameterSet& parameters = model.model->parameters();
+  std::vector<SafetensorsEntry> entries;
+  for (const ParameterSpec& spec : parameters.specs()) {
+    for (ExchangePart& part : exchange_parts(spec, model.config.model)) {
+      entries.push_back({std::move(part.name), type_of(dtype), std::move(part.shape)});
+    }
+  }
+  SafetensorsWriter out(path.string(), entries, {{"format", "pt"}});
+  double bytes = 0;
+  auto entry = entries.begin();
+  for (const ParameterSpec& spec : parameters.specs()) {
+    const std::vector<float> values = to_host<float>(backend, parameters.master(spec.name));
+    std::span<const float> left = values;
+    for (std::size_t i = 0; i < exchange_parts(spec, model.config.model).size(); ++i, ++entry) {
+      const auto count = static_cast<std::size_t>(entry->elements());
+      out.write(entry->name, to_exchange(left.first(count), dtype));
+      left = left.subspan(count);
+      bytes += static_cast<double>(entry->bytes());
+    }
+  }
+  out.commit();
+  return bytes;
+}
+
+// The tokenizer's files by name. A model of ids that another program made has none.
+std::map<std::string, std::string> tokenizer_files(const LoadedModel& model, const std::string& path) {
+  if (model.meta.tokenizer_kind == "bytes") return transformers_byte_tokenizer();
+  if (model.meta.tokenizer_kind != "sentencepiece") return {};
+  return {{kTokenizerCopy, tokenizer_model_of(model, path)}};
+}
+
+// A folder that becomes `folder` when it is complete.
+class NewFolder {
+ public:
+  explicit NewFolder(fs::path folder) : folder_(std::move(folder)), made_(folder_.string() + ".tmp") {
+    std::error_code error;
+    const bool is_free =
+        !fs::exists(folder_, error) || (fs::is_directory(folder_, error) && fs::is_empty(folder_, error));
+    if (!is_free && !is_exported_model(folder_)) {
+      throw UserError(
+          fmt::format("{} is there and is no exported model, so it is not replaced.", folder_.string()),
+          "Name another folder with -o.");
+    }
+    fs::remove_all(made_, error);
+    if (!fs::create_directories(made_, error)) {
+      throw UserError(fmt::format("cannot make the folder {}: {}.", made_.string(), error.message()));
+    }
+  }
+  ~NewFolder() {
+    std::error_code error;
+    fs::remove_all(made_, error);
+  }
+  NewFolder(const NewFolder&) = delete;
+  NewFolder& operator=(const NewFolder&) = delete;
+
+  fs::path operator/(const std::string& name) const { return made_ / name; }
+
+  void commit() {
+    std::error_code error;
+    const fs::path old = folder_.string() + ".old";
+    fs::remove_all(old, error);
+    fs::rename(folder_, old, error);  // fails where there was none
+    fs::rename(made_, folder_, error);
+    if (error) {
+      const std::string why = error.message();
+      fs::rename(old, folder_, error);
+      throw UserError(fmt::format("cannot put the folder {} in place: {}.", folder_.string(), why));
+    }
+    fs::remove_all(old, error);
+  }
+
+ private:
+  fs::path folder_, made_;
+};
+
+fs::path folder_of(const fs::path& path) {
+  std::error_code error;
+  return fs::is_directory(path, error) ? path : path.parent_path();
+}
+
+// Of a model that another program wrote.
+void find_tokenizer(const fs::path& folder, CheckpointMeta& meta) {
+  std::error_code error;
+  meta.tokenizer_kind = "external";
+  if (!fs::exists(folder / kTokenizerCopy, error)) return;
+  meta.tokenizer_kind = "sentencepiece";
+  meta.tokenizer_hash = hash_hex(read_file((folder / kTokenizerCopy).string(), "tokenizer"));
+}
+
+}  // namespace
+
+Exported export_model(const LoadedModel& model, Backend& backend, const fs::path& folder,
+                      const ExportOptions& options) {
+  if (options.dtype != DType::F32 && options.dtype != DType::BF16) {
+    throw InternalError(fmt::format("[export] weights of {}", name_of(options.dtype)));
+  }
+  const bool has_tokenizer =
+      model.meta.tokenizer_kind == "bytes" || model.meta.tokenizer_kind == "sentencepiece";
+  std::int64_t end = -1, bos = -1;
+  if (has_tokenizer) {
+    const std::unique_ptr<Tokenizer> tokenizer = tokenizer_of(model, options.tokenizer);
+    end = tokenizer->end_of_document();
+    bos = tokenizer->bos();
+  }
+  std::map<std::string, std::string> files = tokenizer_files(model, options.tokenizer);
+  files[kConfig] = exchange_config(model.config, model.meta, options.dtype, end, bos);
+  fs::path target = folder;
+  if (!target.has_filename()) target = target.parent_path();  // "model/"
+  NewFolder out(target);
+  Exported exported{{}, exchange_type(model.config), 0};
+  exported.bytes = write_weights(out / kWeights, model, backend, options.dtype);
+  exported.files.emplace_back(kWeights);
+  for (const auto& [name, text] : files) {
+    write_file((out / name).string(), text);
+    exported.files.push_back(name);
+  }
+  out.commit();
+  return exported;
+}
+
+bool is_exported_model(const fs::path& path) {
+  std::error_code error;
+  if (fs::is_directory(path, error)) {
+    return fs::exists(path / kConfig, error) && !fs::exists(path / "checkpoints", error);
+  }
+  return path.filename() == kConfig && fs::exists(path, error);
+}
+
+LoadedModel load_exported_model(const fs::path& path,
+                                const std::function<Context&(const Config&)>& context_for) {
+  LoadedModel loaded;
+  const fs::path folder = folder_of(path);
+  loaded.checkpoint = folder / kConfig;
+  ExchangeConfig read = parse_exchange_config(read_file(loaded.checkpoint.string(), "config of a model"),
+                                              loaded.checkpoint.string());
+  if (!read.is_ours) find_tokenizer(folder, read.meta);
+  loaded.config = std::move(read.config);
+  loaded.meta = std::move(read.meta);
+  const ExchangeWeights weights(folder);
+  const ModelConfig& model = loaded.config.model;
+  weights.require(declare_parameters(model, loaded.config.routing).specs(), model);
+  Context& c = context_for(loaded.config);
+  loaded.model = std::make_unique<Transformer>(c, model, loaded.config.routing, false);
+  ParameterSet& parameters = loaded.model->parameters();
+  for (const ParameterSpec& spec : parameters.specs()) {
+    from_host(c.backend(), parameters.master(spec.name), weights.read(spec, model));
+  }
+  parameters.refresh_working_copy(c);
+  return loaded;
+}
+
+}  // namespace fathom

@@ -1,0 +1,235 @@
+#include "src/model/exchange_config.h"
+
+#include <array>
+#include <string_view>
+#include <utility>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "kernels/error.h"
+#include "src/config/keys.h"
+#include "src/config/parse.h"
+#include "src/config/print.h"
+#include "src/config/resolve.h"
+
+namespace fathom {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr const char* kOurs = "fathom";
+constexpr int kVersion = 1;
+
+// The keys of these sections, as JSON.
+Json section_of(const Config& config, std::string_view section) {
+  Json json = Json::object();
+  for (const Key& key : config_keys()) {
+    const std::string_view of = key.section();
+    if (of != section && !(of.starts_with(section) && of[section.size()] == '.')) continue;
+    const std::string text = key.print(config);
+    Json value = Json::parse(text, nullptr, false);
+    Json* place = &json;
+    if (of.size() > section.size()) place = &json[std::string(of.substr(section.size() + 1))];
+    (*place)[std::string(key.leaf())] = value.is_discarded() ? Json(text) : std::move(value);
+  }
+  return json;
+}
+
+// The standard names of what ModelConfig holds.
+struct Named {
+  const char* theirs;
+  const char* ours;
+};
+constexpr std::array<Named, 8> kNames = {{{"vocab_size", "vocab_size"},
+                                          {"hidden_size", "width"},
+                                          {"num_hidden_layers", "depth"},
+                                          {"num_attention_heads", "heads"},
+                                          {"num_key_value_heads", "kv_heads"},
+                                          {"intermediate_size", "ffn_hidden"},
+                                          {"max_position_embeddings", "max_seq_len"},
+                                          {"rms_norm_eps", "norm_eps"}}};
+
+class Reader {
+ public:
+  Reader(const Json& json, const std::string& path) : json_(json), path_(path) {}
+
+  ExchangeConfig read() const {
+    if (!json_.is_object()) throw UserError(fmt::format("{} is no JSON object.", path_));
+    const std::string type = text("model_type");
+    if (type != "llama" && type != "qwen3" && type != kOurs) {
+      refuse(fmt::format("model_type is {}", type), "Llama, Qwen3 and Fathom's own models");
+    }
+    require("hidden_act", "silu");
+    require("attention_bias", false);
+    require("mlp_bias", false);
+    require("use_sliding_window", false);
+    require("partial_rotary_factor", 1.0);
+    const Json theta = rope_theta();
+    Json model = Json::object();
+    for (const Named& name : kNames) model[name.ours] = number(name.theirs, name.theirs == kNames[4].theirs);
+    model["rope_theta"] = theta;
+    model["tie_embeddings"] =
+        json_.contains("tie_word_embeddings") ? json_["tie_word_embeddings"] : Json(false);
+    model["qk_norm"] = type == "qwen3";
+    require_whole_heads(model);
+    const Json own = json_.contains(kOurs) && json_[kOurs].is_object() ? json_[kOurs] : Json::object();
+    // A config is one of a training; these say nothing of the model.
+    const Json length = model["max_seq_len"];
+    Json ours = {{"data", {{"train", "none"}}},
+                 {"train", {{"steps", 1}, {"seq_len", length}, {"batch_tokens", length}}}};
+    if (type == kOurs) {
+      require_version(own);
+      if (own.contains("qk_norm")) model["qk_norm"] = own["qk_norm"];
+      for (const char* section : {"routing", "experts"}) {
+        if (own.contains(section)) ours[section] = own[section];
+      }
+    }
+    ours["model"] = std::move(model);
+    ExchangeConfig read;
+    read.config = resolve(parse_config(ours.dump(), path_));
+    read.config.data.train.clear();
+    read.is_ours = !own.empty();
+    read.meta.config_yaml = to_yaml(read.config);
+    if (read.is_ours) read_meta(own, read.meta);
+    return read;
+  }
+
+ private:
+  [[noreturn]] void refuse(const std::string& what, const std::string& known) const {
+    throw UserError(fmt::format("{}: {}, which Fathom does not compute; it knows {}.", path_, what, known));
+  }
+
+  std::string text(const char* key) const {
+    const auto found = json_.find(key);
+    if (found == json_.end() || !found->is_string()) {
+      throw UserError(fmt::format("{} has no {}, so it is no config of a model.", path_, key));
+    }
+    return found->get<std::string>();
+  }
+
+  Json number(const char* key, bool may_lack) const {
+    const auto found = json_.find(key);
+    if (found != json_.end() && found->is_number()) return *found;
+    if (may_lack && found == json_.end()) return 0;  // as many as heads
+    throw UserError(fmt::format("{} has no {}, which is to be a number.", path_, key));
+  }
+
+  // A feature that is there only with this value.
+  void require(const char* key, const Json& only) const {
+    const auto found = json_.find(key);
+    if (found == json_.end() || found->is_null() || *found == only) return;
+    refuse(fmt::format("{} is {}", key, found->dump()), only.dump());
+  }
+
+  // Beside the other keys until version 4 of transformers, in rope_parameters since.
+  Json rope_theta() const {
+    Json theta = json_.contains("rope_theta") ? json_["rope_theta"] : Json(10000.0);
+    for (const char* key : {"rope_scaling", "rope_parameters"}) {
+      const auto found = json_.find(key);
+      if (found == json_.end() || !found->is_object()) continue;
+      const std::string kind = found->value("rope_type", found->value("type", std::string("default")));
+      if (kind != "default")
+        refuse(fmt::format("{} has the type {}", key, kind), "positions without scaling");
+      theta = found->value("rope_theta", theta);
+    }
+    return theta;
+  }
+
+  void require_whole_heads(const Json& model) const {
+    const auto found = json_.find("head_dim");
+    if (found == json_.end() || found->is_null()) return;
+    const auto width = model["width"].get<double>(), heads = model["heads"].get<double>();
+    if (found->is_number() && found->get<double>() * heads == width) return;
+    refuse(fmt::format("head_dim is {} with {} heads in a width of {}", found->dump(), heads, width),
+           "heads that divide the width among them");
+  }
+
+  void require_version(const Json& own) const {
+    const auto version = own.find("version");
+    if (version != own.end() && *version == Json(kVersion)) return;
+    throw UserError(fmt::format("{}: {} is of version {}, and this Fathom reads version {}.", path_, kOurs,
+                                version == own.end() ? "none" : version->dump(), kVersion),
+                    "Export the model again with the Fathom that reads it.");
+  }
+
+  void read_meta(const Json& own, CheckpointMeta& meta) const {
+    const auto string_of = [&](const char* key) {
+      const auto found = own.find(key);
+      return found != own.end() && found->is_string() ? found->get<std::string>() : std::string();
+    };
+    meta.tokenizer_kind = string_of("tokenizer_kind");
+    meta.tokenizer_hash = string_of("tokenizer_hash");
+    meta.store_hash = string_of("store_hash");
+    meta.git_sha = string_of("git_sha");
+    const auto step = own.find("step");
+    if (step != own.end() && step->is_number_integer()) meta.state.step = step->get<std::int64_t>();
+  }
+
+  const Json& json_;
+  const std::string& path_;
+};
+
+}  // namespace
+
+std::string exchange_type(const Config& config) {
+  if (config.routing.kind != RoutingKind::None) return kOurs;
+  return config.model.qk_norm ? "qwen3" : "llama";
+}
+
+std::string exchange_config(const Config& config, const CheckpointMeta& meta, DType dtype,
+                            std::int64_t end_of_document, std::int64_t bos) {
+  const ModelConfig& m = config.model;
+  const std::string type = exchange_type(config);
+  const char* architecture = type == "llama"   ? "LlamaForCausalLM"
+                             : type == "qwen3" ? "Qwen3ForCausalLM"
+                                               : "FathomForCausalLM";
+  const auto id = [](std::int64_t i) { return i < 0 ? Json(nullptr) : Json(i); };
+  Json json = {{"architectures", {architecture}},
+               {"model_type", type},
+               {"vocab_size", m.vocab_size},
+               {"hidden_size", m.width},
+               {"intermediate_size", m.ffn_hidden},
+               {"num_hidden_layers", m.depth},
+               {"num_attention_heads", m.heads},
+               {"num_key_value_heads", m.kv_heads},
+               {"head_dim", m.head_dim()},
+               {"max_position_embeddings", m.max_seq_len},
+               {"rope_theta", m.rope_theta},
+               {"rms_norm_eps", m.norm_eps},
+               {"hidden_act", "silu"},
+               {"attention_bias", false},
+               {"mlp_bias", false},
+               {"attention_dropout", 0.0},
+               {"tie_word_embeddings", m.tie_embeddings},
+               {"bos_token_id", id(bos)},
+               {"eos_token_id", id(end_of_document)},
+               {"pad_token_id", nullptr},
+               {"torch_dtype", dtype == DType::BF16 ? "bfloat16" : "float32"}};
+  Json own = {{"version", kVersion},
+              {"step", meta.state.step},
+              {"git_sha", meta.git_sha},
+              {"store_hash", meta.store_hash},
+              {"tokenizer_kind", meta.tokenizer_kind},
+              {"tokenizer_hash", meta.tokenizer_hash}};
+  if (type == kOurs) {
+    own["qk_norm"] = m.qk_norm;
+    own["routing"] = section_of(config, "routing");
+    own["experts"] = section_of(config, "experts");
+  }
+  json[kOurs] = std::move(own);
+  return json.dump(2) + "\n";
+}
+
+ExchangeConfig parse_exchange_config(const std::string& text, const std::string& path) {
+  const Json json = Json::parse(text, nullptr, false);
+  if (json.is_discarded()) throw UserError(fmt::format("{} is no JSON.", path));
+  try {
+    return Reader(json, path).read();
+  } catch (const Json::exception& e) {
+    throw UserError(fmt::format("{} has a value of another type than is written there: {}", path, e.what()));
+  }
+}
+
+}  // namespace fathom

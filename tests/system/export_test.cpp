@@ -1,0 +1,101 @@
+// fathom export as its users meet it: what it writes, that the same model comes back, and that transformers
+// loads it.
+#include <cstdlib>
+#include <filesystem>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/system/cli.h"
+
+namespace fathom {
+namespace {
+
+using ::testing::ElementsAre;
+using testing::expect_refusal;
+using testing::Experiment;
+using testing::fathom_command;
+using ::testing::HasSubstr;
+using testing::Outcome;
+
+class Export : public ::testing::Test {
+ protected:
+  nlohmann::json succeeds(const std::string& arguments) const {
+    const Outcome outcome = fathom_command(e, arguments + " --json");
+    EXPECT_EQ(outcome.status, 0) << outcome.err;
+    return outcome.json();
+  }
+  Experiment e;
+};
+
+TEST_F(Export, TheSameModelIsEvaluatedAndGoesOnAlike) {
+  e.trained("mod", "run");
+  const nlohmann::json exported = succeeds("export run -o model");
+  EXPECT_EQ(exported.at("model_type"), "fathom");
+  EXPECT_EQ(exported.at("loads_elsewhere"), false);
+  EXPECT_THAT(exported.at("files"),
+              ElementsAre("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"));
+  const std::string eval = " --data train.valid.h5";
+  nlohmann::json run = succeeds("eval run" + eval), model = succeeds("eval model" + eval);
+  run.erase("checkpoint"), model.erase("checkpoint");
+  EXPECT_EQ(run, model);
+  const std::string ask = " -p 'Mara lives' -n 8 --temperature 0";
+  EXPECT_EQ(succeeds("generate run" + ask).at("text"), succeeds("generate model" + ask).at("text"));
+  const Outcome said = fathom_command(e, "export run -o model");
+  EXPECT_EQ(said.status, 0) << said.err;
+  EXPECT_THAT(said.out, HasSubstr("Only Fathom runs it"));
+}
+
+TEST_F(Export, ASentencePieceModelGoesAlong) {
+  succeeds("tokenizer train text.jsonl --vocab 400 -o bpe.model");
+  succeeds("data prepare text.jsonl --tokenizer bpe.model --valid-fraction 0.1 -o bpe.h5");
+  e.trained("dense", "run",
+            "--set data.train=bpe.h5 --set data.valid=bpe.valid.h5 --set data.tokenizer=bpe.model");
+  succeeds("export run -o model");
+  std::filesystem::rename(e / "run", e / "gone");
+  std::filesystem::remove(e / "bpe.model");
+  EXPECT_FALSE(
+      succeeds("generate model -p 'Mara lives' -n 4 --temperature 0").at("text").get<std::string>().empty());
+}
+
+TEST_F(Export, BadPlacesAreRefused) {
+  e.trained("dense", "run");
+  expect_refusal(fathom_command(e, "export run -o run"), 1, {"run", "no exported model"});
+  expect_refusal(fathom_command(e, "export none -o model"), 1, {"none", "does not exist"});
+  expect_refusal(fathom_command(e, "export run -o text.jsonl/model"), 1,
+                 {"text.jsonl/model", "Not a directory"});
+  expect_refusal(fathom_command(e, "export run -o model --precision fp8"), 2, {"--precision"});
+}
+
+// FATHOM_PYTHON names a Python with torch, transformers and h5py; otherwise python3 is tried.
+TEST_F(Export, TransformersComputesTheSame) {
+  const char* named = std::getenv("FATHOM_PYTHON");
+  const std::string python = named != nullptr ? named : "python3";
+  if (std::system((python + " -c 'import torch, transformers, h5py' >/dev/null 2>&1").c_str()) != 0) {
+    GTEST_SKIP() << python << " has no torch, transformers and h5py (FATHOM_PYTHON names another Python)";
+  }
+  for (const std::string more : {"", "--set model.qk_norm=true --set model.tie_embeddings=true"}) {
+    const std::string name = more.empty() ? "llama" : "qwen3";
+    SCOPED_TRACE(name);
+    e.trained("dense", name, "--set model.max_seq_len=256 " + more);  // prompt and answer fit
+    succeeds("export " + name + " -o " + name + "-model");
+    const std::string ids = "77,97,114,97,32,108,105,118,101,115,32,105,110";
+    succeeds("eval " + name + "-model --dump-logits " + name + ".h5 --prompt-ids " + ids);
+    const std::string script = std::string(FATHOM_SOURCE_DIR) + "/tests/golden/check_export.py";
+    const std::string out = e / (name + ".json");
+    const std::string command = python + " " + script + " " + (e / (name + "-model")) + " " + ids + " " +
+                                (e / (name + ".h5")) + " > " + out;
+    ASSERT_EQ(std::system((command + " 2>/dev/null").c_str()), 0);
+    const nlohmann::json theirs = nlohmann::json::parse(testing::read_bytes(out));
+    EXPECT_EQ(theirs.at("class"), name == "llama" ? "LlamaForCausalLM" : "Qwen3ForCausalLM");
+    EXPECT_LT(theirs.at("difference").get<double>(), 1e-5);
+    EXPECT_TRUE(theirs.at("ids_are_bytes").get<bool>());
+    EXPECT_TRUE(theirs.at("text_comes_back").get<bool>());
+    const nlohmann::json ours =
+        succeeds("generate " + name + "-model --prompt-ids " + ids + " -n 200 --temperature 0");
+    EXPECT_EQ(ours.at("tokens"), theirs.at("greedy"));
+  }
+}
+
+}  // namespace
+}  // namespace fathom
