@@ -46,6 +46,9 @@ Config tiny_config() {
 }
 
 class CheckpointFuzz : public ::testing::Test {
+ public:
+  ~CheckpointFuzz() override { std::filesystem::remove(path_); }
+
  protected:
   CheckpointFuzz()
       : path_((std::filesystem::path(::testing::TempDir()) /
@@ -63,8 +66,6 @@ class CheckpointFuzz : public ::testing::Test {
     meta_.store_hash = "0123456789abcdef";
     meta_.git_sha = "unknown";
   }
-  ~CheckpointFuzz() override { std::filesystem::remove(path_); }
-
   void save() { save_checkpoint(path_, context_, model_.parameters(), optimizer_.state(), meta_); }
 
   // What every user of a checkpoint does. True when it was accepted.

@@ -129,7 +129,7 @@ TEST_P(Resume, TheBestEvaluationSurvivesAKill) {
   run.signal(SIGTERM);
   EXPECT_EQ(run.wait().status, 0);
   Background second(e, Experiment::train(kind, "parts", flags));
-  wait_until([&] { return e.metrics("parts").evals.size() > 0 || !second.running(); }, "an evaluation");
+  wait_until([&] { return !e.metrics("parts").evals.empty() || !second.running(); }, "an evaluation");
   second.signal(SIGKILL);
   second.wait();
   e.trained(kind, "parts", flags);

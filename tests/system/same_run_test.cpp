@@ -17,7 +17,6 @@ using testing::expect_refusal;
 using testing::Experiment;
 using testing::fathom_command;
 using ::testing::HasSubstr;
-using ::testing::Not;
 using testing::Outcome;
 
 class SameRun : public ::testing::Test {
