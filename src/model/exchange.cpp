@@ -58,7 +58,7 @@ double write_weights(const fs::path& path, const LoadedModel& model, Backend& ba
 std::map<std::string, std::string> tokenizer_files(const LoadedModel& model, const std::string& path) {
   if (model.meta.tokenizer_kind == "bytes") return transformers_byte_tokenizer();
   if (model.meta.tokenizer_kind != "sentencepiece") return {};
-  return {{kTokenizerCopy, tokenizer_model_of(model, path)}};
+  return transformers_sentencepiece(tokenizer_model_of(model, path), "the tokenizer");
 }
 
 // A folder that becomes `folder` when it is complete.

@@ -1,9 +1,10 @@
 """Holds a dense export against Hugging Face transformers: tests/system/export_test.cpp runs it.
 
-Usage: python check_export.py MODEL IDS LOGITS
-MODEL is the exported folder, IDS a prompt as token ids, comma-separated, LOGITS the .h5 of `fathom eval --dump-logits`.
+Usage: python check_export.py MODEL IDS LOGITS TEXTS
+MODEL is the exported folder, IDS a prompt as token ids, comma-separated, LOGITS the .h5 of `fathom eval --dump-logits`,
+TEXTS a JSON list of {"text": ..., "ids": [...]}.
 Prints one JSON object: the class that loaded, the largest difference of the logits relative to the largest logit, the
-ids of 200 greedy tokens, and whether the tokenizer gives text as bytes back.
+ids of 200 greedy tokens, and whether the tokenizer gives the ids of all texts, and the texts back.
 """
 
 import json
@@ -13,14 +14,13 @@ import h5py
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-TEXT = "The sea, caf\u00e9\n\tand 12 ships \u2014 ok?"
-
-
 def main():
-    folder, ids, logits = sys.argv[1:]
+    folder, ids, logits, texts = sys.argv[1:]
     ids = [int(i) for i in ids.split(",")]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    with open(texts, encoding="utf-8") as file:
+        texts = json.load(file)
     with torch.no_grad():
         theirs = model(torch.tensor([ids])).logits[0]
         tokens = list(ids)
@@ -31,8 +31,8 @@ def main():
         "class": type(model).__name__,
         "difference": float((theirs - ours).abs().max() / theirs.abs().max()),
         "greedy": tokens[len(ids):],
-        "ids_are_bytes": tokenizer(TEXT)["input_ids"] == list(TEXT.encode()),
-        "text_comes_back": tokenizer.decode(tokenizer(TEXT)["input_ids"]) == TEXT,
+        "same_ids": all(tokenizer(t["text"])["input_ids"] == t["ids"] for t in texts),
+        "texts_come_back": all(tokenizer.decode(t["ids"]) == t["text"] for t in texts),
     }))
 
 
