@@ -2,6 +2,7 @@
 // loads it.
 #include <cstdlib>
 #include <filesystem>
+#include <sstream>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -25,7 +26,27 @@ class Export : public ::testing::Test {
     EXPECT_EQ(outcome.status, 0) << outcome.err;
     return outcome.json();
   }
+  /// A Python that has these modules; empty, with the reason in `why_not`, where there is none. FATHOM_PYTHON
+  /// names one, otherwise python3 is tried.
+  std::string python_with(const std::string& modules) {
+    const char* named = std::getenv("FATHOM_PYTHON");
+    std::string python = named != nullptr ? named : "python3";
+    if (std::system((python + " -c 'import " + modules + "' >/dev/null 2>&1").c_str()) == 0) return python;
+    why_not = python + " does not import " + modules + " (FATHOM_PYTHON names another Python)";
+    return {};
+  }
+  /// What a script of tests/golden prints.
+  nlohmann::json says(const std::string& python, const std::string& script,
+                      const std::string& arguments) const {
+    const std::string out = e / "says.json";
+    const std::string command =
+        python + " " FATHOM_SOURCE_DIR "/tests/golden/" + script + " " + arguments + " > " + out;
+    EXPECT_EQ(std::system((command + " 2>/dev/null").c_str()), 0) << command;
+    return nlohmann::json::parse(testing::read_bytes(out));
+  }
+
   Experiment e;
+  std::string why_not;
 };
 
 TEST_F(Export, TheSameModelIsEvaluatedAndGoesOnAlike) {
@@ -67,13 +88,9 @@ TEST_F(Export, BadPlacesAreRefused) {
   expect_refusal(fathom_command(e, "export run -o model --precision fp8"), 2, {"--precision"});
 }
 
-// FATHOM_PYTHON names a Python with torch, transformers and h5py; otherwise python3 is tried.
 TEST_F(Export, TransformersComputesTheSame) {
-  const char* named = std::getenv("FATHOM_PYTHON");
-  const std::string python = named != nullptr ? named : "python3";
-  if (std::system((python + " -c 'import torch, transformers, h5py' >/dev/null 2>&1").c_str()) != 0) {
-    GTEST_SKIP() << python << " has no torch, transformers and h5py (FATHOM_PYTHON names another Python)";
-  }
+  const std::string python = python_with("torch, transformers, h5py");
+  if (python.empty()) GTEST_SKIP() << why_not;
   succeeds("tokenizer train text.jsonl --vocab 400 -o bpe.model");
   succeeds("data prepare text.jsonl --tokenizer bpe.model --valid-fraction 0.1 -o bpe.h5");
   struct Case {
@@ -96,12 +113,9 @@ TEST_F(Export, TransformersComputesTheSame) {
       texts.push_back({{"text", text}, {"ids", ours.at("ids")}});
     }
     testing::write_bytes(e / "texts.json", texts.dump());
-    const std::string script = std::string(FATHOM_SOURCE_DIR) + "/tests/golden/check_export.py";
-    const std::string out = e / (c.name + ".json");
-    const std::string command = python + " " + script + " " + (e / (c.name + "-model")) + " " + ids + " " +
-                                (e / (c.name + ".h5")) + " " + (e / "texts.json") + " > " + out;
-    ASSERT_EQ(std::system((command + " 2>/dev/null").c_str()), 0);
-    const nlohmann::json theirs = nlohmann::json::parse(testing::read_bytes(out));
+    const nlohmann::json theirs =
+        says(python, "check_export.py",
+             (e / (c.name + "-model")) + " " + ids + " " + (e / (c.name + ".h5")) + " " + (e / "texts.json"));
     EXPECT_EQ(theirs.at("class"), c.model_class);
     EXPECT_LT(theirs.at("difference").get<double>(), 1e-5);
     EXPECT_TRUE(theirs.at("same_ids").get<bool>());
@@ -110,6 +124,33 @@ TEST_F(Export, TransformersComputesTheSame) {
         succeeds("generate " + c.name + "-model --prompt-ids " + ids + " -n 200 --temperature 0");
     EXPECT_EQ(ours.at("tokens"), theirs.at("greedy"));
   }
+}
+
+TEST_F(Export, TheReferenceInPythonComputesTheSame) {
+  const std::string python = python_with("torch, h5py");
+  if (python.empty()) GTEST_SKIP() << why_not;
+  const std::string ids = "77,97,114,97,32,108,105,118,101,115,32,105,110,32,72,117,108,108";
+  std::string arguments = ids;
+  int count = 0;
+  for (const std::string sets :
+       {"routing.causal.method=aux", "routing.causal.method=predictor model.qk_norm=true routing.gate=tanh",
+        "routing.kind=moe experts.count=3 routing.causal.method=predictor",
+        "routing.kind=moe experts.count=3 experts.choice=token",
+        "routing.kind=mode_staged experts.count=3 routing.causal.method=predictor routing.gate=sigmoid",
+        "routing.kind=mode_integrated experts.count=3 experts.noop=2 routing.causal.method=predictor "
+        "model.tie_embeddings=true"}) {
+    const std::string name = "run" + std::to_string(count++);
+    std::istringstream words(sets);
+    std::string flags;
+    for (std::string word; words >> word;) flags += " --set " + word;
+    e.trained("mod", name, flags);
+    succeeds("export " + name + " -o " + name + "-model");
+    succeeds("eval " + name + "-model --dump-logits " + name + ".h5 --prompt-ids " + ids);
+    arguments += " " + (e / (name + "-model")) + " " + (e / (name + ".h5"));
+  }
+  const nlohmann::json differences = says(python, "check_routed.py", arguments);
+  ASSERT_EQ(differences.size(), static_cast<std::size_t>(count));
+  for (const auto& difference : differences) EXPECT_LT(difference.get<double>(), 1e-5) << differences;
 }
 
 }  // namespace
