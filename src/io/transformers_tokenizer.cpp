@@ -73,7 +73,7 @@ Json merges_of(const sentencepiece::SentencePieceProcessor& model) {
   };
   std::vector<Merge> merges;
   for (int id = 0; id < model.GetPieceSize(); ++id) {
-    const std::string piece = model.IdToPiece(id);
+    const std::string& piece = model.IdToPiece(id);
     if (!is_mergeable(piece)) continue;
     for (std::size_t cut = 1; cut < piece.size(); ++cut) {
       if ((static_cast<unsigned char>(piece[cut]) & 0xc0) == 0x80) continue;  // within a character
