@@ -3,9 +3,11 @@
 #include <map>
 #include <memory>
 #include <span>
+#include <system_error>
 #include <utility>
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include "kernels/error.h"
 #include "src/io/atomic_file.h"
@@ -61,10 +63,12 @@ std::map<std::string, std::string> tokenizer_files(const LoadedModel& model, con
   return transformers_sentencepiece(tokenizer_model_of(model, path), "the tokenizer");
 }
 
-// A folder that becomes `folder` when it is complete.
+// A folder that becomes `folder` when it is complete. Until then its name is this process's own: nothing of
+// anybody's stands there.
 class NewFolder {
  public:
-  explicit NewFolder(fs::path folder) : folder_(std::move(folder)), made_(folder_.string() + ".tmp") {
+  explicit NewFolder(fs::path folder)
+      : folder_(std::move(folder)), made_(beside(folder_, "export")), old_(beside(folder_, "replaced")) {
     std::error_code error;
     const bool is_free =
         !fs::exists(folder_, error) || (fs::is_directory(folder_, error) && fs::is_empty(folder_, error));
@@ -73,8 +77,8 @@ class NewFolder {
           fmt::format("{} is there and is no exported model, so it is not replaced.", folder_.string()),
           "Name another folder with -o.");
     }
-    fs::remove_all(made_, error);
     if (!fs::create_directories(made_, error)) {
+      if (!error) error = std::make_error_code(std::errc::file_exists);
       throw UserError(fmt::format("cannot make the folder {}: {}.", made_.string(), error.message()));
     }
   }
@@ -89,20 +93,22 @@ class NewFolder {
 
   void commit() {
     std::error_code error;
-    const fs::path old = folder_.string() + ".old";
-    fs::remove_all(old, error);
-    fs::rename(folder_, old, error);  // fails where there was none
+    fs::rename(folder_, old_, error);  // fails where there was none
     fs::rename(made_, folder_, error);
     if (error) {
       const std::string why = error.message();
-      fs::rename(old, folder_, error);
+      fs::rename(old_, folder_, error);
       throw UserError(fmt::format("cannot put the folder {} in place: {}.", folder_.string(), why));
     }
-    fs::remove_all(old, error);
+    fs::remove_all(old_, error);
   }
 
  private:
-  fs::path folder_, made_;
+  static fs::path beside(const fs::path& folder, const char* what) {
+    return folder.parent_path() / fmt::format(".{}.{}-{}", folder.filename().string(), what, ::getpid());
+  }
+
+  fs::path folder_, made_, old_;
 };
 
 fs::path folder_of(const fs::path& path) {
