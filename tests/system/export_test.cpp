@@ -132,13 +132,12 @@ TEST_F(Export, TheReferenceInPythonComputesTheSame) {
   const std::string ids = "77,97,114,97,32,108,105,118,101,115,32,105,110,32,72,117,108,108";
   std::string arguments = ids;
   int count = 0;
-  for (const std::string sets :
-       {"routing.causal.method=aux", "routing.causal.method=predictor model.qk_norm=true routing.gate=tanh",
-        "routing.kind=moe experts.count=3 routing.causal.method=predictor",
-        "routing.kind=moe experts.count=3 experts.choice=token",
-        "routing.kind=mode_staged experts.count=3 routing.causal.method=predictor routing.gate=sigmoid",
-        "routing.kind=mode_integrated experts.count=3 experts.noop=2 routing.causal.method=predictor "
-        "model.tie_embeddings=true"}) {
+  const std::string predictor = " routing.causal.method=predictor", experts = " experts.count=3";
+  for (const std::string& sets :
+       {std::string("routing.causal.method=aux"), "routing.gate=tanh model.qk_norm=true" + predictor,
+        "routing.kind=moe" + experts + predictor, "routing.kind=moe experts.choice=token" + experts,
+        "routing.kind=mode_staged routing.gate=sigmoid" + experts + predictor,
+        "routing.kind=mode_integrated experts.noop=2 model.tie_embeddings=true" + experts + predictor}) {
     const std::string name = "run" + std::to_string(count++);
     std::istringstream words(sets);
     std::string flags;
