@@ -79,7 +79,7 @@ class NewFolder {
     }
     if (!fs::create_directories(made_, error)) {
       if (!error) error = std::make_error_code(std::errc::file_exists);
-      throw UserError(fmt::format("cannot make the folder {}: {}.", made_.string(), error.message()));
+      throw UserError(fmt::format("cannot make the folder {}: {}.", folder_.string(), error.message()));
     }
   }
   ~NewFolder() {
