@@ -115,8 +115,8 @@ class Model:
         out = torch.zeros_like(x)
         for e in range(self.experts["count"]):
             rows = shares[:, e].nonzero()[:, 0]
-            gate, up = (x[rows] @ self.weight(layer, "mlp.experts.gate_up_proj.weight")[e].T).chunk(2, -1)
-            made = (F.silu(gate) * up) @ self.weight(layer, "mlp.experts.down_proj.weight")[e].T
+            gate, up, down = (self.weight(layer, f"mlp.experts.{e}.{name}_proj.weight") for name in ("gate", "up", "down"))
+            made = (F.silu(x[rows] @ gate.T) * (x[rows] @ up.T)) @ down.T
             out[rows] += shares[rows, e, None] * made
         return out
 

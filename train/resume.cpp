@@ -10,6 +10,7 @@
 #include "kernels/error.h"
 #include "src/flops/flops.h"
 #include "src/io/damaged_file.h"
+#include "src/model/exchange.h"
 #include "train/metrics/metrics_log.h"
 #include "train/same_run.h"
 
@@ -51,6 +52,11 @@ std::optional<Found> newest_of(const std::filesystem::path& run, const Reader& r
 Found borrowed_from(const std::filesystem::path& path, const TrainingInputs& inputs, const Reader& read) {
   Found found;
   found.borrowed = true;
+  if (is_exported_model(path)) {
+    throw UserError(
+        fmt::format("{} is an exported model, which has no optimizer's state to go on from.", path.string()),
+        "Name the run folder, or a checkpoint of it.");
+  }
   found.checkpoint = find_checkpoint(path);
   found.meta = read(found.checkpoint);
   require_same_model(found.checkpoint, found.meta, inputs);

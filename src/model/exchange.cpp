@@ -63,6 +63,24 @@ std::map<std::string, std::string> tokenizer_files(const LoadedModel& model, con
   return transformers_sentencepiece(tokenizer_model_of(model, path), "the tokenizer");
 }
 
+// Whether all that is in the folder is what export_model writes: then, and only then, it may be replaced.
+bool is_our_export(const fs::path& folder) {
+  std::error_code error;
+  if (!fs::is_regular_file(folder / kConfig, error) || fs::is_symlink(folder, error)) return false;
+  for (const auto& entry : fs::directory_iterator(folder, error)) {
+    const std::string name = entry.path().filename().string();
+    const bool is_known = name == kConfig || name == kWeights || name == kTokenizerCopy ||
+                          name == "tokenizer.json" || name == "tokenizer_config.json";
+    if (!is_known || !entry.is_regular_file(error)) return false;
+  }
+  try {
+    const std::string path = (folder / kConfig).string();
+    return parse_exchange_config(read_file(path, "config of a model"), path).is_ours;
+  } catch (const UserError&) {
+    return false;
+  }
+}
+
 // A folder that becomes `folder` when it is complete. Until then its name is this process's own: nothing of
 // anybody's stands there.
 class NewFolder {
@@ -72,10 +90,10 @@ class NewFolder {
     std::error_code error;
     const bool is_free =
         !fs::exists(folder_, error) || (fs::is_directory(folder_, error) && fs::is_empty(folder_, error));
-    if (!is_free && !is_exported_model(folder_)) {
-      throw UserError(
-          fmt::format("{} is there and is no exported model, so it is not replaced.", folder_.string()),
-          "Name another folder with -o.");
+    if (!is_free && !is_our_export(folder_)) {
+      throw UserError(fmt::format("{} is there and holds other things than an export, so it is not replaced.",
+                                  folder_.string()),
+                      "Name another folder with -o.");
     }
     if (!fs::create_directories(made_, error)) {
       if (!error) error = std::make_error_code(std::errc::file_exists);

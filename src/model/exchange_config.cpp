@@ -79,8 +79,8 @@ class Reader {
     const Json length = model["max_seq_len"];
     Json ours = {{"data", {{"train", "none"}}},
                  {"train", {{"steps", 1}, {"seq_len", length}, {"batch_tokens", length}}}};
+    if (type == kOurs || !own.empty()) require_version(own);
     if (type == kOurs) {
-      require_version(own);
       if (own.contains("qk_norm")) model["qk_norm"] = own["qk_norm"];
       for (const char* section : {"routing", "experts"}) {
         if (own.contains(section)) ours[section] = own[section];

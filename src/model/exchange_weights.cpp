@@ -102,6 +102,21 @@ std::vector<ExchangePart> exchange_parts(const ParameterSpec& spec, const ModelC
     return {{replaced(spec.name, kGateUp, ".mlp.gate_proj"), half},
             {replaced(spec.name, kGateUp, ".mlp.up_proj"), half}};
   }
+  constexpr std::string_view kExperts = ".mlp.experts.";
+  if (const std::size_t at = spec.name.find(kExperts); at != spec.name.npos) {
+    // Expert by expert, gate before up: as they lie in memory.
+    const std::string before = spec.name.substr(0, at + kExperts.size());
+    const bool is_pair = spec.name.find("gate_up_proj") != spec.name.npos;
+    const std::vector<std::int64_t> shape = {is_pair ? dims[1] / 2 : dims[1], dims[2]};
+    std::vector<ExchangePart> parts;
+    for (std::int64_t e = 0; e < dims[0]; ++e) {
+      for (const char* name : {"gate_proj", "up_proj", "down_proj"}) {
+        if (is_pair == (std::string_view(name) == "down_proj")) continue;
+        parts.push_back({fmt::format("{}{}.{}.weight", before, e, name), shape});
+      }
+    }
+    return parts;
+  }
   return {{spec.name, dims}};
 }
 

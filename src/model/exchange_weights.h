@@ -21,8 +21,8 @@ struct ExchangePart {
   std::vector<std::int64_t> shape;
 };
 
-/// qkv_proj is q_proj, k_proj and v_proj; gate_up_proj of a dense MLP is gate_proj and up_proj; all else is
-/// itself.
+/// qkv_proj is q_proj, k_proj and v_proj; gate_up_proj is gate_proj and up_proj; experts stand one by one;
+/// all else is itself.
 std::vector<ExchangePart> exchange_parts(const ParameterSpec& spec, const ModelConfig& model);
 
 /// The bytes of fp32 values as F32 or, rounded to nearest even, as BF16.

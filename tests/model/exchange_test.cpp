@@ -224,6 +224,7 @@ TEST_F(Exchange, WhatFathomHasNotIsNamed) {
                {"model.embed_tokens.weight", "[23, 16]", "[23, 32]"});
   refused_with([](json& c) { c["num_hidden_layers"] = 5; }, {"no tensor", "model.layers.4."});
   refused_with([](json& c) { c["num_hidden_layers"] = 3; }, {"model.layers.3.", "no use"});
+  refused_with([](json& c) { c["fathom"]["version"] = 7; }, {"version 7", "reads version 1"});
   refused_with([](json& c) { c["model_type"] = "fathom", c["fathom"]["version"] = 2; },
                {"version 2", "reads version 1"});
   write_bytes(folder_ / "m/config.json", "{");
@@ -237,8 +238,22 @@ TEST_F(Exchange, WhatIsThereIsKept) {
   const LoadedModel m = made(small_config());
   fs::create_directories(folder_ / "m");
   write_bytes(folder_ / "m/thesis.txt", "mine");
-  expect_user_error([&] { exported(m); }, {"/m", "no exported model"});
+  expect_user_error([&] { exported(m); }, {"/m", "not replaced"});
   EXPECT_EQ(read_bytes(folder_ / "m/thesis.txt"), "mine");
+  // Nor what somebody put beside an export, nor anybody else's config.json or model.
+  write_bytes(folder_ / "m/config.json", R"({"name":"my project"})");
+  EXPECT_THROW(exported(m), UserError);
+  fs::remove(folder_ / "m/thesis.txt");
+  EXPECT_THROW(exported(m), UserError);
+  EXPECT_EQ(read_bytes(folder_ / "m/config.json"), R"({"name":"my project"})");
+  fs::remove_all(folder_ / "m");
+  exported(m);
+  write_bytes(folder_ / "m/thesis.txt", "mine");
+  EXPECT_THROW(exported(m), UserError);
+  EXPECT_EQ(read_bytes(folder_ / "m/thesis.txt"), "mine");
+  fs::remove(folder_ / "m/thesis.txt");
+  change_config([](json& c) { c.erase("fathom"); });  // as of another program
+  EXPECT_THROW(exported(m), UserError);
   fs::remove_all(folder_ / "m");
   exported(m);
   LoadedModel other = made(small_config(), routed(CausalMethod::Aux));

@@ -81,11 +81,14 @@ TEST_F(Export, ASentencePieceModelGoesAlong) {
 
 TEST_F(Export, BadPlacesAreRefused) {
   e.trained("dense", "run");
-  expect_refusal(fathom_command(e, "export run -o run"), 1, {"run", "no exported model"});
+  expect_refusal(fathom_command(e, "export run -o run"), 1, {"run", "not replaced"});
   expect_refusal(fathom_command(e, "export none -o model"), 1, {"none", "does not exist"});
   expect_refusal(fathom_command(e, "export run -o text.jsonl/model"), 1,
                  {"text.jsonl/model", "Not a directory"});
   expect_refusal(fathom_command(e, "export run -o model --precision fp8"), 2, {"--precision"});
+  succeeds("export run -o model");
+  expect_refusal(fathom_command(e, Experiment::train("dense", "other", "--resume model")), 1,
+                 {"model", "exported", "optimizer"});
 }
 
 TEST_F(Export, TransformersComputesTheSame) {
