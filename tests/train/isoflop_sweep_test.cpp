@@ -1,5 +1,6 @@
 // A sweep's file, its cells and its plan.
 #include <cmath>
+#include <filesystem>
 
 #include <gmock/gmock.h>
 
@@ -188,6 +189,23 @@ TEST_F(SweepFile, SaysWhatIsWrongAndWhatWasMeant) {
   const Sweep s = load("budgets: [1e9]\nshapes: [33x2]\nfamilies: {dense: {}}\nhead_dim: 3\n");
   EXPECT_THAT(message_of<UsageError>([&] { config_of(s, cells_of(s, {}).front(), 64); }),
               HasSubstr("dense-1e+09-33x2-s1"));
+}
+
+// The sweeps that come with Fathom, on as much text as the books have: each can be planned, no cell reads it
+// more often than is fitted, and all cells spend their budget.
+TEST(SweepConfigs, CanBePlanned) {
+  int count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(FATHOM_SOURCE_DIR "/configs/isoflop")) {
+    if (entry.path().extension() != ".yaml") continue;
+    SCOPED_TRACE(entry.path().filename().string());
+    const Sweep sweep = load_sweep(entry.path());
+    const std::vector<Row> rows = rows_of(sweep, nullptr, {.tokens = 140997261, .vocab = 257});
+    EXPECT_FALSE(rows.empty());
+    EXPECT_NO_THROW(require_few_passes(sweep, rows));
+    for (const Row& row : rows) EXPECT_NEAR(row.flops / row.budget, 1, 0.01) << row.cell;
+    ++count;
+  }
+  EXPECT_GE(count, 3);
 }
 
 }  // namespace
