@@ -121,11 +121,31 @@ void dump_logits(Context& c, const Transformer& model, const Config& config, con
   }
 }
 
+// A model of another program may have a tokenizer that Fathom does not read: then only ids that a program
+// made fit it.
+void require_same_tokens(const TokenStore& store, const LoadedModel& loaded) {
+  const std::string& kind = store.info().tokenizer_kind;
+  const CheckpointMeta& meta = loaded.meta;
+  if (meta.tokenizer_hash.empty()) {
+    if (kind == "external" && store.info().vocab_size <= loaded.config.model.vocab_size) return;
+    throw UserError(
+        fmt::format(
+            "{} holds {} ids of the kind {}, and Fathom does not read the tokenizer of this model of {} ids.",
+            store.path(), store.info().vocab_size, kind, loaded.config.model.vocab_size),
+        "Make a store of ids that the model's own tokenizer gave (fathom data prepare FILE.bin).");
+  }
+  if (store.tokenizer_hash() == meta.tokenizer_hash) return;
+  throw UserError(
+      fmt::format("{} was made with the tokenizer {} ({}), the model was trained with {} ({}).", store.path(),
+                  store.tokenizer_hash(), kind, meta.tokenizer_hash, meta.tokenizer_kind),
+      "Prepare the text with the model's tokenizer.");
+}
+
 TokenStore open_store(const EvalFlags& flags, const Config& config) {
   if (!flags.data.empty()) return TokenStore::open(flags.data);
   const std::string& path = config.data.valid;
   if (path.empty()) {
-    throw UsageError("Nothing to evaluate: the model was trained without data.valid.",
+    throw UsageError("Nothing to evaluate: the model's config names no validation text (data.valid).",
                      "Give --data STORE, or --dump-logits FILE with --prompt-ids.");
   }
   try {
@@ -155,12 +175,7 @@ void run(const EvalFlags& flags, Globals& globals) {
   if (flags.data.empty() && !flags.dump_logits.empty()) return;
 
   const auto store = std::make_shared<const TokenStore>(open_store(flags, config));
-  if (store->tokenizer_hash() != loaded.meta.tokenizer_hash) {
-    throw UserError(fmt::format("{} was made with the tokenizer {} ({}), the model was trained with {} ({}).",
-                                store->path(), store->tokenizer_hash(), store->info().tokenizer_kind,
-                                loaded.meta.tokenizer_hash, loaded.meta.tokenizer_kind),
-                    "Prepare the text with the model's tokenizer.");
-  }
+  require_same_tokens(*store, loaded);
   const std::int64_t seq_len = flags.seq_len > 0 ? flags.seq_len : config.train.seq_len;
   if (seq_len > config.model.max_seq_len) {
     throw UsageError(fmt::format("--seq-len {} is longer than the model's max_seq_len {}.", seq_len,

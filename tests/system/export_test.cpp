@@ -79,6 +79,23 @@ TEST_F(Export, ASentencePieceModelGoesAlong) {
       succeeds("generate model -p 'Mara lives' -n 4 --temperature 0").at("text").get<std::string>().empty());
 }
 
+// As a model of another program whose tokenizer Fathom does not read: its ids are enough.
+TEST_F(Export, AModelOfAnotherProgramTakesIds) {
+  e.trained("dense", "run");
+  succeeds("export run -o model");
+  nlohmann::json config = nlohmann::json::parse(testing::read_bytes(e / "model/config.json"));
+  config.erase("fathom");
+  testing::write_bytes(e / "model/config.json", config.dump());
+  expect_refusal(fathom_command(e, "eval model --data train.valid.h5"), 1,
+                 {"train.valid.h5", "bytes", "tokenizer"});
+  std::string ids;  // 16 bits each
+  for (const char c : testing::read_bytes(e / "text.jsonl").substr(0, 4000)) ids += std::string{c, '\0'};
+  testing::write_bytes(e / "ids.bin", ids);
+  succeeds("data prepare ids.bin --vocab-size 257 --end-of-document 256 -o ids.h5");
+  EXPECT_GT(succeeds("eval model --data ids.h5").at("loss"), 0);
+  EXPECT_EQ(succeeds("generate model --prompt-ids 77,97 -n 3 --temperature 0").at("tokens").size(), 3U);
+}
+
 TEST_F(Export, BadPlacesAreRefused) {
   e.trained("dense", "run");
   expect_refusal(fathom_command(e, "export run -o run"), 1, {"run", "not replaced"});
