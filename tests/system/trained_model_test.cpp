@@ -44,7 +44,7 @@ TEST_F(RunTokenizer, EvaluationIsOfTheTrainingsOwnValidationStoreUnlessToldOther
   const auto own = fathom_command(e, "eval run --tokens 64 --json").json();
   EXPECT_EQ(own, fathom_command(e, "eval run --data bpe.valid.h5 --tokens 64 --json").json());
   e.trained("mod", "blind", std::string(kSets) + " --set data.valid=");
-  expect_refusal(fathom_command(e, "eval blind"), 2, {"without data.valid", "--data"});
+  expect_refusal(fathom_command(e, "eval blind"), 2, {"no validation text (data.valid)", "--data"});
 }
 
 // The model's vocabulary is padded (400 -> 448), and token 1 ends a document: only the tokenizer knows both.
