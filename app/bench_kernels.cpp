@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "app/device.h"
+#include "kernels/capture.h"
 #include "kernels/error.h"
 #include "src/core/stopwatch.h"
 
@@ -38,14 +39,8 @@ class Batch {
   Batch(Backend& backend, const std::vector<Launch>& sets, std::int64_t times, bool record)
       : backend_(backend), sets_(sets), times_(times) {
     if (!record) return;
-    backend.begin_capture();
-    try {
-      launch_all();
-      recorded_ = backend.end_capture();
-    } catch (...) {
-      backend.abandon_capture();
-      throw;
-    }
+    recorded_ = capture(backend, [this] { launch_all(); });
+    seconds();  // the first launch also brings it to the device
   }
 
   /// The wait for them included.
@@ -137,12 +132,16 @@ double KernelBench::seconds(double bytes, const std::function<Launch()>& make) {
   while ((time = Batch(backend, sets, times, false).seconds()) < kBatchSeconds) times *= 2;
   // Long ones hide their launches, and a large copy is another, slower one when it is recorded (docs/log.md).
   const bool record = backend.can_capture() && time / static_cast<double>(times) < kShortLaunch;
-  while (record && Batch(backend, sets, times, true).seconds() < kBatchSeconds) times *= 2;
-  const Batch batch(backend, sets, times, record);
-  batch.seconds();  // the first launch of a recorded one also brings it to the device
+  auto batch = std::make_unique<Batch>(backend, sets, times, record);
+  while (record && batch->seconds() < kBatchSeconds) {
+    batch.reset();  // its memory before the next one's
+    times *= 2;
+    batch = std::make_unique<Batch>(backend, sets, times, record);
+  }
   std::vector<double> found;
   found.reserve(kBatches);
-  for (int i = 0; i < kBatches; ++i) found.push_back(batch.seconds() / static_cast<double>(times));
+  for (int i = 0; i < kBatches; ++i) found.push_back(batch->seconds() / static_cast<double>(times));
+  batch.reset();
   std::sort(found.begin(), found.end());
   sets.clear();
   context_.allocator().release_cache();

@@ -1,8 +1,9 @@
 // What the benches of single ops share: the device, random data, timing, and how a result is printed.
 //
-// A timing is the median of five batches of launches, each at least 20 ms of work, recorded and launched as
-// one where the backend can do that. Launches take turns over sets of buffers that together exceed any cache,
-// filled with random numbers: zeros are faster than numbers.
+// A timing is the median of five batches of launches, each at least 20 ms of work. Launches of less than 100
+// us are recorded and launched as one where the backend can do that: the host would be slower. Launches take
+// turns over sets of buffers that together exceed any cache, filled with random numbers: zeros are faster
+// than numbers.
 #pragma once
 
 #include <cstdint>

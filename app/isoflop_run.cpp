@@ -13,8 +13,10 @@
 #include "app/plan.h"
 #include "kernels/error.h"
 #include "src/core/build_info.h"
+#include "src/io/atomic_file.h"
 #include "src/io/token_store.h"
 #include "train/isoflop/plan.h"
+#include "train/isoflop/take_over.h"
 #include "train/isoflop/worker.h"
 
 namespace fathom::app {
@@ -30,6 +32,7 @@ struct RunFlags {
   SweepFlags sweep;
   isoflop::WorkOptions options;
   bool no_wait = false;
+  std::string from_csv;
 };
 
 isoflop::TrainCell trainer_on(const std::shared_ptr<Backend>& backend, bool verbose) {
@@ -64,6 +67,16 @@ void print_work(const isoflop::WorkResult& r, const Sweep& sweep, const SweepFol
                    : "");
 }
 
+void take_over(const std::string& path, const Sweep& sweep, const SweepFolder& folder, const DataSize& data) {
+  const std::vector<Row> rows = isoflop::read_csv(read_file(path, "sweep's CSV"), path);
+  const isoflop::TakenOver t = isoflop::take_over(sweep, folder, data, rows);
+  std::string line = fmt::format("{}: {} finished cells taken over", path, t.taken);
+  if (t.known > 0) line += fmt::format(", {} were here", t.known);
+  if (t.open > 0) line += fmt::format(", {} had not finished", t.open);
+  if (t.foreign > 0) line += fmt::format(", {} are no cells of this sweep", t.foreign);
+  spdlog::info("{}", line);
+}
+
 void run_run(RunFlags flags, const Globals& globals) {
   const Sweep sweep = flags.sweep.load();
   const SweepFolder folder = flags.sweep.folder(sweep);
@@ -85,6 +98,7 @@ void run_run(RunFlags flags, const Globals& globals) {
   std::signal(SIGPIPE, SIG_IGN);  // a reader of the log that goes away does not end the sweep
   const std::shared_ptr<Backend> backend = open_training_backend(globals, first);
   folder.prepare(sweep, data);
+  if (!flags.from_csv.empty()) take_over(flags.from_csv, sweep, folder, data);
   flags.options.wait = !flags.no_wait;
   flags.options.log = [](const std::string& line) { spdlog::info("{}", line); };
   const isoflop::WorkResult result =
@@ -109,6 +123,9 @@ void add_isoflop_run(CLI::App& isoflop, Globals& globals) {
       ->check(CLI::NonNegativeNumber);
   sub->add_flag("--retry-failed", flags->options.retry_failed, "Give cells that failed one more try");
   sub->add_flag("--no-wait", flags->no_wait, "End where further cells depend on what other workers run now");
+  sub->add_option("--from-csv", flags->from_csv,
+                  "Begin with the finished cells of a table that a report wrote, before other workers start")
+      ->type_name("FILE");
   add_global_flags(*sub, globals);
   sub->footer(
       "Examples:\n"

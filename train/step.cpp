@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "kernels/capture.h"
 #include "src/autograd/tape.h"
 #include "train/expert_stats.h"
 #include "train/signals.h"
@@ -81,16 +82,10 @@ bool StepRunner::launch(std::int64_t step) {
   }
   // The first step runs op by op: it makes every choice and every block of memory that the others need.
   if (launched_++ == 0) return record_step(step);
-  backend.begin_capture();
-  try {
-    const bool whole = record_step(step);
-    captured_ = backend.end_capture();
-    if (!whole) captured_ = nullptr;
-  } catch (...) {
-    backend.abandon_capture();
-    throw;
-  }
-  if (!captured_) return false;
+  bool whole = false;
+  std::unique_ptr<CapturedWork> recorded = capture(backend, [&] { whole = record_step(step); });
+  if (!whole) return false;
+  captured_ = std::move(recorded);
   captured_->launch();
   return true;
 }

@@ -8,7 +8,8 @@ namespace fathom::cuda {
 
 namespace {
 
-// CUDA's documentation says of these that the process must end to use the device again.
+// Of these driver_types.h says that the process must end, or the client that lost its device connect anew,
+// before CUDA is used again.
 bool ends_the_context(cudaError_t code) {
   switch (code) {
     case cudaErrorIllegalAddress:
@@ -22,6 +23,10 @@ bool ends_the_context(cudaError_t code) {
     case cudaErrorLaunchFailure:
     case cudaErrorECCUncorrectable:
     case cudaErrorNvlinkUncorrectable:
+    case cudaErrorContained:
+    case cudaErrorTensorMemoryLeak:
+    case cudaErrorMpsClientTerminated:
+    case cudaErrorExternalDevice:
       return true;
     default:
       return false;
@@ -32,16 +37,21 @@ bool ends_the_context(cudaError_t code) {
 
 void check(cudaError_t code, const char* op) {
   if (code == cudaSuccess) return;
-  if (code == cudaErrorMemoryAllocation) {
-    cudaGetLastError();  // it is reported here; the next check is not to find it
-    fail_memory(op);
-  }
+  cudaGetLastError();  // it is reported here; the next check is not to find it, unless it is sticky
+  if (code == cudaErrorMemoryAllocation) fail_memory(op);
   const std::string message = fmt::format(
       "[{}] CUDA: {} ({}). If a kernel faulted, it is this op's or one before it; "
       "CUDA_LAUNCH_BLOCKING=1 tells which.",
       op, cudaGetErrorString(code), cudaGetErrorName(code));
   if (ends_the_context(code)) throw DeviceError(message);
   throw InternalError(message);
+}
+
+void fail_library(const std::string& message) {
+  const cudaError_t code = cudaGetLastError();
+  if (!ends_the_context(code)) throw InternalError(message);
+  throw DeviceError(fmt::format("{} The GPU had failed: {} ({}).", message, cudaGetErrorString(code),
+                                cudaGetErrorName(code)));
 }
 
 std::int64_t most_shared_bytes() {

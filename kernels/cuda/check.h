@@ -29,6 +29,10 @@ void check(cudaError_t code, const char* op);
 /// After a launch: configuration errors now, faults of the kernel at the next check.
 inline void check_launch(const char* op) { check(cudaGetLastError(), op); }
 
+/// A library's call failed: InternalError with the message, or a DeviceError where the cause is that the
+/// device is lost.
+[[noreturn]] void fail_library(const std::string& message);
+
 [[noreturn]] void fail(const char* op, const char* what, std::int64_t given, std::int64_t expected);
 [[noreturn]] void fail_type(const char* op, const char* what, DType given, DType expected);
 [[noreturn]] void fail_dtype(const char* op, DType given);

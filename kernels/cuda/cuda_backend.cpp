@@ -13,6 +13,7 @@
 #include "kernels/cuda/cudnn_attention.h"
 #include "kernels/cuda/device_query.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/handles.h"
 #include "kernels/cuda/make.h"
 
 namespace fathom::cuda {
@@ -26,18 +27,15 @@ constexpr std::size_t kStagingBuffers = 4;
 class CudaGraph final : public CapturedWork {
  public:
   CudaGraph(cudaGraph_t graph, cudaStream_t stream) : stream_(stream) {
-    const cudaError_t code = cudaGraphInstantiate(&executable_, graph, 0);
-    cudaGraphDestroy(graph);
-    check(code, "capture");
+    cudaGraphExec_t executable = nullptr;
+    check(cudaGraphInstantiate(&executable, graph, 0), "capture");
+    executable_.reset(executable);
   }
-  ~CudaGraph() override { cudaGraphExecDestroy(executable_); }
-  CudaGraph(const CudaGraph&) = delete;
-  CudaGraph& operator=(const CudaGraph&) = delete;
-  void launch() override { check(cudaGraphLaunch(executable_, stream_), "captured step"); }
+  void launch() override { check(cudaGraphLaunch(executable_.get(), stream_), "captured step"); }
 
  private:
   cudaStream_t stream_;
-  cudaGraphExec_t executable_ = nullptr;
+  GraphExecHandle executable_;
 };
 
 }  // namespace
@@ -150,7 +148,8 @@ std::unique_ptr<CapturedWork> CudaBackend::end_capture() {
   cudaGraph_t graph = nullptr;
   capturing_ = false;
   check(cudaStreamEndCapture(stream_, &graph), "capture");
-  return std::make_unique<CudaGraph>(graph, stream_);
+  const GraphHandle owned(graph);
+  return std::make_unique<CudaGraph>(owned.get(), stream_);
 }
 
 void CudaBackend::abandon_capture() noexcept {
@@ -158,7 +157,7 @@ void CudaBackend::abandon_capture() noexcept {
   capturing_ = false;
   cudaGraph_t graph = nullptr;
   cudaStreamEndCapture(stream_, &graph);
-  if (graph != nullptr) cudaGraphDestroy(graph);
+  const GraphHandle owned(graph);
   cudaGetLastError();
 }
 

@@ -14,6 +14,7 @@
 #include <dlfcn.h>
 #include <fmt/format.h>
 
+#include "kernels/cuda/check.h"
 #include "kernels/cuda/shared_library.h"
 
 namespace cudnn_frontend {
@@ -214,8 +215,8 @@ struct CudnnAttention::Impl {
     } catch (const std::exception& e) {
       message = e.what();
     }
-    throw InternalError(fmt::format(
-        "[attention] cuDNN {} cannot {} the {} of batch {}, seq {}, heads {}, kv_heads {}, head_dim {}: {}",
+    fail_library(fmt::format(
+        "[attention] cuDNN {} cannot {} the {} of batch {}, seq {}, heads {}, kv_heads {}, head_dim {}: {}.",
         version_text(version), what, pass == Pass::kForward ? "forward" : "backward", s.batch, s.seq, s.heads,
         s.kv_heads, s.head_dim, message));
   }

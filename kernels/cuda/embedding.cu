@@ -60,8 +60,16 @@ struct Sorted {
   }
 };
 
+/// to += sum. Nobody else adds to these elements in the same kernel, so the sum does not depend on an order;
+/// on Hopper the addition is done where the data lies and nothing waits for it.
 template <int kN>
 __device__ __forceinline__ void add_to(float* to, const float (&sum)[kN]) {
+#if __CUDA_ARCH__ >= 900
+  if constexpr (kN == 4) {
+    atomicAdd(reinterpret_cast<float4*>(to), make_float4(sum[0], sum[1], sum[2], sum[3]));
+    return;
+  }
+#endif
   Pack<float, kN> p = Pack<float, kN>::load(to);
 #pragma unroll
   for (int e = 0; e < kN; ++e) p.v[e] += sum[e];

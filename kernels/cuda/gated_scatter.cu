@@ -57,17 +57,27 @@ struct ScatterBackward {
 
 /// A warp a row. In place: a warp a kept row; traffic: a read of f, a read and a write of the kept rows.
 /// Otherwise: a warp a source row, which looks itself up among the (ascending) indices; traffic: a read of x
-/// and f, a write of y.
+/// and f, a write of y. What does not wait for the index is loaded before it.
 template <typename T, int N, bool kInPlace>
 __global__ void __launch_bounds__(kThreads) scatter_kernel(Scatter<T> a) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t item = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / 32, width = a.shape.width;
   if (item >= (kInPlace ? a.shape.rows : a.shape.source_rows)) return;
+  RawPack<T, N> x[kInFlight], f[kInFlight];
+  const auto load = [width](RawPack<T, N>(&to)[kInFlight], const T* from, std::int64_t begin) {
+#pragma unroll
+    for (int u = 0; u < kInFlight; ++u) {
+      const std::int64_t column = begin + 32 * N * u;
+      if (column < width) to[u] = RawPack<T, N>::load(from + column);
+    }
+  };
   std::int64_t row = item, position = item;
   bool kept = true;
   if constexpr (kInPlace) {
+    load(f, a.f + item * width, lane * N);
     row = a.indices[item];
   } else {
+    load(x, a.x + item * width, lane * N);
     position = warp_lower_bound(a.indices, a.shape.rows, static_cast<std::int32_t>(row));
     kept = position < a.shape.rows && a.indices[position] == row;
   }
@@ -76,14 +86,9 @@ __global__ void __launch_bounds__(kThreads) scatter_kernel(Scatter<T> a) {
   const T* added = a.f + position * width;
   T* to = a.y + row * width;
   for (std::int64_t begin = lane * N; begin < width; begin += 32 * N * kInFlight) {
-    RawPack<T, N> x[kInFlight], f[kInFlight];
-#pragma unroll
-    for (int u = 0; u < kInFlight; ++u) {
-      const std::int64_t column = begin + 32 * N * u;
-      if (column >= width) continue;
-      x[u] = RawPack<T, N>::load(from + column);
-      if (kept) f[u] = RawPack<T, N>::load(added + column);
-    }
+    const bool first = begin == lane * N;
+    if (kInPlace || !first) load(x, from, begin);
+    if (kept && !(kInPlace && first)) load(f, added, begin);
 #pragma unroll
     for (int u = 0; u < kInFlight; ++u) {
       const std::int64_t column = begin + 32 * N * u;
@@ -103,20 +108,27 @@ __global__ void __launch_bounds__(kThreads) scatter_backward_kernel(ScatterBackw
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t item = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / 32, width = a.shape.width;
   if (item >= a.shape.rows) return;
-  const std::int64_t row = a.indices[item];
-  const Gate gate = gate_of(a.r[row], a.gate);
-  const T* dy = a.dy + row * width;
   const T* f = a.f + item * width;
   T* df = a.df + item * width;
-  float product = 0.0F;
-  for (std::int64_t begin = lane * N; begin < width; begin += 32 * N * kInFlight) {
-    RawPack<T, N> d[kInFlight], value[kInFlight];
+  RawPack<T, N> d[kInFlight], value[kInFlight];
+  const auto load = [width](RawPack<T, N>(&to)[kInFlight], const T* from, std::int64_t begin) {
 #pragma unroll
     for (int u = 0; u < kInFlight; ++u) {
       const std::int64_t column = begin + 32 * N * u;
-      if (column >= width) continue;
-      d[u] = RawPack<T, N>::load(dy + column);
-      value[u] = RawPack<T, N>::load(f + column);
+      if (column < width) to[u] = RawPack<T, N>::load(from + column);
+    }
+  };
+  load(value, f, lane * N);  // does not wait for the index
+  const std::int64_t row = a.indices[item];
+  const T* dy = a.dy + row * width;
+  load(d, dy, lane * N);
+  const float before = a.dr[row];  // neither does its read wait for the product
+  const Gate gate = gate_of(a.r[row], a.gate);
+  float product = 0.0F;
+  for (std::int64_t begin = lane * N; begin < width; begin += 32 * N * kInFlight) {
+    if (begin != lane * N) {
+      load(value, f, begin);
+      load(d, dy, begin);
     }
 #pragma unroll
     for (int u = 0; u < kInFlight; ++u) {
@@ -131,7 +143,7 @@ __global__ void __launch_bounds__(kThreads) scatter_backward_kernel(ScatterBackw
     }
   }
   product = warp_reduce(product, Sum{});
-  if (lane == 0) a.dr[row] += product * gate.slope;
+  if (lane == 0) a.dr[row] = before + product * gate.slope;
 }
 
 template <typename T, int N>

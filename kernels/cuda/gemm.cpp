@@ -7,8 +7,10 @@
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <sstream>
+#include <type_traits>
 #include <vector>
 
 #include <fmt/format.h>
@@ -25,9 +27,9 @@ constexpr int kCandidates = 32;
 
 void check_lt(cublasStatus_t status, const GemmShape& s) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
-  throw InternalError(fmt::format("[linear] cuBLASLt: {}: {} of C [{}, {}] of k = {}, {} in, {} out",
-                                  cublaslt().get_status_string(status), s.batch, s.m, s.n, s.k, name_of(s.in),
-                                  name_of(s.out)));
+  fail_library(fmt::format("[linear] cuBLASLt: {}: {} of C [{}, {}] of k = {}, {} in, {} out.",
+                           cublaslt().get_status_string(status), s.batch, s.m, s.n, s.k, name_of(s.in),
+                           name_of(s.out)));
 }
 
 cudaDataType_t type_of(DType t) {
@@ -206,6 +208,9 @@ struct Gemm::State {
     const CublasLt& lt = cublaslt();
     cublasLtMatmulPreference_t preference = nullptr;
     check_lt(lt.matmul_preference_create(&preference), s);
+    const auto destroy = [&lt](cublasLtMatmulPreference_t p) { lt.matmul_preference_destroy(p); };
+    const std::unique_ptr<std::remove_pointer_t<cublasLtMatmulPreference_t>, decltype(destroy)> owned(
+        preference, destroy);
     const auto set = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
       check_lt(lt.matmul_preference_set_attribute(preference, attribute, &value, sizeof value), s);
     };
@@ -223,7 +228,6 @@ struct Gemm::State {
     const cublasStatus_t status =
         lt.matmul_algo_get_heuristic(handle, d.product, d.layouts[0], d.layouts[1], d.layouts[2],
                                      d.layouts[2], preference, kCandidates, found.data(), &count);
-    lt.matmul_preference_destroy(preference);
     check_lt(status == CUBLAS_STATUS_SUCCESS && count == 0 ? CUBLAS_STATUS_NOT_SUPPORTED : status, s);
     found.resize(static_cast<std::size_t>(count));
     return found;
@@ -248,6 +252,8 @@ struct Gemm::State {
       check(cudaEventRecord(end.get(), stream), "linear");
       check(cudaEventSynchronize(end.get()), "linear");
       check(cudaEventElapsedTime(&milliseconds, begin.get(), end.get()), "linear");
+    } catch (const DeviceError&) {
+      throw;
     } catch (const InternalError&) {
       cudaGetLastError();  // refused: another candidate will do
     }

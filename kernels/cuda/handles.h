@@ -14,9 +14,13 @@ namespace fathom::cuda {
 struct HandleDeleter {
   void operator()(cudaStream_t stream) const noexcept { cudaStreamDestroy(stream); }
   void operator()(cudaEvent_t event) const noexcept { cudaEventDestroy(event); }
+  void operator()(cudaGraph_t graph) const noexcept { cudaGraphDestroy(graph); }
+  void operator()(cudaGraphExec_t executable) const noexcept { cudaGraphExecDestroy(executable); }
 };
 using StreamHandle = std::unique_ptr<std::remove_pointer_t<cudaStream_t>, HandleDeleter>;
 using EventHandle = std::unique_ptr<std::remove_pointer_t<cudaEvent_t>, HandleDeleter>;
+using GraphHandle = std::unique_ptr<std::remove_pointer_t<cudaGraph_t>, HandleDeleter>;
+using GraphExecHandle = std::unique_ptr<std::remove_pointer_t<cudaGraphExec_t>, HandleDeleter>;
 
 struct DeviceMemoryDeleter {
   void operator()(void* data) const noexcept { cudaFree(data); }

@@ -10,6 +10,7 @@
 #include "src/flops/flops.h"
 #include "src/model/checkpoint.h"
 #include "tests/train/test_folder.h"
+#include "train/isoflop/take_over.h"
 #include "train/isoflop/worker.h"
 #include "train/metrics/metrics_log.h"
 
@@ -183,6 +184,53 @@ TEST_F(Workers, TakeOnlyWhatTheyAreAskedFor) {
   EXPECT_EQ(rest.done, 1);
   EXPECT_EQ(rest.left, 0);
   EXPECT_FALSE(folder.decisions(sweep).lr.contains("mod"));
+}
+
+// A table alone gives the folder back: the same rows, rates and further seeds, and nothing left to train.
+TEST_F(Workers, GoOnFromATable) {
+  work(sweep, folder, kData, pretend, options());
+  const std::vector<Row> before = rows();
+  std::vector<Row> table = read_csv(to_csv(before), "table.csv");
+  const std::string left_out = table.back().cell;
+  table.back().status = "todo";
+  Row foreign = table.front();
+  foreign.cell = "../../elsewhere";
+  table.push_back(foreign);
+
+  const SweepFolder again(folder_path / "again");
+  again.prepare(sweep, kData);
+  const TakenOver t = take_over(sweep, again, kData, table);
+  EXPECT_EQ(t.taken, static_cast<std::int64_t>(before.size()) - 1);
+  EXPECT_EQ(t.known, 0);
+  EXPECT_EQ(t.open, 1);
+  EXPECT_EQ(t.foreign, 1);
+  EXPECT_EQ(take_over(sweep, again, kData, table).known, t.taken);
+  EXPECT_EQ(again.decisions(sweep).near, folder.decisions(sweep).near);
+
+  std::vector<std::string> trained;
+  work(
+      sweep, again, kData,
+      [&](const Config& c, const std::filesystem::path& run) {
+        trained.push_back(run.filename().string());
+        return pretend(c, run);
+      },
+      options());
+  EXPECT_EQ(trained, std::vector<std::string>{left_out});
+  EXPECT_EQ(rows_of(sweep, &again, kData), before);
+}
+
+TEST_F(Workers, RefuseATableOfSomethingElse) {
+  work(sweep, folder, kData, pretend, options());
+  std::vector<Row> table = rows();
+  const SweepFolder again(folder_path / "again");
+  again.prepare(sweep, kData);
+  table.front().trained = "0123456789abcdef";
+  EXPECT_THAT(message_of<UserError>([&] { take_over(sweep, again, kData, table); }),
+              ::testing::AllOf(HasSubstr(table.front().cell), HasSubstr("another config")));
+  EXPECT_FALSE(again.read_result(table.front().cell));
+  table.front().store_tokens = 5;
+  EXPECT_THAT(message_of<UserError>([&] { take_over(sweep, again, kData, table); }),
+              HasSubstr("a store of 5 tokens"));
 }
 
 TEST_F(Workers, NoticeThatTheSweepFileHasChanged) {
