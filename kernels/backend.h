@@ -59,6 +59,24 @@ struct AttentionShape {
   double scale = 1.0;  // usually 1 / sqrt(d)
 };
 
+/// New rows of several sequences, and the pool of blocks that holds the keys and values of their earlier
+/// ones. A block has `block` entries of one layer; how they lie in it is the backend's own.
+struct CacheShape {
+  std::int64_t rows = 0;  // of one sequence they stand together, in the order of their entries
+  std::int64_t heads = 0;
+  std::int64_t kv_heads = 0;
+  std::int64_t head_dim = 0;
+  double scale = 1.0;
+  std::int64_t block = 0;               // entries of a block, a multiple of 16
+  std::int64_t blocks = 0;              // of the pool
+  std::int64_t sequences = 0;           // rows of the tables
+  std::int64_t table = 0;               // blocks that a sequence may have: columns of the tables
+  std::int64_t stride = 1, offset = 0;  // a table's block b is block b * stride + offset of the pool
+
+  std::int64_t block_of(std::int64_t b) const { return b * stride + offset; }
+  std::int64_t block_elements() const { return 2 * kv_heads * block * head_dim; }
+};
+
 /// Rows of a [B, T, width] stream that a block keeps: `rows` indices, each b*T + t, ascending.
 struct GatherShape {
   std::int64_t source_rows = 0;  // B*T
@@ -203,6 +221,16 @@ class Backend {
   /// first_key[i] = the index, within its sequence, of the first row of the sequence with i's document.
   /// documents int32 [B*T], non-decreasing within a sequence.
   virtual void first_keys(View first_key, ConstView documents, std::int64_t batch, std::int64_t seq) = 0;
+
+  // --- attention over a cache: qkv [rows, (H+2G)*d] after RoPE; pool [blocks * block_elements]; tables int32
+  // ------- [sequences, table], the blocks of each sequence in order; sequences int32 [rows], the row of
+  // ------- `tables` that is a row's own; lengths int32 [rows], the entries that a row sees, its own last.
+  /// Keys and values of the rows to the entries lengths - 1 of their sequences.
+  virtual void cache_append(View pool, ConstView qkv, ConstView tables, ConstView sequences,
+                            ConstView lengths, const CacheShape& s) = 0;
+  /// out [rows, H*d]: each row over its entries. In the invariant mode with the bits of attention_forward.
+  virtual void cached_attention(View out, ConstView pool, ConstView qkv, ConstView tables,
+                                ConstView sequences, ConstView lengths, const CacheShape& s) = 0;
 
   // --- SwiGLU (Shazeer 2020): gate_up [rows, 2F] holds gate then up; h = silu(gate) * up [rows, F]
   virtual void swiglu_forward(View h, ConstView gate_up, std::int64_t rows, std::int64_t hidden) = 0;

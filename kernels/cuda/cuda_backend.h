@@ -86,6 +86,10 @@ class CudaBackend final : public Backend {
   void attention_backward(View dqkv, ConstView dout, ConstView out, ConstView lse, ConstView qkv,
                           ConstView first_key, const AttentionShape& s) override;
   void first_keys(View first_key, ConstView documents, std::int64_t batch, std::int64_t seq) override;
+  void cache_append(View pool, ConstView qkv, ConstView tables, ConstView sequences, ConstView lengths,
+                    const CacheShape& s) override;
+  void cached_attention(View out, ConstView pool, ConstView qkv, ConstView tables, ConstView sequences,
+                        ConstView lengths, const CacheShape& s) override;
   void swiglu_forward(View h, ConstView gate_up, std::int64_t rows, std::int64_t hidden) override;
   void swiglu_backward(View dgate_up, View h, ConstView dh, ConstView gate_up, std::int64_t rows,
                        std::int64_t hidden) override;
