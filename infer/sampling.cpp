@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <unordered_map>
+#include <unordered_set>
 
 #include <fmt/format.h>
 
@@ -11,53 +13,111 @@
 
 namespace fathom {
 
+namespace {
+
+double at(std::span<const float> logits, std::int32_t id) { return logits[static_cast<std::size_t>(id)]; }
+
+// The log of the sum of exponentials.
+double log_total(std::span<const float> logits, std::uint64_t position) {
+  const double top = *std::max_element(logits.begin(), logits.end());
+  double total = 0;
+  for (const float x : logits) total += std::exp(static_cast<double>(x) - top);
+  if (std::isfinite(total)) return top + std::log(total);
+  throw UserError(
+      fmt::format(
+          "The model's logits for token {} of the text are not finite numbers: its training diverged.",
+          position),
+      "Use an earlier checkpoint.");
+}
+
+void penalise(std::vector<double>& z, const SamplingOptions& o, const TokenHistory& history) {
+  const auto inside = [&](std::int32_t id) { return id >= 0 && static_cast<std::size_t>(id) < z.size(); };
+  std::unordered_map<std::int32_t, std::int64_t> times;
+  for (const std::int32_t id : history.generated) ++times[id];
+  std::unordered_set<std::int32_t> seen(history.prompt.begin(), history.prompt.end());
+  seen.insert(history.generated.begin(), history.generated.end());
+  for (const std::int32_t id : seen) {
+    if (!inside(id)) continue;
+    double& x = z[static_cast<std::size_t>(id)];
+    x = x > 0 ? x / o.repetition_penalty : x * o.repetition_penalty;
+  }
+  for (const auto& [id, n] : times) {
+    if (!inside(id)) continue;
+    z[static_cast<std::size_t>(id)] -= o.presence_penalty + o.frequency_penalty * static_cast<double>(n);
+  }
+}
+
+// How many of the weights, which fall, are left: the nucleus, then those that are likely enough.
+std::size_t cut(const std::vector<double>& weights, const SamplingOptions& o) {
+  const double sum = std::accumulate(weights.begin(), weights.end(), 0.0);
+  std::size_t left = 0;
+  double mass = 0;
+  while (left < weights.size()) {
+    mass += weights[left++];
+    if (mass >= o.top_p * sum) break;
+  }
+  while (left > 1 && weights[left - 1] < o.min_p * weights[0]) --left;
+  return left;
+}
+
+}  // namespace
+
 double uniform(std::uint64_t seed, std::uint64_t position) {
   const std::uint64_t x = mix64(seed * kGoldenGamma + position * 0xD1342543DE82EF95U + kGoldenGamma);
   return static_cast<double>(x >> 11) * 0x1p-53;
 }
 
-SampledToken sample(const std::vector<float>& logits, const SamplingOptions& options,
-                    std::uint64_t position) {
-  const auto greatest = std::max_element(logits.begin(), logits.end());
-  const double top = *greatest;
-  double total = 0;
-  for (float x : logits) total += std::exp(static_cast<double>(x) - top);
-  if (!std::isfinite(total)) {
-    throw UserError(
-        fmt::format(
-            "The model's logits for token {} of the text are not finite numbers: its training diverged.",
-            position),
-        "Use an earlier checkpoint.");
+SampledToken sample(std::span<const float> logits, const SamplingOptions& options, std::uint64_t position,
+                    const TokenHistory& history) {
+  const double total = log_total(logits, position);
+  std::vector<double> z(logits.begin(), logits.end());
+  for (const auto& [id, bias] : options.logit_bias) {
+    if (id >= 0 && static_cast<std::size_t>(id) < z.size()) z[static_cast<std::size_t>(id)] += bias;
   }
-  const auto logprob = [&](std::int32_t id) {
-    return static_cast<double>(logits[static_cast<std::size_t>(id)]) - top - std::log(total);
+  if (options.penalises()) penalise(z, options, history);
+  const auto result = [&](std::int32_t id) { return SampledToken{id, at(logits, id) - total}; };
+  const auto greatest = std::max_element(z.begin(), z.end());
+  if (options.temperature <= 0) return result(static_cast<std::int32_t>(greatest - z.begin()));
+
+  std::vector<std::int32_t> order(z.size());
+  std::iota(order.begin(), order.end(), 0);
+  const auto likelier = [&](std::int32_t a, std::int32_t b) {
+    const double x = z[static_cast<std::size_t>(a)], y = z[static_cast<std::size_t>(b)];
+    return x > y || (x == y && a < b);
   };
-  if (options.temperature <= 0) {
-    const auto id = static_cast<std::int32_t>(greatest - logits.begin());
-    return {id, logprob(id)};
-  }
+  const auto wanted =
+      options.top_k > 0 ? std::min(static_cast<std::size_t>(options.top_k), z.size()) : z.size();
+  std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(wanted), order.end(),
+                    likelier);
+  order.resize(wanted);
+  std::vector<double> weights(wanted);
+  for (std::size_t i = 0; i < wanted; ++i)
+    weights[i] = std::exp((z[static_cast<std::size_t>(order[i])] - *greatest) / options.temperature);
+  weights.resize(cut(weights, options));
+  double left = uniform(options.seed, position) * std::accumulate(weights.begin(), weights.end(), 0.0);
+  std::size_t chosen = 0;
+  while (chosen + 1 < weights.size() && left >= weights[chosen]) left -= weights[chosen++];
+  return result(order[chosen]);
+}
+
+std::vector<SampledToken> most_likely(std::span<const float> logits, std::int64_t n) {
+  const double total = log_total(logits, 0);
   std::vector<std::int32_t> order(logits.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](std::int32_t a, std::int32_t b) {
-    return logits[static_cast<std::size_t>(a)] > logits[static_cast<std::size_t>(b)];
+  const auto wanted = std::min(n, static_cast<std::int64_t>(order.size()));
+  std::partial_sort(order.begin(), order.begin() + wanted, order.end(), [&](std::int32_t a, std::int32_t b) {
+    return at(logits, a) > at(logits, b) || (at(logits, a) == at(logits, b) && a < b);
   });
-  std::vector<double> weights(order.size());
-  double sum = 0;
-  for (std::size_t i = 0; i < order.size(); ++i) {
-    weights[i] = std::exp((static_cast<double>(logits[static_cast<std::size_t>(order[i])]) - top) /
-                          options.temperature);
-    sum += weights[i];
+  std::vector<SampledToken> found;
+  for (std::int64_t i = 0; i < wanted; ++i) {
+    const std::int32_t id = order[static_cast<std::size_t>(i)];
+    found.push_back({id, at(logits, id) - total});
   }
-  std::size_t nucleus = 0;
-  double mass = 0;
-  while (nucleus < weights.size()) {
-    mass += weights[nucleus++];
-    if (mass >= options.top_p * sum) break;
-  }
-  double left = uniform(options.seed, position) * mass;
-  std::size_t chosen = 0;
-  while (chosen + 1 < nucleus && left >= weights[chosen]) left -= weights[chosen++];
-  return {order[chosen], logprob(order[chosen])};
+  return found;
+}
+
+double logprob_of(std::span<const float> logits, std::int32_t id, std::uint64_t position) {
+  return at(logits, id) - log_total(logits, position);
 }
 
 }  // namespace fathom

@@ -19,6 +19,8 @@ struct Transformer::Rows {
   std::shared_ptr<ExpertLayer> experts;
   /// Each row chooses, and is chosen, by itself alone.
   std::optional<Causal> causal = {};
+  AttentionCache* cache = nullptr;
+  Tensor kept = {};  // with a cache: which of the batch's rows these are; undefined: all
 };
 
 /// The residual stream is x + delta: the sum is left to the norm that reads it. delta may be undefined.

@@ -86,10 +86,12 @@ Transformer::Stream Transformer::routed_block(Context& c, std::int64_t layer, co
   // sequence in which nobody sees beyond its own.
   Rows kept{rows.batch, routed.indices.size() / rows.batch, {}, {}, rows.document_mask, {}, {}};
   kept.positions = ops::gather_int32(c, rows.positions, routed.indices);
-  kept.documents = ops::gather_int32(c, rows.documents, routed.indices);
+  kept.cache = rows.cache;
+  kept.kept = routed.indices;
   const bool ragged = std::holds_alternative<Causal>(rule);
   if (ragged) kept.batch = 1, kept.seq = routed.indices.size();
-  if (ragged || rows.document_mask) {
+  if ((ragged || rows.document_mask) && rows.cache == nullptr) {
+    kept.documents = ops::gather_int32(c, rows.documents, routed.indices);
     kept.first_key = c.empty({routed.indices.size()}, DType::I32);
     c.backend().first_keys(kept.first_key, kept.documents, kept.batch, kept.seq);
   }

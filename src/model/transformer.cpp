@@ -184,6 +184,11 @@ ForwardResult Transformer::forward(Context& c, const Batch& batch, const Selecti
     c.backend().first_keys(rows.first_key, batch.documents, batch.batch, batch.seq);
   }
   if (const auto* causal = std::get_if<Causal>(&rule)) rows.causal = *causal;
+  rows.cache = batch.cache;
+  if (rows.cache != nullptr &&
+      (!rows.causal || batch.batch != 1 || batch.document_mask || c.tape() != nullptr)) {
+    throw InternalError("[forward] a cache goes with one batch of rows, a causal rule and no tape");
+  }
   ForwardResult result;
   Stream stream{ops::embedding(c, parameters_.get(kEmbedding), batch.tokens), {}};
   const auto show = [&](std::int64_t blocks) {
@@ -213,7 +218,9 @@ Tensor Transformer::attend(Context& c, std::int64_t layer, Tensor qkv, const Row
                   qk_norm ? weight(layer, "self_attn.k_norm.weight") : Tensor(),
                   {model_.heads, model_.kv_heads, model_.rope_theta, model_.norm_eps});
   const Tensor mixed =
-      ops::attention(c, qkv, rows.first_key, {rows.batch, rows.seq, model_.heads, model_.kv_heads});
+      rows.cache != nullptr
+          ? rows.cache->attend(c, layer, qkv, rows.kept)
+          : ops::attention(c, qkv, rows.first_key, {rows.batch, rows.seq, model_.heads, model_.kv_heads});
   const FlopItem item(c, "attention_proj");
   return ops::linear(c, mixed, weight(layer, "self_attn.o_proj.weight"));
 }

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "src/autograd/recompute.h"
+#include "src/model/attention_cache.h"
 #include "src/model/selection.h"
 #include "src/nn/parameters.h"
 #include "src/ops/experts.h"
@@ -30,6 +31,9 @@ struct Batch {
   /// masks a sequence is one document.
   Tensor documents;
   bool document_mask = false;
+  /// Not null: the rows (batch is 1) are new tokens of sequences that it knows, and attend over what these
+  /// have in it. The rule is then causal, `documents` is not read, and nothing is recorded.
+  AttentionCache* cache = nullptr;
 };
 
 /// The same on the host, so that the next batch can be made while the device is busy.

@@ -54,10 +54,10 @@ constexpr double kUnlikely = 25.7;  // chi-squared of 5 degrees of freedom: one 
 TEST(Sampling, TemperatureZeroIsTheMostLikelyAndTiesGoToTheLowerId) {
   for (std::uint64_t position = 0; position < 50; ++position) {
     EXPECT_EQ(sample(kLogits, {.temperature = 0, .seed = position}, position).id, 2);
-    EXPECT_EQ(sample({1, 3, 2, 3, 3}, {.temperature = 0, .seed = position}, position).id, 1);
-    EXPECT_EQ(sample({7, 7}, {.temperature = 0}, position).id, 0);
+    EXPECT_EQ(sample(Logits{1, 3, 2, 3, 3}, {.temperature = 0, .seed = position}, position).id, 1);
+    EXPECT_EQ(sample(Logits{7, 7}, {.temperature = 0}, position).id, 0);
   }
-  EXPECT_EQ(sample({-5}, {.temperature = 0}, 0).id, 0);
+  EXPECT_EQ(sample(Logits{-5}, {.temperature = 0}, 0).id, 0);
 }
 
 TEST(Sampling, LogprobIsBeforeTemperatureAndTopP) {
@@ -148,9 +148,9 @@ TEST(Sampling, IsAPureFunctionOfSeedAndPosition) {
 }
 
 TEST(Sampling, ExtremeLogits) {
-  EXPECT_EQ(sample({-1e30F, 1e30F, 0}, {.temperature = 1}, 3).id, 1);
-  EXPECT_EQ(sample({-INFINITY, -INFINITY, 4}, {.temperature = 5}, 3).id, 2);
-  EXPECT_DOUBLE_EQ(sample({-INFINITY, 4}, {.temperature = 1}, 3).logprob, 0.0);
+  EXPECT_EQ(sample(Logits{-1e30F, 1e30F, 0}, {.temperature = 1}, 3).id, 1);
+  EXPECT_EQ(sample(Logits{-INFINITY, -INFINITY, 4}, {.temperature = 5}, 3).id, 2);
+  EXPECT_DOUBLE_EQ(sample(Logits{-INFINITY, 4}, {.temperature = 1}, 3).logprob, 0.0);
   EXPECT_EQ(sample(kLogits, {.temperature = 1e-6}, 3).id, 2);
 }
 

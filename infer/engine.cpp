@@ -1,0 +1,344 @@
+#include "infer/engine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <new>
+
+#include <fmt/format.h>
+
+#include "kernels/error.h"
+#include "src/ops/routing.h"
+
+namespace fathom {
+
+namespace {
+
+void require(bool holds, const char* what, const char* range) {
+  if (!holds) throw UserError(fmt::format("{} is out of range.", what), fmt::format("It is {}.", range));
+}
+
+void check_sampling(const SamplingOptions& s) {
+  require(s.temperature >= 0 && std::isfinite(s.temperature), "temperature", "0 or more");
+  require(s.top_k >= 0, "top_k", "0 (all) or more");
+  require(s.top_p >= 0 && s.top_p <= 1, "top_p", "from 0 to 1");
+  require(s.min_p >= 0 && s.min_p <= 1, "min_p", "from 0 to 1");
+  require(s.repetition_penalty > 0 && std::isfinite(s.repetition_penalty), "repetition_penalty", "above 0");
+  require(std::isfinite(s.presence_penalty) && std::isfinite(s.frequency_penalty),
+          "a presence or frequency penalty", "a number");
+  for (const auto& [id, bias] : s.logit_bias) require(!std::isnan(bias), "a logit_bias", "a number");
+}
+
+}  // namespace
+
+const char* name_of(Finish finish) {
+  switch (finish) {
+    case Finish::None:
+      return "";
+    case Finish::Stop:
+      return "stop";
+    case Finish::Length:
+      return "length";
+    case Finish::Cancelled:
+      return "cancelled";
+    case Finish::Error:
+      return "error";
+  }
+  return "";
+}
+
+Engine::Engine(Context& c, const Transformer& model, const EngineOptions& options)
+    : c_(c), model_(model), options_(options), cache_(c, model, options.cache) {
+  if (options.max_rows < 1 || options.max_sequences < 1)
+    throw InternalError("[engine] a pass has at least one row of one sequence");
+  const std::int64_t vocab = model.config().vocab_size;
+  if (options_.vocab <= 0 || options_.vocab > vocab) options_.vocab = vocab;
+  stats_.routed_rows.resize(model.routed_layers().size());
+  stats_.expert_rows.assign(
+      model.expert_layers().size(),
+      std::vector<std::int64_t>(static_cast<std::size_t>(model.routing().experts.count)));
+}
+
+void Engine::check(const Request& r) const {
+  if (r.prompt.empty())
+    throw UserError("The prompt is empty: there is nothing to go on from.", "Give at least one token.");
+  const std::int64_t vocab = model_.config().vocab_size;
+  for (std::size_t i = 0; i < r.prompt.size(); ++i) {
+    if (r.prompt[i] >= 0 && r.prompt[i] < vocab) continue;
+    throw UserError(fmt::format("Token {} of the prompt is {}, outside the model's vocabulary of {}.", i,
+                                r.prompt[i], vocab),
+                    "Use the tokenizer that the model was trained with.");
+  }
+  const auto length = static_cast<std::int64_t>(r.prompt.size());
+  if (length > context()) {
+    throw UserError(
+        fmt::format("The prompt has {} tokens, and the model's context is {}.", length, context()),
+        "Shorten the prompt.");
+  }
+  if (!cache_.could_hold(length)) {
+    throw UserError(
+        fmt::format("The prompt has {} tokens, more than the whole cache holds ({} blocks of {}).", length,
+                    cache_.pool().blocks(), cache_.block()),
+        "Give the cache more memory.");
+  }
+  require(r.max_tokens >= 0, "max_tokens", "0 or more");
+  require(r.top_logprobs >= 0, "top_logprobs", "0 or more");
+  check_sampling(r.sampling);
+}
+
+RequestId Engine::submit(Request request) {
+  check(request);
+  Running r;
+  r.id = next_++;
+  r.ids = request.prompt;
+  r.request = std::move(request);
+  waiting_.push_back(std::move(r));
+  return waiting_.back().id;
+}
+
+void Engine::release(Running& r) {
+  if (r.sequence >= 0) cache_.remove(r.sequence);
+  r.sequence = -1;
+  r.computed = 0;
+}
+
+void Engine::cancel(RequestId id) {
+  for (std::list<Running>* list : {&waiting_, &running_}) {
+    const auto found = std::find_if(list->begin(), list->end(), [&](const Running& r) { return r.id == id; });
+    if (found == list->end()) continue;
+    release(*found);
+    list->erase(found);
+    return;
+  }
+}
+
+// The first of those that wait, if there is room for all of it in the dense layers, for a first chunk of
+// which the routed layers keep everything (how much they will keep is not known before it is computed), and
+// for the running texts to grow by a block each, so that it does not have to go at once.
+bool Engine::admit() {
+  if (waiting_.empty() || static_cast<std::int64_t>(running_.size()) >= options_.max_sequences) return false;
+  Running& r = waiting_.front();
+  r.sequence = cache_.add();
+  const std::int64_t chunk = std::min(r.left(), options_.max_rows);
+  const auto others = static_cast<std::int64_t>(running_.size());
+  if (others > 0 && !cache_.admits(r.left(), chunk, others)) {
+    release(r);
+    return false;
+  }
+  running_.splice(running_.end(), waiting_, waiting_.begin());
+  return true;
+}
+
+std::vector<Engine::Part> Engine::schedule() {
+  std::vector<Part> parts;
+  std::int64_t rows = options_.max_rows;
+  const auto take = [&](Running& r, std::int64_t n) {
+    if (n <= 0) return;
+    parts.push_back({&r, n});
+    rows -= n;
+  };
+  // Texts that wait for their next token first, then prompts in the order in which they came.
+  for (Running& r : running_) {
+    if (r.left() == 1) take(r, std::min<std::int64_t>(1, rows));
+  }
+  for (Running& r : running_) {
+    if (r.left() > 1) take(r, std::min(r.left(), rows));
+  }
+  return parts;
+}
+
+void Engine::preempt(Running& victim) {
+  ++stats_.preemptions;
+  release(victim);
+  const auto at =
+      std::find_if(running_.begin(), running_.end(), [&](const Running& r) { return &r == &victim; });
+  // Before those that came later.
+  const auto before =
+      std::find_if(waiting_.begin(), waiting_.end(), [&](const Running& r) { return r.id > victim.id; });
+  waiting_.splice(before, running_, at);
+}
+
+// Who came last gives its blocks back until the others' new rows fit. Nothing is lost: it is computed again.
+void Engine::make_room(std::vector<Part>& parts, std::vector<Event>& events) {
+  while (!parts.empty()) {
+    std::vector<NewRows> rows;
+    for (const Part& p : parts) rows.push_back({p.request->sequence, p.rows});
+    if (cache_.fits(rows)) return;
+    // A chunk of a prompt may be smaller.
+    const auto longest = std::max_element(parts.begin(), parts.end(),
+                                          [](const Part& a, const Part& b) { return a.rows < b.rows; });
+    if (running_.size() == 1 && longest->rows > 1) {
+      longest->rows = (longest->rows + 1) / 2;
+      continue;
+    }
+    Running& victim = running_.back();
+    std::erase_if(parts, [&](const Part& p) { return p.request == &victim; });
+    if (running_.size() > 1) {
+      preempt(victim);
+      continue;
+    }
+    Event event;
+    event.request = victim.id;
+    event.finish = Finish::Error;
+    event.error = fmt::format("The cache ({} blocks of {}) holds no more than the {} tokens of this text.",
+                              cache_.pool().blocks(), cache_.block(), victim.computed);
+    events.push_back(event);
+    release(victim);
+    victim.finished = true;
+  }
+}
+
+std::vector<Event> Engine::step() {
+  std::vector<Event> events;
+  while (admit()) {
+  }
+  std::vector<Part> parts = schedule();
+  make_room(parts, events);
+  try {
+    if (!parts.empty()) run(parts, events);
+  } catch (const std::bad_alloc&) {
+    for (const Part& p : parts) {
+      Event event;
+      event.request = p.request->id;
+      event.finish = Finish::Error;
+      event.error = fmt::format("There was no memory for a pass over {} rows.", parts.size());
+      events.push_back(std::move(event));
+      p.request->finished = true;
+    }
+  }
+  drop_finished();
+  return events;
+}
+
+void Engine::drop_finished() {
+  for (Running& r : running_) {
+    if (r.finished) release(r);
+  }
+  running_.remove_if([](const Running& r) { return r.finished; });
+}
+
+void Engine::run(const std::vector<Part>& parts, std::vector<Event>& events) {
+  const NoGrad no_grad(c_);
+  HostBatch host;
+  host.batch = 1;
+  std::vector<NewRows> rows;
+  std::vector<std::int32_t> wanted;  // rows whose logits are needed
+  for (const Part& p : parts) {
+    const Running& r = *p.request;
+    rows.push_back({r.sequence, p.rows});
+    for (std::int64_t i = 0; i < p.rows; ++i) {
+      const std::int64_t position = r.computed + i;
+      const bool last = position + 1 == static_cast<std::int64_t>(r.ids.size());
+      const bool scored = r.request.prompt_logprobs && position + 1 >= r.scored &&
+                          position + 1 < static_cast<std::int64_t>(r.request.prompt.size());
+      if (last || scored) wanted.push_back(static_cast<std::int32_t>(host.tokens.size()));
+      host.tokens.push_back(r.ids[static_cast<std::size_t>(position)]);
+      host.positions.push_back(static_cast<std::int32_t>(position));
+      host.documents.push_back(0);
+    }
+  }
+  host.seq = static_cast<std::int64_t>(host.tokens.size());
+  Batch batch = upload(c_, host);
+  batch.cache = &cache_;
+  cache_.begin(c_, rows);
+  const ForwardResult result = model_.forward(c_, batch, options_.rule);
+  count(result, host.seq);
+
+  const std::vector<float> logits = logits_of(result.hidden, wanted);
+  std::size_t next = 0;
+  std::int32_t row_of_pass = 0;
+  for (const Part& p : parts) {
+    Running& r = *p.request;
+    Event event;
+    event.request = r.id;
+    const auto prompt = static_cast<std::int64_t>(r.request.prompt.size());
+    stats_.prompt_tokens += std::clamp<std::int64_t>(prompt - r.computed, 0, p.rows);
+    for (std::int64_t i = 0; i < p.rows; ++i) {
+      const std::int32_t row = row_of_pass++;
+      if (next == wanted.size() || wanted[next] != row) continue;
+      // The model's vocabulary is the store's, padded: the rest means nothing.
+      const auto of_row = std::span<const float>(logits).subspan(
+          static_cast<std::size_t>(model_.config().vocab_size) * next++,
+          static_cast<std::size_t>(options_.vocab));
+      if (event.finish == Finish::None) use_logits(r, r.computed + i + 1, of_row, event);
+    }
+    r.computed += p.rows;
+    if (event.finish != Finish::None) r.finished = true;
+    if (event.has_token || event.finish != Finish::None || !event.prompt_logprobs.empty())
+      events.push_back(std::move(event));
+  }
+  ++stats_.steps;
+  stats_.most_bytes = std::max(stats_.most_bytes, cache_.used_bytes());
+}
+
+std::vector<float> Engine::logits_of(const Tensor& hidden, const std::vector<std::int32_t>& rows) {
+  if (rows.empty()) return {};
+  const Tensor at = c_.empty({static_cast<std::int64_t>(rows.size())}, DType::I32);
+  from_host(c_.backend(), at, rows);
+  const Tensor logits = model_.logits(c_, ops::gather_rows(c_, hidden, at));
+  if (logits.dtype() == DType::F32) return to_host<float>(c_.backend(), logits);
+  const std::vector<double> values = to_doubles(c_.backend(), logits);
+  return {values.begin(), values.end()};
+}
+
+// Logits for the id at `position`: one of the prompt is scored, a new one chosen.
+void Engine::use_logits(Running& r, std::int64_t position, std::span<const float> logits, Event& event) {
+  try {
+    if (position < static_cast<std::int64_t>(r.ids.size())) {
+      event.prompt_logprobs.push_back(logprob_of(logits, r.ids[static_cast<std::size_t>(position)],
+                                                 static_cast<std::uint64_t>(position)));
+      r.scored = position + 1;
+    } else {
+      choose(r, logits, event);
+    }
+  } catch (const UserError& e) {
+    event.finish = Finish::Error;
+    event.error = e.what();
+  }
+}
+
+void Engine::choose(Running& r, std::span<const float> logits, Event& event) {
+  const auto position = static_cast<std::int64_t>(r.ids.size());
+  if (observer_) observer_(r.id, position, logits);
+  if (r.generated() >= r.request.max_tokens) {  // only the prompt's logprobs were asked for
+    event.finish = Finish::Length;
+    return;
+  }
+  const std::span<const std::int32_t> ids(r.ids);
+  const std::size_t prompt = r.request.prompt.size();
+  const SampledToken next = sample(logits, r.request.sampling, static_cast<std::uint64_t>(position),
+                                   {ids.subspan(0, prompt), ids.subspan(prompt)});
+  const std::vector<std::int32_t>& stops = r.request.stop_tokens;
+  if (std::find(stops.begin(), stops.end(), next.id) != stops.end()) {
+    event.finish = Finish::Stop;
+    return;
+  }
+  event.has_token = true;
+  event.token = next;
+  if (r.request.top_logprobs > 0) event.alternatives = most_likely(logits, r.request.top_logprobs);
+  r.ids.push_back(next.id);
+  ++stats_.decoded_tokens;
+  if (r.generated() >= r.request.max_tokens || position + 1 >= context()) event.finish = Finish::Length;
+}
+
+void Engine::count(const ForwardResult& result, std::int64_t rows) {
+  stats_.rows += rows;
+  for (std::size_t i = 0; i < result.routing.size(); ++i)
+    stats_.routed_rows[i] += result.routing[i].indices.size();
+  for (const ExpertLayer& e : result.experts) {
+    std::vector<std::int64_t>& taken = stats_.expert_rows[static_cast<std::size_t>(e.layer)];
+    for (std::size_t i = 0; i < taken.size() && i < e.dispatch.taken.size(); ++i)
+      taken[i] += e.dispatch.taken[i];
+  }
+}
+
+EngineStats Engine::stats() const {
+  EngineStats s = stats_;
+  s.waiting = static_cast<std::int64_t>(waiting_.size());
+  s.running = static_cast<std::int64_t>(running_.size());
+  s.blocks = cache_.pool().blocks();
+  s.free_blocks = cache_.pool().free_blocks();
+  s.block_bytes = cache_.bytes_per_block();
+  return s;
+}
+
+}  // namespace fathom

@@ -1,0 +1,142 @@
+// The inference engine: many requests at once on one model. Rows of running sequences join and leave a pass
+// at any step (continuous batching), prompts go in chunk by chunk between them, and keys and values live in
+// blocks (kv_cache.h).
+//
+// A request's tokens depend on nothing beside it: routing decides token by token, sampling draws from
+// (seed, position), and a sequence that had to give its blocks away is computed again to the same state. In
+// the row-invariant mode that holds to the bit; in the fast mode to the rounding of products whose kernels go
+// by the number of rows.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <list>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "infer/kv_cache.h"
+#include "infer/sampling.h"
+#include "src/model/transformer.h"
+
+namespace fathom {
+
+struct EngineOptions {
+  KvCacheOptions cache;
+  std::int64_t max_sequences = 256;  // that run at the same time
+  std::int64_t max_rows = 512;       // of a pass: every running text's next token, and chunks of prompts
+  Causal rule;                       // for routed models
+  std::int64_t vocab = 0;            // only ids below this are chosen: the tokenizer's; 0: all of the model's
+};
+
+struct Request {
+  std::vector<std::int32_t> prompt = {};
+  std::int64_t max_tokens = 64;
+  std::vector<std::int32_t> stop_tokens = {};  // end the text, and are not part of it
+  SamplingOptions sampling = {};
+  std::int64_t top_logprobs = 0;  // of each new token, so many alternatives
+  bool prompt_logprobs = false;   // of each token of the prompt but the first
+};
+
+enum class Finish : std::uint8_t {
+  None,
+  Stop,       // a stop token, or stop()
+  Length,     // max_tokens, or the model's context is full
+  Cancelled,  // cancel()
+  Error       // Event::error says what
+};
+const char* name_of(Finish finish);  // "", "stop", "length", "cancelled", "error"
+
+using RequestId = std::int64_t;
+
+/// What a step did for one request.
+struct Event {
+  RequestId request = 0;
+  bool has_token = false;
+  SampledToken token;
+  std::vector<SampledToken> alternatives;  // with top_logprobs: the most likely tokens
+  std::vector<double> prompt_logprobs;     // further ones, in the prompt's order
+  Finish finish = Finish::None;            // then the request is gone
+  std::string error;
+};
+
+struct EngineStats {
+  std::int64_t waiting = 0, running = 0;
+  std::int64_t blocks = 0, free_blocks = 0;
+  std::int64_t block_bytes = 0;
+  // Since the engine began:
+  std::int64_t steps = 0;
+  std::int64_t prompt_tokens = 0;   // computed, again after a preemption too
+  std::int64_t decoded_tokens = 0;  // chosen
+  std::int64_t preemptions = 0;
+  std::int64_t most_bytes = 0;                         // of blocks in use
+  std::vector<std::int64_t> routed_rows;               // by routed layer: rows that it kept,
+  std::int64_t rows = 0;                               // of so many
+  std::vector<std::vector<std::int64_t>> expert_rows;  // by layer of experts, by expert
+};
+
+/// Sees the logits of every row that is chosen from, before it is: [V] of the engine's ids. For tests.
+using LogitsObserver = std::function<void(RequestId, std::int64_t position, std::span<const float> logits)>;
+
+class Engine {
+ public:
+  /// `c` and `model` outlive it. UserError: the cache (KvCache).
+  Engine(Context& c, const Transformer& model, const EngineOptions& options);
+
+  /// UserError, and nothing changes: the prompt is empty, holds ids outside of the vocabulary, is longer than
+  /// the model's context or than the cache ever holds, or an option is out of range.
+  RequestId submit(Request request);
+  /// Ends a request; its blocks are free at once, and no event of it follows. Ids that are gone are ignored.
+  void cancel(RequestId id);
+
+  bool idle() const { return waiting_.empty() && running_.empty(); }
+  /// One pass over what there is to do; nothing when idle. A request that fails ends with an event, and the
+  /// others go on.
+  std::vector<Event> step();
+
+  EngineStats stats() const;
+  void observe_logits(LogitsObserver observer) { observer_ = std::move(observer); }
+  std::int64_t context() const { return model_.config().max_seq_len; }
+
+ private:
+  struct Running {
+    RequestId id = 0;
+    Request request;
+    std::vector<std::int32_t> ids;  // the prompt, then what was chosen
+    SequenceId sequence = -1;       // -1: waits
+    std::int64_t computed = 0;      // of ids, in the cache
+    std::int64_t scored = 1;        // of the prompt's ids, how many have their logprob (the first has none)
+    bool finished = false;
+
+    std::int64_t left() const { return static_cast<std::int64_t>(ids.size()) - computed; }
+    std::int64_t generated() const { return static_cast<std::int64_t>(ids.size() - request.prompt.size()); }
+  };
+  struct Part {  // of a pass
+    Running* request = nullptr;
+    std::int64_t rows = 0;
+  };
+
+  void check(const Request& request) const;
+  bool admit();
+  std::vector<Part> schedule();
+  void make_room(std::vector<Part>& parts, std::vector<Event>& events);
+  void preempt(Running& victim);
+  void release(Running& r);
+  void run(const std::vector<Part>& parts, std::vector<Event>& events);
+  std::vector<float> logits_of(const Tensor& hidden, const std::vector<std::int32_t>& rows);
+  void use_logits(Running& r, std::int64_t position, std::span<const float> logits, Event& event);
+  void choose(Running& r, std::span<const float> logits, Event& event);
+  void count(const ForwardResult& result, std::int64_t rows);
+  void drop_finished();
+
+  Context& c_;
+  const Transformer& model_;
+  EngineOptions options_;
+  KvCache cache_;
+  std::list<Running> waiting_, running_;  // both in the order of their submission
+  RequestId next_ = 1;
+  EngineStats stats_;
+  LogitsObserver observer_;
+};
+
+}  // namespace fathom

@@ -1,0 +1,190 @@
+#include "infer/kv_cache.h"
+
+#include <algorithm>
+#include <cmath>
+#include <new>
+
+#include <fmt/format.h>
+
+#include "kernels/error.h"
+#include "src/core/units.h"
+
+namespace fathom {
+
+namespace {
+
+CacheShape shape_of(const ModelConfig& m, std::int64_t block) {
+  CacheShape s;
+  s.heads = m.heads;
+  s.kv_heads = m.kv_heads;
+  s.head_dim = m.head_dim();
+  s.scale = 1.0 / std::sqrt(static_cast<double>(s.head_dim));
+  s.block = block;
+  return s;
+}
+
+// Dense layers take blocks together; a model that routes every layer takes them one by one.
+std::int64_t group_width(const Transformer& model) {
+  const std::int64_t dense = model.config().depth - static_cast<std::int64_t>(model.routed_layers().size());
+  return std::max<std::int64_t>(1, dense);
+}
+
+}  // namespace
+
+std::int64_t KvCache::groups_in(Context& c, std::int64_t bytes, std::int64_t group_bytes,
+                                const Transformer& model) {
+  const std::int64_t groups = bytes / group_bytes;
+  const auto routed = static_cast<std::int64_t>(model.routed_layers().size());
+  const std::int64_t least = 1 + (routed + group_width(model) - 1) / group_width(model);
+  if (groups < least) {
+    throw UserError(fmt::format("A cache of {} holds no token of this model on {}: its smallest size is {}.",
+                                format_bytes(static_cast<double>(bytes)), c.backend().description(),
+                                format_bytes(static_cast<double>(least * group_bytes))),
+                    "Give the cache more memory, or a smaller block.");
+  }
+  return groups;
+}
+
+KvCache::KvCache(Context& c, const Transformer& model, const KvCacheOptions& options)
+    : block_(options.block),
+      bytes_per_block_(shape_of(model.config(), options.block).block_elements() *
+                       static_cast<std::int64_t>(size_of(c.compute_dtype()))),
+      shape_(shape_of(model.config(), options.block)),
+      pool_(groups_in(c, options.bytes, bytes_per_block_ * group_width(model), model), group_width(model)) {
+  for (std::int64_t layer = 0; layer < model.config().depth; ++layer) {
+    is_routed_.push_back(model.routing().routes(layer));
+    place_.push_back(is_routed_.back() ? routed_++ : dense_++);
+  }
+  shape_.blocks = pool_.blocks();
+  try {
+    memory_ = c.empty({shape_.blocks * shape_.block_elements()}, c.compute_dtype());
+  } catch (const std::bad_alloc&) {
+    throw UserError(fmt::format("There is no memory for a cache of {} on {}.",
+                                format_bytes(static_cast<double>(shape_.blocks * bytes_per_block_)),
+                                c.backend().description()),
+                    "Give the cache less.");
+  }
+}
+
+KvCache::Sequence& KvCache::at(SequenceId id) {
+  const auto found = sequences_.find(id);
+  if (found == sequences_.end()) throw InternalError(fmt::format("[cache] no sequence {}", id));
+  return found->second;
+}
+const KvCache::Sequence& KvCache::at(SequenceId id) const { return const_cast<KvCache*>(this)->at(id); }
+
+SequenceId KvCache::add() {
+  sequences_[next_].routed.resize(static_cast<std::size_t>(routed_));
+  return next_++;
+}
+
+void KvCache::remove(SequenceId id) {
+  const Sequence& s = at(id);
+  for (const std::int32_t group : s.groups) pool_.give_group(group);
+  for (const Layer& layer : s.routed) {
+    for (const std::int32_t block : layer.blocks) pool_.give_block(block);
+  }
+  sequences_.erase(id);
+}
+
+std::int64_t KvCache::entries(SequenceId id, std::int64_t layer) const {
+  const auto l = static_cast<std::size_t>(layer);
+  return is_routed_[l] ? at(id).routed[static_cast<std::size_t>(place_[l])].entries : at(id).tokens;
+}
+
+bool KvCache::fits(std::span<const NewRows> rows) const {
+  std::int64_t groups = 0, blocks = 0;
+  for (const NewRows& n : rows) {
+    const Sequence& s = at(n.sequence);
+    if (dense_ > 0) groups += blocks_for(s.tokens + n.rows) - static_cast<std::int64_t>(s.groups.size());
+    for (const Layer& layer : s.routed)
+      blocks += blocks_for(layer.entries + n.rows) - static_cast<std::int64_t>(layer.blocks.size());
+  }
+  return pool_.fits(groups, blocks);
+}
+
+bool KvCache::admits(std::int64_t tokens, std::int64_t chunk, std::int64_t spare) const {
+  return pool_.fits((dense_ > 0 ? blocks_for(tokens) : 0) + spare, routed_ * blocks_for(chunk));
+}
+
+bool KvCache::could_hold(std::int64_t tokens) const {
+  return dense_ == 0 || blocks_for(tokens) <= pool_.groups();
+}
+
+KvCache::Tables KvCache::upload(Context& c, const std::vector<const std::vector<std::int32_t>*>& blocks,
+                                const std::vector<std::int32_t>& sequences,
+                                const std::vector<std::int32_t>& lengths) const {
+  std::size_t most = 1;
+  for (const auto* list : blocks) most = std::max(most, list->size());
+  std::vector<std::int32_t> tables(blocks.size() * most, 0);
+  for (std::size_t i = 0; i < blocks.size(); ++i)
+    std::copy(blocks[i]->begin(), blocks[i]->end(), tables.begin() + static_cast<std::ptrdiff_t>(i * most));
+  const auto put = [&](const std::vector<std::int32_t>& values) {
+    Tensor t = c.empty({static_cast<std::int64_t>(values.size())}, DType::I32, MemoryTag::Data);
+    from_host(c.backend(), t, values);
+    return t;
+  };
+  Tables t{put(tables), put(sequences), put(lengths), shape_};
+  t.shape.rows = static_cast<std::int64_t>(sequences.size());
+  t.shape.sequences = static_cast<std::int64_t>(blocks.size());
+  t.shape.table = static_cast<std::int64_t>(most);
+  return t;
+}
+
+void KvCache::begin(Context& c, std::span<const NewRows> rows) {
+  row_sequence_.clear();
+  std::vector<const std::vector<std::int32_t>*> blocks;
+  std::vector<std::int32_t> sequences, lengths;
+  for (const NewRows& n : rows) {
+    Sequence& s = at(n.sequence);
+    for (std::int64_t i = 0; i < n.rows; ++i) {
+      row_sequence_.push_back(n.sequence);
+      sequences.push_back(static_cast<std::int32_t>(blocks.size()));
+      lengths.push_back(static_cast<std::int32_t>(++s.tokens));
+    }
+    while (dense_ > 0 && static_cast<std::int64_t>(s.groups.size()) < blocks_for(s.tokens))
+      s.groups.push_back(pool_.take_group());
+    blocks.push_back(&s.groups);
+  }
+  if (dense_ == 0) return;
+  dense_tables_ = upload(c, blocks, sequences, lengths);
+  dense_tables_.shape.stride = pool_.width();
+}
+
+// Which of the pass's rows a routed layer keeps is known on the device only; their sequences and the blocks
+// are known here.
+KvCache::Tables KvCache::routed_tables(Context& c, std::size_t routed, const Tensor& kept) {
+  const std::vector<std::int32_t> rows = to_host<std::int32_t>(c.backend(), kept);
+  std::vector<const std::vector<std::int32_t>*> blocks;
+  std::vector<std::int32_t> sequences, lengths;
+  SequenceId last = -1;
+  for (const std::int32_t row : rows) {
+    const SequenceId id = row_sequence_.at(static_cast<std::size_t>(row));
+    Layer& layer = at(id).routed[routed];
+    if (id != last) blocks.push_back(&layer.blocks);
+    last = id;
+    if (layer.entries % block_ == 0) layer.blocks.push_back(pool_.take_block());
+    sequences.push_back(static_cast<std::int32_t>(blocks.size()) - 1);
+    lengths.push_back(static_cast<std::int32_t>(++layer.entries));
+  }
+  return upload(c, blocks, sequences, lengths);
+}
+
+Tensor KvCache::attend(Context& c, std::int64_t layer, const Tensor& qkv, const Tensor& kept) {
+  const auto l = static_cast<std::size_t>(layer);
+  const auto place = static_cast<std::size_t>(place_[l]);
+  Tables t;
+  if (is_routed_[l]) {
+    t = routed_tables(c, place, kept);
+  } else {
+    t = dense_tables_;
+    t.shape.offset = place_[l];
+  }
+  Tensor out = c.empty({t.shape.rows, t.shape.heads * t.shape.head_dim});
+  c.backend().cache_append(memory_, qkv, t.tables, t.sequences, t.lengths, t.shape);
+  c.backend().cached_attention(out, memory_, qkv, t.tables, t.sequences, t.lengths, t.shape);
+  c.check("cached_attention", "", out);
+  return out;
+}
+
+}  // namespace fathom

@@ -1,0 +1,98 @@
+// Keys and values of running sequences, in blocks: every dense layer holds an entry for each token of a
+// sequence, a routed layer for each token that it kept, packed and in order, without holes.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <span>
+#include <vector>
+
+#include "infer/block_pool.h"
+#include "src/model/transformer.h"
+
+namespace fathom {
+
+struct KvCacheOptions {
+  std::int64_t block = 64;  // entries of a block, a multiple of 16
+  std::int64_t bytes = 0;   // of all blocks together: as many blocks as that holds
+};
+
+using SequenceId = std::int64_t;
+
+/// Rows of a pass that are the next tokens of a sequence.
+struct NewRows {
+  SequenceId sequence = 0;
+  std::int64_t rows = 0;
+};
+
+class KvCache final : public AttentionCache {
+ public:
+  /// The memory is taken at once. UserError: it is less than one token of the model needs, or the device has
+  /// not as much.
+  KvCache(Context& c, const Transformer& model, const KvCacheOptions& options);
+
+  SequenceId add();
+  /// Its blocks are free again.
+  void remove(SequenceId id);
+
+  /// Tokens that a sequence has in the dense layers, and entries that it has in a layer.
+  std::int64_t tokens(SequenceId id) const { return at(id).tokens; }
+  std::int64_t entries(SequenceId id, std::int64_t layer) const;
+
+  /// Whether the blocks suffice for these rows, whatever the routed layers keep of them.
+  bool fits(std::span<const NewRows> rows) const;
+  /// Whether there is room for a new sequence: for all its tokens in the dense layers, for `chunk` of them in
+  /// the routed ones, and `spare` groups beside.
+  bool admits(std::int64_t tokens, std::int64_t chunk, std::int64_t spare) const;
+  /// Whether a sequence of so many tokens ever fits, alone and if no routed layer kept any.
+  bool could_hold(std::int64_t tokens) const;
+
+  /// What the next pass is over: its rows, sequence after sequence. Fits must have said yes.
+  void begin(Context& c, std::span<const NewRows> rows);
+  Tensor attend(Context& c, std::int64_t layer, const Tensor& qkv, const Tensor& kept) override;
+
+  const BlockPool& pool() const { return pool_; }
+  std::int64_t block() const { return block_; }
+  std::int64_t bytes_per_block() const { return bytes_per_block_; }
+  std::int64_t used_bytes() const { return (pool_.blocks() - pool_.free_blocks()) * bytes_per_block_; }
+
+ private:
+  struct Layer {  // of a routed layer of a sequence
+    std::vector<std::int32_t> blocks;
+    std::int64_t entries = 0;
+  };
+  struct Sequence {
+    std::vector<std::int32_t> groups;  // of the dense layers
+    std::int64_t tokens = 0;
+    std::vector<Layer> routed;
+  };
+  /// What rows see: the kernels' tables.
+  struct Tables {
+    Tensor tables, sequences, lengths;
+    CacheShape shape;
+  };
+
+  Sequence& at(SequenceId id);
+  const Sequence& at(SequenceId id) const;
+  std::int64_t blocks_for(std::int64_t entries) const { return (entries + block_ - 1) / block_; }
+  Tables upload(Context& c, const std::vector<const std::vector<std::int32_t>*>& blocks,
+                const std::vector<std::int32_t>& sequences, const std::vector<std::int32_t>& lengths) const;
+  Tables routed_tables(Context& c, std::size_t routed, const Tensor& kept);
+  static std::int64_t groups_in(Context& c, std::int64_t bytes, std::int64_t group_bytes,
+                                const Transformer& model);
+
+  std::vector<std::int64_t> place_;  // by layer: its number among the dense layers, or among the routed ones
+  std::vector<bool> is_routed_;
+  std::int64_t dense_ = 0, routed_ = 0;
+  std::int64_t block_;
+  std::int64_t bytes_per_block_;
+  CacheShape shape_;  // what does not change from pass to pass
+  BlockPool pool_;
+  Tensor memory_;
+  std::map<SequenceId, Sequence> sequences_;
+  SequenceId next_ = 0;
+  std::vector<SequenceId> row_sequence_;  // of the pass: by row
+  Tables dense_tables_;
+};
+
+}  // namespace fathom

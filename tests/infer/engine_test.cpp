@@ -1,0 +1,398 @@
+// The engine against the whole forward pass: whatever the schedule of requests, blocks and chunks, each row's
+// logits are those of the text alone.
+#include "infer/engine.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <set>
+
+#include <gmock/gmock.h>
+
+#include "infer/generate.h"
+#include "kernels/error.h"
+#include "tests/devices.h"
+
+namespace fathom {
+namespace {
+
+using Ids = std::vector<std::int32_t>;
+using ::testing::HasSubstr;
+
+constexpr std::int64_t kVocab = 31;
+constexpr std::int64_t kContext = 80;
+
+struct Case {
+  std::string name;
+  RoutingConfig routing;
+  friend void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
+};
+
+RoutingConfig depth(CausalMethod method, std::int64_t every = 2) {
+  RoutingConfig r;
+  r.kind = RoutingKind::Mod;
+  r.capacity = 0.25;
+  r.every = every;
+  r.causal.method = method;
+  r.causal.predictor_hidden = 5;
+  return r;
+}
+
+RoutingConfig experts(RoutingKind kind, ExpertsChoose choice, std::int64_t top_k = 1) {
+  RoutingConfig r =
+      depth(choice == ExpertsChoose::Token && kind == RoutingKind::Moe ? CausalMethod::None
+                                                                       : CausalMethod::Predictor);
+  r.kind = kind;
+  r.experts.count = 3;
+  r.experts.choice = choice;
+  r.experts.top_k = top_k;
+  r.experts.noop = kind == RoutingKind::ModeIntegrated ? 2 : 0;
+  return r;
+}
+
+std::vector<Case> cases() {
+  return {{"dense", {}},
+          {"aux", depth(CausalMethod::Aux)},
+          {"predictor", depth(CausalMethod::Predictor)},
+          {"every_layer", depth(CausalMethod::Predictor, 1)},
+          {"moe", experts(RoutingKind::Moe, ExpertsChoose::Expert)},
+          {"moe_token", experts(RoutingKind::Moe, ExpertsChoose::Token, 2)},
+          {"mode_staged", experts(RoutingKind::ModeStaged, ExpertsChoose::Expert)},
+          {"mode_integrated", experts(RoutingKind::ModeIntegrated, ExpertsChoose::Expert)}};
+}
+
+ModelConfig model_config(bool qk_norm) {
+  ModelConfig m;
+  m.vocab_size = kVocab;
+  m.width = 16;
+  m.depth = 4;
+  m.heads = 4;
+  m.kv_heads = 2;
+  m.ffn_hidden = 20;
+  m.max_seq_len = kContext;
+  m.qk_norm = qk_norm;
+  return m;
+}
+
+/// A model whose routers keep about half of the rows, on the CPU or a GPU.
+struct Model {
+  Context c;
+  Transformer model;
+  Causal rule;
+
+  Model(std::shared_ptr<Backend> backend, DType dtype, const RoutingConfig& routing)
+      : c(std::move(backend), dtype), model(c, model_config(true), routing, false) {
+    std::mt19937_64 generator(5);
+    std::normal_distribution<double> normal;
+    for (const ParameterSpec& spec : model.parameters().specs()) {
+      const bool norm = spec.name.find("norm") != std::string::npos;
+      std::vector<double> values(static_cast<std::size_t>(spec.shape.size()));
+      for (double& x : values) x = norm ? 1 + 0.1 * normal(generator) : 0.3 * normal(generator);
+      from_doubles(c.backend(), model.parameters().get(spec.name), values);
+    }
+    if (routing.kind != RoutingKind::None) rule = causal_rule(routing);
+  }
+};
+
+struct Seen {
+  Request request;
+  Ids ids;  // the prompt, and what came
+  std::map<std::int64_t, std::vector<float>> logits;
+  std::vector<double> prompt_logprobs;
+  Finish finish = Finish::None;
+};
+
+Ids random_ids(std::mt19937_64& r, std::int64_t n) {
+  std::uniform_int_distribution<std::int32_t> any(0, static_cast<std::int32_t>(kVocab) - 1);
+  Ids ids(static_cast<std::size_t>(n));
+  for (std::int32_t& id : ids) id = any(r);
+  return ids;
+}
+
+/// Requests that come, go and are cancelled at random; what was seen of those that ended well.
+std::vector<Seen> run_schedule(Model& m, std::uint64_t seed, EngineStats& stats) {
+  std::mt19937_64 r(seed);
+  const auto from_to = [&](std::int64_t low, std::int64_t high) {
+    return std::uniform_int_distribution<std::int64_t>(low, high)(r);
+  };
+  EngineOptions o;
+  o.rule = m.rule;
+  o.cache.block = 16 * from_to(1, 4);
+  o.max_rows = from_to(1, 40);
+  o.max_sequences = from_to(1, 6);
+  const std::int64_t block_bytes =
+      2 * 2 * 4 * o.cache.block * static_cast<std::int64_t>(size_of(m.c.compute_dtype()));
+  // Enough for one text of the whole context, and for little more.
+  const std::int64_t whole = (kContext + o.cache.block - 1) / o.cache.block + 1;
+  o.cache.bytes = block_bytes * 4 * from_to(whole, 2 * whole);
+  Engine engine(m.c, m.model, o);
+  std::map<RequestId, Seen> open;
+  std::vector<Seen> ended;
+  engine.observe_logits([&](RequestId id, std::int64_t position, std::span<const float> logits) {
+    open[id].logits[position].assign(logits.begin(), logits.end());
+  });
+  std::int64_t to_come = from_to(1, 7);
+  while (to_come > 0 || !engine.idle()) {
+    if (to_come > 0 && (engine.idle() || from_to(0, 2) == 0)) {
+      Request q;
+      q.prompt = random_ids(r, from_to(0, 3) == 0 ? from_to(1, kContext) : from_to(1, 20));
+      q.max_tokens = from_to(0, 30);
+      q.sampling.temperature = from_to(0, 1) == 0 ? 0.0 : 1.0;
+      q.sampling.seed = static_cast<std::uint64_t>(from_to(0, 1000));
+      q.sampling.repetition_penalty = from_to(0, 2) == 0 ? 1.3 : 1.0;
+      q.prompt_logprobs = from_to(0, 3) == 0;
+      Seen seen;
+      seen.request = q;
+      seen.ids = q.prompt;
+      open[engine.submit(q)] = seen;
+      --to_come;
+    }
+    if (!open.empty() && from_to(0, 30) == 0) {
+      auto gone = open.begin();
+      std::advance(gone, from_to(0, static_cast<std::int64_t>(open.size()) - 1));
+      engine.cancel(gone->first);
+      open.erase(gone);
+    }
+    for (const Event& e : engine.step()) {
+      Seen& seen = open.at(e.request);
+      if (e.has_token) seen.ids.push_back(e.token.id);
+      seen.prompt_logprobs.insert(seen.prompt_logprobs.end(), e.prompt_logprobs.begin(),
+                                  e.prompt_logprobs.end());
+      seen.finish = e.finish;
+      if (e.finish == Finish::Error) ADD_FAILURE() << e.error;
+      if (e.finish == Finish::None) continue;
+      ended.push_back(seen);
+      open.erase(e.request);
+    }
+  }
+  EXPECT_TRUE(open.empty());
+  stats = engine.stats();
+  EXPECT_EQ(stats.free_blocks, stats.blocks);
+  return ended;
+}
+
+std::int64_t schedules(std::int64_t usual) {
+  const char* given = std::getenv("FATHOM_SCHEDULES");
+  return given == nullptr ? usual : std::atoll(given);
+}
+
+/// How near the nearest decision about each row, or one before it, came to going the other way.
+std::vector<double> margins(Model& m, const Ids& ids) {
+  const NoGrad no_grad(m.c);
+  const auto n = static_cast<std::int64_t>(ids.size());
+  const ForwardResult pass = m.model.forward(m.c, make_batch(m.c, 1, n, ids, {}), m.rule);
+  std::vector<double> least(ids.size(), INFINITY);
+  const double border = logit(m.rule.threshold);
+  const bool predictor = m.rule.logit == Causal::Logit::Predictor;
+  for (const RoutedLayer& l : pass.routing) {
+    const auto scores = to_doubles(m.c.backend(), predictor ? l.predicted : l.scores);
+    for (std::size_t i = 0; i < ids.size(); ++i) least[i] = std::min(least[i], std::fabs(scores[i] - border));
+  }
+  for (const ExpertLayer& e : pass.experts) {
+    const Tensor& t = predictor ? e.predicted : e.scores;
+    if (!t.defined()) continue;
+    // Which row of the batch a row of the layer is does not matter: the least of all counts for all.
+    for (const double s : to_doubles(m.c.backend(), t)) least[0] = std::min(least[0], std::fabs(s - border));
+  }
+  for (std::size_t i = 1; i < ids.size(); ++i) least[i] = std::min(least[i], least[i - 1]);
+  return least;
+}
+
+class EngineSchedules : public ::testing::TestWithParam<Case> {};
+
+void expect_the_bits_of_the_whole_pass(Model& m, std::int64_t count) {
+  std::int64_t rows = 0, preemptions = 0;
+  for (std::int64_t seed = 0; seed < count; ++seed) {
+    SCOPED_TRACE(seed);
+    EngineStats stats;
+    for (const Seen& s : run_schedule(m, static_cast<std::uint64_t>(seed), stats)) {
+      const std::vector<float> whole = causal_logits(m.c, m.model, s.ids, m.rule);
+      for (const auto& [position, logits] : s.logits) {
+        ASSERT_EQ(std::memcmp(logits.data(), whole.data() + (position - 1) * kVocab, kVocab * sizeof(float)),
+                  0)
+            << "position " << position << " of " << s.ids.size();
+        ++rows;
+      }
+      if (s.request.prompt_logprobs) {
+        ASSERT_EQ(s.prompt_logprobs.size() + 1, s.request.prompt.size());
+        for (std::size_t i = 1; i < s.request.prompt.size(); ++i) {
+          const std::span<const float> row(whole.data() + (i - 1) * kVocab, kVocab);
+          ASSERT_EQ(s.prompt_logprobs[i - 1], logprob_of(row, s.ids[i], 0));
+        }
+      }
+      const auto new_tokens = static_cast<std::int64_t>(s.ids.size() - s.request.prompt.size());
+      EXPECT_EQ(s.finish, Finish::Length);
+      EXPECT_TRUE(new_tokens == s.request.max_tokens || static_cast<std::int64_t>(s.ids.size()) >= kContext);
+    }
+    preemptions += stats.preemptions;
+    if (::testing::Test::HasFailure()) return;
+  }
+  EXPECT_GT(rows, 0);
+  if (count >= 100) {
+    EXPECT_GT(preemptions, 0) << "no schedule was short of blocks";
+  }
+}
+
+TEST_P(EngineSchedules, GiveTheBitsOfTheWholePassInTheInvariantMode) {
+  Model m(make_cpu_backend({.invariant = true}, 2), DType::F32, GetParam().routing);
+  expect_the_bits_of_the_whole_pass(m, schedules(100));
+}
+
+TEST_P(EngineSchedules, AreCloseToTheWholePassInTheFastMode) {
+  Model m(make_cpu_backend({}, 2), DType::F32, GetParam().routing);
+  std::int64_t rows = 0, near = 0;
+  for (std::int64_t seed = 0; seed < schedules(40); ++seed) {
+    SCOPED_TRACE(seed);
+    EngineStats stats;
+    for (const Seen& s : run_schedule(m, static_cast<std::uint64_t>(seed), stats)) {
+      const std::vector<float> whole = causal_logits(m.c, m.model, s.ids, m.rule);
+      const std::vector<double> margin = margins(m, s.ids);
+      for (const auto& [position, logits] : s.logits) {
+        if (margin[static_cast<std::size_t>(position - 1)] < 1e-4) {
+          ++near;  // another rounding may route it otherwise
+          continue;
+        }
+        const float* expected = whole.data() + (position - 1) * kVocab;
+        double size = 0, error = 0;
+        for (std::int64_t i = 0; i < kVocab; ++i) {
+          size = std::max(size, std::fabs(static_cast<double>(expected[i])));
+          error = std::max(error,
+                           std::fabs(static_cast<double>(logits[static_cast<std::size_t>(i)]) - expected[i]));
+        }
+        ASSERT_LT(error, 1e-5 * size) << "position " << position;
+        ++rows;
+      }
+    }
+    if (HasFailure()) return;
+  }
+  EXPECT_GT(rows, 0);
+  RecordProperty("near_the_threshold", static_cast<int>(near));
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, EngineSchedules, ::testing::ValuesIn(cases()),
+                         [](const auto& kind) { return kind.param.name; });
+
+class CudaEngineSchedules : public ::testing::TestWithParam<Case> {};
+
+TEST_P(CudaEngineSchedules, GiveTheBitsOfTheWholePassInTheInvariantMode) {
+  const testing_support::OpenedDevice opened =
+      testing_support::open_device(testing_support::Device::Cuda, {.invariant = true});
+  testing_support::skip_without(opened);
+  if (!opened.backend) return;
+  for (const DType dtype : {DType::F32, DType::BF16}) {
+    SCOPED_TRACE(name_of(dtype));
+    Model m(opened.backend, dtype, GetParam().routing);
+    expect_the_bits_of_the_whole_pass(m, schedules(10));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, CudaEngineSchedules, ::testing::ValuesIn(cases()),
+                         [](const auto& kind) { return kind.param.name; });
+
+class EngineInput : public ::testing::Test {
+ protected:
+  EngineOptions options() {
+    EngineOptions o;
+    o.rule = m.rule;
+    o.cache.block = 16;
+    o.cache.bytes = 64 << 10;
+    return o;
+  }
+  template <typename Call>
+  std::string message_of(Call&& call) {
+    try {
+      call();
+    } catch (const UserError& e) {
+      return e.what();
+    }
+    ADD_FAILURE() << "no error";
+    return "";
+  }
+  Model m{make_cpu_backend({}, 1), DType::F32, depth(CausalMethod::Predictor)};
+};
+
+TEST_F(EngineInput, IsRefusedInOneParagraphAndTheOthersGoOn) {
+  Engine engine(m.c, m.model, options());
+  const RequestId good = engine.submit({.prompt = {1, 2, 3}, .max_tokens = 5});
+  const auto refused = [&](Request r) { return message_of([&] { engine.submit(std::move(r)); }); };
+  EXPECT_THAT(refused({.prompt = {}}), HasSubstr("prompt is empty"));
+  EXPECT_THAT(refused({.prompt = {1, 31}}), HasSubstr("Token 1 of the prompt is 31"));
+  EXPECT_THAT(refused({.prompt = {-1}}), HasSubstr("vocabulary of 31"));
+  EXPECT_THAT(refused({.prompt = Ids(81, 1)}), HasSubstr("81 tokens, and the model's context is 80"));
+  EXPECT_THAT(refused({.prompt = {1}, .sampling = {.temperature = -1}}), HasSubstr("temperature"));
+  EXPECT_THAT(refused({.prompt = {1}, .sampling = {.top_p = 1.5}}), HasSubstr("top_p"));
+  EXPECT_THAT(refused({.prompt = {1}, .sampling = {.repetition_penalty = 0}}),
+              HasSubstr("repetition_penalty"));
+  EXPECT_THAT(refused({.prompt = {1}, .max_tokens = -1}), HasSubstr("max_tokens"));
+  std::int64_t tokens = 0;
+  while (!engine.idle()) {
+    for (const Event& e : engine.step()) {
+      EXPECT_EQ(e.request, good);
+      tokens += e.has_token ? 1 : 0;
+    }
+  }
+  EXPECT_EQ(tokens, 5);
+}
+
+TEST_F(EngineInput, ACacheTooSmallForAnythingIsRefused) {
+  EngineOptions o = options();
+  o.cache.bytes = 1000;
+  EXPECT_THAT(message_of([&] { Engine(m.c, m.model, o); }), HasSubstr("holds no token of this model"));
+}
+
+// All requests together need far more than there is: they wait for each other, and all of them end.
+TEST_F(EngineInput, RequestsBeyondTheCacheWait) {
+  EngineOptions o = options();
+  o.cache.bytes = 16 * 2 * 2 * 4 * 4 * 4 * 7;  // a text of the whole context, and a little
+  Engine engine(m.c, m.model, o);
+  std::mt19937_64 r(1);
+  std::map<RequestId, std::int64_t> tokens;
+  for (int i = 0; i < 20; ++i) tokens[engine.submit({.prompt = random_ids(r, 30), .max_tokens = 40})] = 0;
+  std::set<RequestId> ended;
+  while (!engine.idle()) {
+    for (const Event& e : engine.step()) {
+      tokens[e.request] += e.has_token ? 1 : 0;
+      ASSERT_NE(e.finish, Finish::Error) << e.error;
+      if (e.finish == Finish::Length) ended.insert(e.request);
+    }
+  }
+  EXPECT_EQ(ended.size(), 20U);
+  for (const auto& [id, n] : tokens) EXPECT_EQ(n, 40) << id;
+  EXPECT_EQ(engine.stats().free_blocks, engine.stats().blocks);
+}
+
+TEST_F(EngineInput, LogitsThatAreNotFiniteEndTheirRequestOnly) {
+  const Tensor& head = m.model.parameters().get("lm_head.weight");
+  const std::vector<double> whole = to_doubles(m.c.backend(), head);
+  std::vector<double> broken = whole;
+  broken[5] = NAN;
+  Engine engine(m.c, m.model, options());
+  from_doubles(m.c.backend(), head, broken);
+  engine.submit({.prompt = {1, 2}, .max_tokens = 5});
+  std::vector<Event> events = engine.step();
+  ASSERT_EQ(events.size(), 1U);
+  EXPECT_EQ(events[0].finish, Finish::Error);
+  EXPECT_THAT(events[0].error, HasSubstr("not finite"));
+  from_doubles(m.c.backend(), head, whole);
+  engine.submit({.prompt = {1, 2}, .max_tokens = 1});
+  events = engine.step();
+  ASSERT_EQ(events.size(), 1U);
+  EXPECT_EQ(events[0].finish, Finish::Length);
+  EXPECT_EQ(engine.stats().free_blocks, engine.stats().blocks);
+}
+
+TEST_F(EngineInput, StopTokensEndATextAndAreNotPartOfIt) {
+  Engine engine(m.c, m.model, options());
+  SamplingOptions always;
+  always.temperature = 0;
+  always.logit_bias[7] = 1e6;
+  engine.submit({.prompt = {1, 2}, .max_tokens = 9, .stop_tokens = {7}, .sampling = always});
+  const std::vector<Event> events = engine.step();
+  ASSERT_EQ(events.size(), 1U);
+  EXPECT_FALSE(events[0].has_token);
+  EXPECT_EQ(events[0].finish, Finish::Stop);
+}
+
+}  // namespace
+}  // namespace fathom
