@@ -53,6 +53,7 @@ Engine::Engine(Context& c, const Transformer& model, const EngineOptions& option
   const std::int64_t vocab = model.config().vocab_size;
   if (options_.vocab <= 0 || options_.vocab > vocab) options_.vocab = vocab;
   stats_.routed_rows.resize(model.routed_layers().size());
+  stats_.expert_layer_rows.resize(model.expert_layers().size());
   stats_.expert_rows.assign(
       model.expert_layers().size(),
       std::vector<std::int64_t>(static_cast<std::size_t>(model.routing().experts.count)));
@@ -262,7 +263,12 @@ void Engine::run(const std::vector<Part>& parts, std::vector<Event>& events) {
       if (event.finish == Finish::None) use_logits(r, r.computed + i + 1, of_row, event);
     }
     r.computed += p.rows;
-    if (event.finish != Finish::None) r.finished = true;
+    if (event.finish != Finish::None) {
+      r.finished = true;
+      for (const std::int64_t layer : model_.routed_layers())
+        event.routed_fraction.push_back(static_cast<double>(cache_.entries(r.sequence, layer)) /
+                                        static_cast<double>(cache_.tokens(r.sequence)));
+    }
     if (event.has_token || event.finish != Finish::None || !event.prompt_logprobs.empty())
       events.push_back(std::move(event));
   }
@@ -325,6 +331,7 @@ void Engine::count(const ForwardResult& result, std::int64_t rows) {
   for (std::size_t i = 0; i < result.routing.size(); ++i)
     stats_.routed_rows[i] += result.routing[i].indices.size();
   for (const ExpertLayer& e : result.experts) {
+    stats_.expert_layer_rows[static_cast<std::size_t>(e.layer)] += e.dispatch.shape.rows;
     std::vector<std::int64_t>& taken = stats_.expert_rows[static_cast<std::size_t>(e.layer)];
     for (std::size_t i = 0; i < taken.size() && i < e.dispatch.taken.size(); ++i)
       taken[i] += e.dispatch.taken[i];

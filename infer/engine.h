@@ -58,6 +58,7 @@ struct Event {
   std::vector<double> prompt_logprobs;     // further ones, in the prompt's order
   Finish finish = Finish::None;            // then the request is gone
   std::string error;
+  std::vector<double> routed_fraction;  // at the end, by routed layer: the share of the text that it computed
 };
 
 struct EngineStats {
@@ -69,10 +70,12 @@ struct EngineStats {
   std::int64_t prompt_tokens = 0;   // computed, again after a preemption too
   std::int64_t decoded_tokens = 0;  // chosen
   std::int64_t preemptions = 0;
-  std::int64_t most_bytes = 0;                         // of blocks in use
-  std::vector<std::int64_t> routed_rows;               // by routed layer: rows that it kept,
-  std::int64_t rows = 0;                               // of so many
-  std::vector<std::vector<std::int64_t>> expert_rows;  // by layer of experts, by expert
+  std::int64_t most_bytes = 0;            // of blocks in use
+  std::int64_t rows = 0;                  // of all passes,
+  std::vector<std::int64_t> routed_rows;  // and of them, by routed layer, those that it kept
+  /// By layer of experts: the rows that it computed, and of them, by expert, those that it took.
+  std::vector<std::int64_t> expert_layer_rows;
+  std::vector<std::vector<std::int64_t>> expert_rows;
 };
 
 /// Sees the logits of every row that is chosen from, before it is: [V] of the engine's ids. For tests.

@@ -1,0 +1,48 @@
+#include "app/engine_flags.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "app/command.h"
+#include "app/device.h"
+#include "kernels/error.h"
+
+namespace fathom::app {
+
+EngineOptions EngineFlags::options(const Context& c, const Transformer& model, std::size_t requests) const {
+  if (block % 16 != 0)
+    throw UsageError(fmt::format("--block {} is no multiple of 16.", block), "64 is a good size.");
+  EngineOptions o;
+  o.max_sequences = std::min(sequences, std::max<std::int64_t>(1, static_cast<std::int64_t>(requests)));
+  o.max_rows = std::max(chunk, o.max_sequences);
+  o.cache.block = block;
+  const ModelConfig& m = model.config();
+  const auto element = static_cast<std::int64_t>(size_of(c.compute_dtype()));
+  const std::int64_t blocks = (m.max_seq_len + block - 1) / block + 1;
+  const std::int64_t whole = 2 * m.kv_heads * m.head_dim() * block * blocks * element * (m.depth + 1);
+  const Backend& backend = c.backend();
+  const double free = backend.is_cpu() ? 0.5 * static_cast<double>(machine_memory())
+                                       : 0.8 * static_cast<double>(backend.free_memory_bytes());
+  o.cache.bytes = cache_gb > 0 ? static_cast<std::int64_t>(cache_gb * 1e9)
+                               : std::min(o.max_sequences * whole, static_cast<std::int64_t>(free));
+  return o;
+}
+
+void add_engine_flags(CLI::App& sub, EngineFlags& flags) {
+  sub.add_option("--sequences", flags.sequences, "Texts that are computed at the same time; others wait")
+      ->capture_default_str()
+      ->check(number_from_to(1, 1e6));
+  sub.add_option("--chunk", flags.chunk, "Tokens of a pass: prompts go in by so many")
+      ->capture_default_str()
+      ->check(number_from_to(1, 1e6));
+  sub.add_option(
+         "--cache-gb", flags.cache_gb,
+         "Memory for keys and values, in 1e9 bytes; default: what the texts need, as far as it is there")
+      ->check(number_from_to(1e-6, 1e6));
+  sub.add_option("--block", flags.block, "Tokens of a block of the cache, a multiple of 16")
+      ->capture_default_str()
+      ->check(number_from_to(16, 1024));
+}
+
+}  // namespace fathom::app
