@@ -76,6 +76,12 @@ std::unique_ptr<Tokenizer> open_tokenizer(const LoadedModel& model, const Genera
   }
 }
 
+std::vector<std::int32_t> start_of(const std::string& text, const Tokenizer& tokenizer) {
+  std::vector<std::int32_t> ids = tokenizer.encode(text);
+  if (tokenizer.starts_with_bos()) ids.insert(ids.begin(), tokenizer.bos());
+  return ids;
+}
+
 void print_json(const Generated& g, const GenerateFlags& flags, const std::vector<std::int32_t>& prompt,
                 const std::string& prompt_text, const Tokenizer* tokenizer,
                 const std::vector<std::int64_t>& layers) {
@@ -117,7 +123,7 @@ void run(const GenerateFlags& flags, Globals& globals) {
   if (routing.kind != RoutingKind::None) options.rule = causal_rule(routing);
 
   for (const Prompt& prompt : prompts) {
-    const std::vector<std::int32_t> ids = prompt.ids.empty() ? tokenizer->encode(prompt.text) : prompt.ids;
+    const std::vector<std::int32_t> ids = prompt.ids.empty() ? start_of(prompt.text, *tokenizer) : prompt.ids;
     if (!globals.json) std::cout << prompt.text << std::flush;
     std::vector<std::int32_t> so_far;
     std::string shown;

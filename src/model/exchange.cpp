@@ -11,7 +11,7 @@
 
 #include "kernels/error.h"
 #include "src/io/atomic_file.h"
-#include "src/io/checksum.h"
+#include "src/io/load_tokenizer.h"
 #include "src/io/safetensors.h"
 #include "src/io/transformers_tokenizer.h"
 #include "src/model/exchange_config.h"
@@ -59,6 +59,8 @@ double write_weights(const fs::path& path, const LoadedModel& model, Backend& ba
 // The tokenizer's files by name. A model of ids that another program made has none.
 std::map<std::string, std::string> tokenizer_files(const LoadedModel& model, const std::string& path) {
   if (model.meta.tokenizer_kind == "bytes") return transformers_byte_tokenizer();
+  if (model.meta.tokenizer_kind == "bpe")
+    return transformers_bpe(tokenizer_model_of(model, path), "the tokenizer");
   if (model.meta.tokenizer_kind != "sentencepiece") return {};
   return transformers_sentencepiece(tokenizer_model_of(model, path), "the tokenizer");
 }
@@ -70,7 +72,7 @@ bool is_our_export(const fs::path& folder) {
   for (const auto& entry : fs::directory_iterator(folder, error)) {
     const std::string name = entry.path().filename().string();
     const bool is_known = name == kConfig || name == kWeights || name == kTokenizerCopy ||
-                          name == "tokenizer.json" || name == "tokenizer_config.json";
+                          name == kTokenizerJson || name == "tokenizer_config.json";
     if (!is_known || !entry.is_regular_file(error)) return false;
   }
   try {
@@ -134,13 +136,24 @@ fs::path folder_of(const fs::path& path) {
   return fs::is_directory(path, error) ? path : path.parent_path();
 }
 
-// Of a model that another program wrote.
+// Of a model that another program wrote. One that Fathom does not read leaves the model its ids.
 void find_tokenizer(const fs::path& folder, CheckpointMeta& meta) {
-  std::error_code error;
   meta.tokenizer_kind = "external";
-  if (!fs::exists(folder / kTokenizerCopy, error)) return;
-  meta.tokenizer_kind = "sentencepiece";
-  meta.tokenizer_hash = hash_hex(read_file((folder / kTokenizerCopy).string(), "tokenizer"));
+  for (const char* name : {kTokenizerCopy, kTokenizerJson}) {
+    const std::string path = (folder / name).string();
+    std::error_code error;
+    if (!fs::exists(path, error)) continue;
+    try {
+      const std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(path);
+      // Each kind has its own name, by which it is found again.
+      if (tokenizer_copy_name(tokenizer->kind()) != std::string_view(name)) continue;
+      meta.tokenizer_kind = tokenizer->kind();
+      meta.tokenizer_hash = tokenizer->hash();
+      return;
+    } catch (const UserError&) {
+      continue;  // tokenizer_of says why, when a text is to be read
+    }
+  }
 }
 
 }  // namespace
@@ -150,8 +163,7 @@ Exported export_model(const LoadedModel& model, Backend& backend, const fs::path
   if (options.dtype != DType::F32 && options.dtype != DType::BF16) {
     throw InternalError(fmt::format("[export] weights of {}", name_of(options.dtype)));
   }
-  const bool has_tokenizer =
-      model.meta.tokenizer_kind == "bytes" || model.meta.tokenizer_kind == "sentencepiece";
+  const bool has_tokenizer = model.meta.tokenizer_kind != "external";
   std::int64_t end = -1, bos = -1;
   if (has_tokenizer) {
     const std::unique_ptr<Tokenizer> tokenizer = tokenizer_of(model, options.tokenizer);

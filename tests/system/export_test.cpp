@@ -1,5 +1,6 @@
 // fathom export as its users meet it: what it writes, that the same model comes back, and that transformers
 // loads it.
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <sstream>
@@ -77,6 +78,41 @@ TEST_F(Export, ASentencePieceModelGoesAlong) {
   std::filesystem::remove(e / "bpe.model");
   EXPECT_FALSE(
       succeeds("generate model -p 'Mara lives' -n 4 --temperature 0").at("text").get<std::string>().empty());
+}
+
+TEST_F(Export, ATokenizerJsonGoesAlong) {
+  const auto cases = nlohmann::json::parse(testing::read_bytes(FATHOM_SOURCE_DIR "/tests/golden/bpe.json"));
+  const auto llama3 =
+      std::find_if(cases.begin(), cases.end(), [](const auto& c) { return c["name"] == "llama3"; });
+  ASSERT_NE(llama3, cases.end());
+  const std::string tokenizer = (*llama3)["tokenizer"].dump();
+  testing::write_bytes(e / "bpe.json", tokenizer);
+  const nlohmann::json inspected = succeeds("tokenizer inspect bpe.json --text 'Mara lives'");
+  EXPECT_EQ(inspected.at("kind"), "bpe");
+  EXPECT_EQ(inspected.at("round_trip"), true);
+  succeeds("data prepare text.jsonl --tokenizer bpe.json --valid-fraction 0.1 -o bpe.h5");
+  e.trained("dense", "run",
+            "--set data.train=bpe.h5 --set data.valid=bpe.valid.h5 --set data.tokenizer=bpe.json");
+  EXPECT_EQ(testing::read_bytes(e / "run/tokenizer.json"), tokenizer);
+  std::filesystem::remove(e / "bpe.json");
+  succeeds("export run -o model");
+  EXPECT_EQ(testing::read_bytes(e / "model/tokenizer.json"), tokenizer);
+  std::filesystem::rename(e / "run", e / "gone");
+  const std::string ask = "generate model -n 4 --temperature 0 ";
+  const nlohmann::json text = succeeds(ask + "-p 'Mara lives'");
+  // As the tokenizer's own programs do, with the token that begins a text in front.
+  std::string ids = inspected.at("bos").dump();
+  for (const auto& id : inspected.at("ids")) ids += "," + id.dump();
+  EXPECT_EQ(text.at("tokens"), succeeds(ask + "--prompt-ids " + ids).at("tokens"));
+  // Of another program, the tokenizer is the one that lies there.
+  nlohmann::json config = nlohmann::json::parse(testing::read_bytes(e / "model/config.json"));
+  config.erase("fathom");
+  testing::write_bytes(e / "model/config.json", config.dump());
+  EXPECT_EQ(text.at("tokens"), succeeds(ask + "-p 'Mara lives'").at("tokens"));
+  EXPECT_GT(succeeds("eval model --data bpe.valid.h5").at("loss"), 0);
+  testing::write_bytes(e / "model/tokenizer.json", R"({"model":{"type":"Unigram"}})");
+  expect_refusal(fathom_command(e, ask + "-p Mara"), 1, {"model/tokenizer.json", "Unigram"});
+  EXPECT_EQ(succeeds(ask + "--prompt-ids " + ids).at("tokens"), text.at("tokens"));
 }
 
 // As a model of another program whose tokenizer Fathom does not read: its ids are enough.
