@@ -1,5 +1,7 @@
 #include "src/model/exchange.h"
 
+#include <algorithm>
+#include <array>
 #include <map>
 #include <memory>
 #include <span>
@@ -56,8 +58,34 @@ double write_weights(const fs::path& path, const LoadedModel& model, Backend& ba
   return bytes;
 }
 
+// What makes a tokenizer, and says how a program has to use it, in the folders of transformers.
+constexpr std::array<std::string_view, 8> kTokenizerFiles = {
+    kTokenizerCopy,      kTokenizerJson, "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
+    "added_tokens.json", "merges.txt",   "chat_template.jinja"};
+
+fs::path folder_of(const fs::path& path) {
+  std::error_code error;
+  return fs::is_directory(path, error) ? path : path.parent_path();
+}
+
+// Of a model that was exchanged before, as they are: whether Fathom reads them or not.
+std::map<std::string, std::string> copied_tokenizer_files(const LoadedModel& model) {
+  std::map<std::string, std::string> files;
+  if (!is_exported_model(model.checkpoint)) return files;
+  std::error_code error;
+  for (const std::string_view name : kTokenizerFiles) {
+    const fs::path path = folder_of(model.checkpoint) / name;
+    if (fs::is_regular_file(path, error)) files[std::string(name)] = read_file(path.string(), "tokenizer");
+  }
+  return files;
+}
+
 // The tokenizer's files by name. A model of ids that another program made has none.
 std::map<std::string, std::string> tokenizer_files(const LoadedModel& model, const std::string& path) {
+  if (path.empty()) {
+    std::map<std::string, std::string> copied = copied_tokenizer_files(model);
+    if (!copied.empty()) return copied;
+  }
   if (model.meta.tokenizer_kind == "bytes") return transformers_byte_tokenizer();
   if (model.meta.tokenizer_kind == "bpe")
     return transformers_bpe(tokenizer_model_of(model, path), "the tokenizer");
@@ -71,8 +99,9 @@ bool is_our_export(const fs::path& folder) {
   if (!fs::is_regular_file(folder / kConfig, error) || fs::is_symlink(folder, error)) return false;
   for (const auto& entry : fs::directory_iterator(folder, error)) {
     const std::string name = entry.path().filename().string();
-    const bool is_known = name == kConfig || name == kWeights || name == kTokenizerCopy ||
-                          name == kTokenizerJson || name == "tokenizer_config.json";
+    const bool is_known =
+        name == kConfig || name == kWeights ||
+        std::find(kTokenizerFiles.begin(), kTokenizerFiles.end(), name) != kTokenizerFiles.end();
     if (!is_known || !entry.is_regular_file(error)) return false;
   }
   try {
@@ -131,11 +160,6 @@ class NewFolder {
   fs::path folder_, made_, old_;
 };
 
-fs::path folder_of(const fs::path& path) {
-  std::error_code error;
-  return fs::is_directory(path, error) ? path : path.parent_path();
-}
-
 // Of a model that another program wrote. One that Fathom does not read leaves the model its ids.
 void find_tokenizer(const fs::path& folder, CheckpointMeta& meta) {
   meta.tokenizer_kind = "external";
@@ -184,6 +208,10 @@ Exported export_model(const LoadedModel& model, Backend& backend, const fs::path
   }
   out.commit();
   return exported;
+}
+
+DType exchange_dtype(const fs::path& path) {
+  return ExchangeWeights(folder_of(path)).are_bf16() ? DType::BF16 : DType::F32;
 }
 
 bool is_exported_model(const fs::path& path) {

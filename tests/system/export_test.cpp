@@ -1,7 +1,6 @@
 // fathom export as its users meet it: what it writes, that the same model comes back, and that transformers
 // loads it.
 #include <algorithm>
-#include <cstdlib>
 #include <filesystem>
 #include <sstream>
 
@@ -9,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/system/cli.h"
+#include "tests/system/python.h"
 
 namespace fathom {
 namespace {
@@ -27,27 +27,8 @@ class Export : public ::testing::Test {
     EXPECT_EQ(outcome.status, 0) << outcome.err;
     return outcome.json();
   }
-  /// A Python that has these modules; empty, with the reason in `why_not`, where there is none. FATHOM_PYTHON
-  /// names one, otherwise python3 is tried.
-  std::string python_with(const std::string& modules) {
-    const char* named = std::getenv("FATHOM_PYTHON");
-    std::string python = named != nullptr ? named : "python3";
-    if (std::system((python + " -c 'import " + modules + "' >/dev/null 2>&1").c_str()) == 0) return python;
-    why_not = python + " does not import " + modules + " (FATHOM_PYTHON names another Python)";
-    return {};
-  }
-  /// What a script of tests/golden prints.
-  nlohmann::json says(const std::string& python, const std::string& script,
-                      const std::string& arguments) const {
-    const std::string out = e / "says.json";
-    const std::string command =
-        python + " " FATHOM_SOURCE_DIR "/tests/golden/" + script + " " + arguments + " > " + out;
-    EXPECT_EQ(std::system((command + " 2>/dev/null").c_str()), 0) << command;
-    return nlohmann::json::parse(testing::read_bytes(out));
-  }
 
   Experiment e;
-  std::string why_not;
 };
 
 TEST_F(Export, TheSameModelIsEvaluatedAndGoesOnAlike) {
@@ -145,8 +126,8 @@ TEST_F(Export, BadPlacesAreRefused) {
 }
 
 TEST_F(Export, TransformersComputesTheSame) {
-  const std::string python = python_with("torch, transformers, h5py");
-  if (python.empty()) GTEST_SKIP() << why_not;
+  const testing::Python python("torch, transformers, h5py");
+  if (!python) GTEST_SKIP() << python.why_not();
   succeeds("tokenizer train text.jsonl --vocab 400 -o bpe.model");
   succeeds("data prepare text.jsonl --tokenizer bpe.model --valid-fraction 0.1 -o bpe.h5");
   struct Case {
@@ -169,9 +150,9 @@ TEST_F(Export, TransformersComputesTheSame) {
       texts.push_back({{"text", text}, {"ids", ours.at("ids")}});
     }
     testing::write_bytes(e / "texts.json", texts.dump());
-    const nlohmann::json theirs =
-        says(python, "check_export.py",
-             (e / (c.name + "-model")) + " " + ids + " " + (e / (c.name + ".h5")) + " " + (e / "texts.json"));
+    const nlohmann::json theirs = python.says(
+        e, "check_export.py",
+        (e / (c.name + "-model")) + " " + ids + " " + (e / (c.name + ".h5")) + " " + (e / "texts.json"));
     EXPECT_EQ(theirs.at("class"), c.model_class);
     EXPECT_LT(theirs.at("difference").get<double>(), 1e-5);
     EXPECT_TRUE(theirs.at("same_ids").get<bool>());
@@ -183,8 +164,8 @@ TEST_F(Export, TransformersComputesTheSame) {
 }
 
 TEST_F(Export, TheReferenceInPythonComputesTheSame) {
-  const std::string python = python_with("torch, h5py");
-  if (python.empty()) GTEST_SKIP() << why_not;
+  const testing::Python python("torch, h5py");
+  if (!python) GTEST_SKIP() << python.why_not();
   const std::string ids = "77,97,114,97,32,108,105,118,101,115,32,105,110,32,72,117,108,108";
   std::string arguments = ids;
   int count = 0;
@@ -203,7 +184,7 @@ TEST_F(Export, TheReferenceInPythonComputesTheSame) {
     succeeds("eval " + name + "-model --dump-logits " + name + ".h5 --prompt-ids " + ids);
     arguments += " " + (e / (name + "-model")) + " " + (e / (name + ".h5"));
   }
-  const nlohmann::json differences = says(python, "check_routed.py", arguments);
+  const nlohmann::json differences = python.says(e, "check_routed.py", arguments);
   ASSERT_EQ(differences.size(), static_cast<std::size_t>(count));
   for (const auto& difference : differences) EXPECT_LT(difference.get<double>(), 1e-5) << differences;
 }
