@@ -9,6 +9,7 @@
 #include "app/command.h"
 #include "app/trained_model.h"
 #include "kernels/error.h"
+#include "src/config/names.h"
 #include "src/core/units.h"
 #include "src/model/exchange.h"
 #include "src/model/model_tokenizer.h"
@@ -59,7 +60,11 @@ void print_text(const ImportFlags& flags, const LoadedModel& model, const Export
                              m.width, m.ffn_hidden, m.heads, m.head_dim(), m.kv_heads));
   line("vocabulary", fmt::format("{}, embedding and head {}", with_commas(m.vocab_size),
                                  m.tie_embeddings ? "tied" : "apart"));
-  line("context", fmt::format("{} tokens, rotary base {:g}", with_commas(m.max_seq_len), m.rope_theta));
+  std::string context = fmt::format("{} tokens, rotary base {:g}", with_commas(m.max_seq_len), m.rope_theta);
+  if (m.rope_scaling.kind != RopeScalingKind::None) {
+    context += fmt::format(", scaled {:g} times ({})", m.rope_scaling.factor, name_of(m.rope_scaling.kind));
+  }
+  line("context", context);
   line("tokenizer", describe_tokenizer(tokenizer));
   line("weights", fmt::format("{}, {}", format_bytes(exported.bytes), precision));
   line("files", fmt::format("{}", fmt::join(exported.files, ", ")));
@@ -77,6 +82,7 @@ void print_json(const ImportFlags& flags, const LoadedModel& model, const Export
                          {"vocab_size", m.vocab_size},
                          {"context", m.max_seq_len},
                          {"rope_theta", m.rope_theta},
+                         {"rope_scaling", name_of(m.rope_scaling.kind)},
                          {"tied", m.tie_embeddings},
                          {"tokenizer", nullptr}};
   if (tokenizer != nullptr) {

@@ -28,6 +28,11 @@ CASES = {
     "llama_tied": (LlamaForCausalLM, "llama3", {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
                    torch.bfloat16, "100KB"),
     "llama_half": (LlamaForCausalLM, "gpt2", {"num_key_value_heads": 4}, torch.float16, "60KB"),
+    "llama3": (LlamaForCausalLM, "llama3", {"rope_parameters": {
+        "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64}}, torch.float32, "5GB"),
+    "llama_linear": (LlamaForCausalLM, "gpt2", {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.5}},
+                     torch.float32, "5GB"),
     "qwen3": (Qwen3ForCausalLM, "qwen", {"rms_norm_eps": 1e-6}, torch.bfloat16, "5GB"),
     "qwen3_tied": (Qwen3ForCausalLM, "qwen", {"tie_word_embeddings": True}, torch.float32, "100KB"),
 }

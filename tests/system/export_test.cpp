@@ -137,7 +137,12 @@ TEST_F(Export, TransformersComputesTheSame) {
       "--set data.train=bpe.h5 --set data.valid=bpe.valid.h5 --set data.tokenizer=bpe.model";
   for (const Case& c : {Case{"llama", "LlamaForCausalLM", "bytes", ""},
                         Case{"qwen3", "Qwen3ForCausalLM", "bpe.model",
-                             bpe + " --set model.qk_norm=true --set model.tie_embeddings=true"}}) {
+                             bpe + " --set model.qk_norm=true --set model.tie_embeddings=true"},
+                        Case{"longer", "LlamaForCausalLM", "bytes",
+                             "--set model.rope_scaling.kind=llama3 --set model.rope_scaling.factor=8 "
+                             "--set model.rope_scaling.original_max_seq_len=64"},
+                        Case{"linear", "LlamaForCausalLM", "bytes",
+                             "--set model.rope_scaling.kind=linear --set model.rope_scaling.factor=2.5"}}) {
     SCOPED_TRACE(c.name);
     e.trained("dense", c.name, "--set model.max_seq_len=256 " + c.sets);  // prompt and answer fit
     succeeds("export " + c.name + " -o " + c.name + "-model");
@@ -171,8 +176,10 @@ TEST_F(Export, TheReferenceInPythonComputesTheSame) {
   int count = 0;
   const std::string predictor = " routing.causal.method=predictor", experts = " experts.count=3";
   for (const std::string& sets :
-       {std::string("routing.causal.method=aux"), "routing.gate=tanh model.qk_norm=true" + predictor,
-        "routing.kind=moe" + experts + predictor, "routing.kind=moe experts.choice=token" + experts,
+       {std::string("routing.causal.method=aux model.rope_scaling.kind=llama3 model.rope_scaling.factor=8 "
+                    "model.rope_scaling.original_max_seq_len=64"),
+        "routing.gate=tanh model.qk_norm=true" + predictor, "routing.kind=moe" + experts + predictor,
+        "routing.kind=moe experts.choice=token" + experts,
         "routing.kind=mode_staged routing.gate=sigmoid" + experts + predictor,
         "routing.kind=mode_integrated experts.noop=2 model.tie_embeddings=true" + experts + predictor}) {
     const std::string name = "run" + std::to_string(count++);
