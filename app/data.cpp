@@ -12,8 +12,8 @@
 #include "kernels/error.h"
 #include "src/core/stopwatch.h"
 #include "src/core/units.h"
+#include "src/io/load_tokenizer.h"
 #include "src/io/prepare.h"
-#include "src/io/sentencepiece_tokenizer.h"
 #include "src/io/synthetic_text.h"
 #include "src/io/token_store.h"
 

@@ -1,4 +1,5 @@
 // fathom eval RUN [--data STORE]
+#include <algorithm>
 #include <cmath>
 #include <iostream>
 #include <memory>
@@ -32,6 +33,10 @@ struct EvalFlags {
   std::optional<double> threshold;
   bool invariant = false;
 };
+
+// Tokens of a sequence of a model that others trained, which says how long texts may be, not how long they
+// were.
+constexpr std::int64_t kForeignSeqLen = 4096;
 
 Config with_flags(Config config, const EvalFlags& flags) {
   if (flags.threshold) config.routing.causal.threshold = *flags.threshold;
@@ -121,20 +126,22 @@ void dump_logits(Context& c, const Transformer& model, const Config& config, con
   }
 }
 
-// A model of another program may have a tokenizer that Fathom does not read: then only ids that a program
-// made fit it.
+// Of ids that a program made nobody knows the tokenizer: they are taken for those of a model that was trained
+// elsewhere, whose tokenizer Fathom may not read either.
 void require_same_tokens(const TokenStore& store, const LoadedModel& loaded) {
   const std::string& kind = store.info().tokenizer_kind;
   const CheckpointMeta& meta = loaded.meta;
-  if (meta.tokenizer_hash.empty()) {
-    if (kind == "external" && store.info().vocab_size <= loaded.config.model.vocab_size) return;
+  const bool is_known = !meta.tokenizer_hash.empty();
+  if (is_known && store.tokenizer_hash() == meta.tokenizer_hash) return;
+  const bool is_foreign = meta.store_hash.empty();
+  if (is_foreign && kind == "external" && store.info().vocab_size <= loaded.config.model.vocab_size) return;
+  if (!is_known) {
     throw UserError(
         fmt::format(
             "{} holds {} ids of the kind {}, and Fathom does not read the tokenizer of this model of {} ids.",
             store.path(), store.info().vocab_size, kind, loaded.config.model.vocab_size),
         "Make a store of ids that the model's own tokenizer gave (fathom data prepare FILE.bin).");
   }
-  if (store.tokenizer_hash() == meta.tokenizer_hash) return;
   throw UserError(
       fmt::format("{} was made with the tokenizer {} ({}), the model was trained with {} ({}).", store.path(),
                   store.tokenizer_hash(), kind, meta.tokenizer_hash, meta.tokenizer_kind),
@@ -176,7 +183,9 @@ void run(const EvalFlags& flags, Globals& globals) {
 
   const auto store = std::make_shared<const TokenStore>(open_store(flags, config));
   require_same_tokens(*store, loaded);
-  const std::int64_t seq_len = flags.seq_len > 0 ? flags.seq_len : config.train.seq_len;
+  std::int64_t seq_len = flags.seq_len > 0 ? flags.seq_len : config.train.seq_len;
+  const bool was_trained_here = !loaded.meta.store_hash.empty();
+  if (flags.seq_len == 0 && !was_trained_here) seq_len = std::min(seq_len, kForeignSeqLen);
   if (seq_len > config.model.max_seq_len) {
     throw UsageError(fmt::format("--seq-len {} is longer than the model's max_seq_len {}.", seq_len,
                                  config.model.max_seq_len));
@@ -205,7 +214,9 @@ void add_eval(CLI::App& app, Globals& globals) {
   sub->add_option("--batch", flags->batch, "Sequences at a time")
       ->capture_default_str()
       ->check(number_from_to(1, 1e9));
-  sub->add_option("--seq-len", flags->seq_len, "Tokens of a sequence; 0: as in training")
+  sub->add_option(
+         "--seq-len", flags->seq_len,
+         "Tokens of a sequence; 0: as in training, or at most 4096 of a model that was not trained here")
       ->capture_default_str()
       ->check(number_from_to(0, 1e15));
   sub->add_option(

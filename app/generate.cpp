@@ -86,6 +86,12 @@ std::unique_ptr<Tokenizer> open_tokenizer(const LoadedModel& model, const Genera
   }
 }
 
+std::vector<std::int32_t> start_of(const std::string& text, const Tokenizer& tokenizer) {
+  std::vector<std::int32_t> ids = tokenizer.encode(text);
+  if (tokenizer.starts_with_bos()) ids.insert(ids.begin(), tokenizer.bos());
+  return ids;
+}
+
 void read_biases(const std::vector<std::string>& given, SamplingOptions& sampling) {
   for (const std::string& text : given) {
     const std::size_t colon = text.find(':');
@@ -143,7 +149,7 @@ class Generation {
     a.prompt = std::move(prompt);
     if (tokenizer_ != nullptr) a.stream = std::make_unique<TextStream>(*tokenizer_, flags_.stops);
     try {
-      a.prompt_ids = a.prompt.ids.empty() ? tokenizer_->encode(a.prompt.text) : a.prompt.ids;
+      a.prompt_ids = a.prompt.ids.empty() ? start_of(a.prompt.text, *tokenizer_) : a.prompt.ids;
       Request r;
       r.prompt = a.prompt_ids;
       r.max_tokens = flags_.tokens;

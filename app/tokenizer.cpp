@@ -13,6 +13,7 @@
 #include "src/core/stopwatch.h"
 #include "src/core/units.h"
 #include "src/io/atomic_file.h"
+#include "src/io/load_tokenizer.h"
 #include "src/io/output_file.h"
 #include "src/io/sentencepiece_tokenizer.h"
 #include "src/io/text_reader.h"
@@ -154,7 +155,7 @@ void add_inspect(CLI::App& tokenizer, Globals& globals) {
   CLI::App* sub = tokenizer.add_subcommand("inspect", "Show a tokenizer, and what it does to a text");
   add_global_flags(*sub, globals);
   auto flags = std::make_shared<InspectFlags>();
-  sub->add_option("PATH", flags->tokenizer, "A SentencePiece model, or bytes")->required();
+  sub->add_option("PATH", flags->tokenizer, "A SentencePiece model, a tokenizer.json, or bytes")->required();
   auto* text = sub->add_option("--text", flags->text, "Show the tokens of this text");
   sub->footer("Example:\n  fathom tokenizer inspect bpe.model --text \"Once upon a time\"");
   sub->callback([flags, text, &globals] {

@@ -62,6 +62,7 @@ fathom_imported(hdf5 "${HDF5_C_INCLUDE_DIRS}" "${HDF5_C_LIBRARIES}")
 fathom_find_library(openblas cblas.h openblas libopenblas-openmp-dev)
 fathom_find_library(zstd zstd.h zstd libzstd-dev)
 fathom_find_library(xxhash xxhash.h xxhash libxxhash-dev)
+fathom_find_library(pcre2 pcre2.h pcre2-8 libpcre2-dev)
 fathom_find_library(sentencepiece sentencepiece_processor.h sentencepiece libsentencepiece-dev)
 fathom_find_library(sentencepiece_train sentencepiece_trainer.h sentencepiece_train libsentencepiece-dev)
 

@@ -19,6 +19,7 @@
 
 #include "kernels/dtype.h"
 #include "kernels/flop_log.h"
+#include "kernels/rope_scaling.h"
 
 namespace fathom {
 
@@ -46,6 +47,7 @@ struct QkvShape {
   std::int64_t head_dim = 0;
   double rope_theta = 10000.0;
   double norm_eps = 1e-5;  // of QK-norm
+  RopeScaling rope_scaling = {};
 
   std::int64_t row_size() const { return (heads + 2 * kv_heads) * head_dim; }
 };

@@ -35,6 +35,19 @@ def read_safetensors(path, dtype):
     return tensors
 
 
+def scaled(frequencies, scaling):
+    """Frequencies of a model whose context was made longer: divided, all of them or (llama3) those that turn slowly."""
+    if not scaling:
+        return frequencies
+    longer = frequencies / scaling["factor"]
+    if scaling["rope_type"] == "linear":
+        return longer
+    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return (1 - kept) * longer + kept * frequencies
+
+
 class Model:
     def __init__(self, folder, dtype=torch.float32):
         with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
@@ -82,7 +95,7 @@ class Model:
         if self.qk_norm:
             q = self.norm(q, self.weight(layer, "self_attn.q_norm.weight"))
             k = self.norm(k, self.weight(layer, "self_attn.k_norm.weight"))
-        frequencies = c["rope_theta"] ** (-torch.arange(0, d, 2, dtype=torch.float64) / d)
+        frequencies = scaled(c["rope_theta"] ** (-torch.arange(0, d, 2, dtype=torch.float64) / d), c.get("rope_scaling"))
         angles = torch.outer(positions.double(), frequencies)[:, None]
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
 

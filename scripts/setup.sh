@@ -28,6 +28,7 @@ packages=(
   libyaml-cpp-dev        # configs
   libhdf5-dev            # token stores, checkpoints
   libsentencepiece-dev   # tokenizer
+  libpcre2-dev           # the patterns of tokenizer.json
   libopenblas-openmp-dev # matrix products
   libxxhash-dev          # checksums
   zlib1g-dev             # .gz

@@ -10,7 +10,7 @@
 #include "src/config/resolve.h"
 #include "src/core/units.h"
 #include "src/io/atomic_file.h"
-#include "src/io/sentencepiece_tokenizer.h"
+#include "src/io/load_tokenizer.h"
 #include "src/model/model_tokenizer.h"
 
 namespace fathom {
@@ -43,8 +43,7 @@ TrainingInputs TrainingInputs::open(const Config& config) {
     require_tokenizer(*inputs.train, ByteTokenizer(), data.tokenizer);
   } else if (!data.tokenizer.empty()) {
     inputs.tokenizer_model = read_file(data.tokenizer, "tokenizer");
-    require_tokenizer(*inputs.train, *make_sentencepiece(inputs.tokenizer_model, data.tokenizer),
-                      data.tokenizer);
+    require_tokenizer(*inputs.train, *make_tokenizer(inputs.tokenizer_model, data.tokenizer), data.tokenizer);
   }
   inputs.config = resolve(config, inputs.train->vocab_size());
   validate(inputs.config);
@@ -60,10 +59,13 @@ std::optional<DataLoader> TrainingInputs::valid_loader() const {
 
 Config with_own_tokenizer(Config config, const std::filesystem::path& run) {
   std::string& tokenizer = config.data.tokenizer;
-  const std::filesystem::path copy = run / kTokenizerCopy;
   std::error_code error;
   if (tokenizer.empty() || tokenizer == "bytes" || std::filesystem::exists(tokenizer, error)) return config;
-  if (std::filesystem::exists(copy, error)) tokenizer = copy.string();
+  for (const char* name : {kTokenizerCopy, kTokenizerJson}) {
+    if (!std::filesystem::exists(run / name, error)) continue;
+    tokenizer = (run / name).string();
+    break;
+  }
   return config;
 }
 

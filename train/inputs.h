@@ -30,8 +30,8 @@ struct TrainingInputs {
 };
 
 /// `config` for the run in the folder `run`: where the file that data.tokenizer names is gone, the run's own
-/// copy (kTokenizerCopy) takes its place, if there is one. TrainingInputs::open then checks it against the
-/// stores, as any other.
+/// copy (src/model/model_tokenizer.h) takes its place, if there is one. TrainingInputs::open then checks it
+/// against the stores, as any other.
 Config with_own_tokenizer(Config config, const std::filesystem::path& run);
 
 /// More passes than this over a text teach less than fresh text would (Muennighoff et al. 2023).

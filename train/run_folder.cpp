@@ -93,7 +93,7 @@ void remove_temporaries(const fs::path& folder) {
   for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
     const std::string name = entry.path().filename().string();
     const bool ours = name.starts_with("step_") || name.starts_with("latest.") ||
-                      name.starts_with("metrics.jsonl.") || name.starts_with(kTokenizerCopy);
+                      name.starts_with("metrics.jsonl.") || name.starts_with("tokenizer.");
     if (ours && name.find(".tmp") != std::string::npos) fs::remove(entry.path(), error);
   }
 }
@@ -122,7 +122,9 @@ RunFolder::~RunFolder() {
 RunFolder::RunFolder(RunFolder&& other) noexcept
     : path_(std::move(other.path_)), lock_fd_(std::exchange(other.lock_fd_, -1)) {}
 
-fs::path RunFolder::tokenizer_path() const { return path_ / kTokenizerCopy; }
+fs::path RunFolder::tokenizer_path(const std::string& kind) const {
+  return path_ / tokenizer_copy_name(kind);
+}
 
 fs::path RunFolder::checkpoint_path(std::int64_t step) const {
   return checkpoints_path() / checkpoint_name(step);

@@ -1,7 +1,7 @@
 // A run's folder: where its files are, which checkpoints it has, and the lock that keeps a second training
 // out.
 //
-//   config.yaml  tokenizer.model  metrics.jsonl  events.out.tfevents.*  train.log  report.html
+//   config.yaml  tokenizer.model (or .json)  metrics.jsonl  events.out.tfevents.*  train.log  report.html
 //   checkpoints/step_00001000.h5   latest (a text file with the name of the newest checkpoint)   .lock
 #pragma once
 
@@ -30,7 +30,8 @@ class RunFolder {
 
   const std::filesystem::path& path() const { return path_; }
   std::filesystem::path config_path() const { return path_ / "config.yaml"; }
-  std::filesystem::path tokenizer_path() const;  // the run's copy; src/model/model_tokenizer.h reads it
+  std::filesystem::path tokenizer_path(
+      const std::string& kind) const;  // the run's copy; src/model/model_tokenizer.h reads it
   std::filesystem::path metrics_path() const { return path_ / "metrics.jsonl"; }
   std::filesystem::path log_path() const { return path_ / "train.log"; }
   std::filesystem::path plan_path() const { return path_ / "plan.json"; }

@@ -97,7 +97,8 @@ class Run {
     if (!says_the_same(folder_.config_path(), inputs_))
       write_file(folder_.config_path().string(), to_yaml(config_));
     if (!inputs_.tokenizer_model.empty())
-      write_file(folder_.tokenizer_path().string(), inputs_.tokenizer_model);
+      write_file(folder_.tokenizer_path(inputs_.train->info().tokenizer_kind).string(),
+                 inputs_.tokenizer_model);
     if (options_.plan) write_file(folder_.plan_path().string(), options_.plan(config_) + "\n");
     recorder_.emplace(folder_, state_.step, steps_, console_);
     restore_evaluations();

@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include <cuda_runtime_api.h>
@@ -154,7 +155,7 @@ class CudaBackend final : public Backend {
     return static_cast<T*>(scratch(static_cast<std::size_t>(n) * sizeof(T)));
   }
   /// The table of RoPE's inverse frequencies, fp32 [head_dim / 2], computed in double on the host.
-  const float* rope_frequencies(double theta, std::int64_t head_dim);
+  const float* rope_frequencies(const QkvShape& s);
 
   BackendOptions options_;
   int device_ = 0;
@@ -169,7 +170,7 @@ class CudaBackend final : public Backend {
   std::vector<PinnedMemory> pinned_;  // staging for copy_from_host, used in turn
   std::vector<EventHandle> pinned_free_;
   std::size_t next_pinned_ = 0;
-  std::map<std::pair<double, std::int64_t>, DeviceMemory> rope_tables_;
+  std::map<std::tuple<double, std::int64_t, RopeScaling>, DeviceMemory> rope_tables_;
   std::unique_ptr<Gemm> gemm_;
   std::unique_ptr<CudnnAttention> cudnn_;  // null: cuDNN is not there
 };

@@ -95,17 +95,18 @@ void check_shape(const char* op, const QkvShape& s, ConstView q_weight, ConstVie
 
 }  // namespace
 
-const float* CudaBackend::rope_frequencies(double theta, std::int64_t head_dim) {
-  const std::pair key{theta, head_dim};
+const float* CudaBackend::rope_frequencies(const QkvShape& s) {
+  const std::tuple key{s.rope_theta, s.head_dim, s.rope_scaling};
   if (const auto found = rope_tables_.find(key); found != rope_tables_.end()) {
     return static_cast<const float*>(found->second.get());
   }
-  if (capturing_) throw InternalError("[rope] a new theta or head size within a captured sequence");
+  if (capturing_) throw InternalError("[rope] a new theta, head size or scaling within a captured sequence");
   // Exponent and frequency are rounded as an fp32 implementation rounds them; the power itself is in double.
-  std::vector<float> frequencies(static_cast<std::size_t>(head_dim / 2));
+  std::vector<float> frequencies(static_cast<std::size_t>(s.head_dim / 2));
   for (std::size_t i = 0; i < frequencies.size(); ++i) {
-    const float exponent = -2.0F * static_cast<float>(i) / static_cast<float>(head_dim);
-    frequencies[i] = static_cast<float>(std::pow(theta, static_cast<double>(exponent)));
+    const float exponent = -2.0F * static_cast<float>(i) / static_cast<float>(s.head_dim);
+    const double frequency = std::pow(s.rope_theta, static_cast<double>(exponent));
+    frequencies[i] = static_cast<float>(scaled_frequency(frequency, s.rope_scaling));
   }
   const std::size_t bytes = frequencies.size() * sizeof(float);
   DeviceMemory table = make_device_memory("rope", bytes);
@@ -118,7 +119,7 @@ void CudaBackend::rope_forward(View out, View rstd, ConstView qkv, ConstView pos
   const char* op = "rope_forward";
   check_shape(op, s, q_weight, k_weight);
   const std::int64_t n = s.rows * s.row_size(), turned = s.heads + s.kv_heads;
-  const float* frequencies = rope_frequencies(s.rope_theta, s.head_dim);
+  const float* frequencies = rope_frequencies(s);
   for_compute_type(op, out.dtype, [&](auto zero) {
     using T = decltype(zero);
     T* to = output<T>(op, "out", out, n);
@@ -143,7 +144,7 @@ void CudaBackend::rope_backward(View dqkv, View dq_weight_accumulate, View dk_we
   const char* op = "rope_backward";
   check_shape(op, s, q_weight, k_weight);
   const std::int64_t n = s.rows * s.row_size(), turned = s.heads + s.kv_heads, d = s.head_dim;
-  const float* frequencies = rope_frequencies(s.rope_theta, s.head_dim);
+  const float* frequencies = rope_frequencies(s);
   for_compute_type(op, dqkv.dtype, [&](auto zero) {
     using T = decltype(zero);
     T* to = output<T>(op, "dqkv", dqkv, n);

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "kernels/rope_scaling.h"
+
 namespace fathom {
 
 /// A Llama-style transformer. Every length is in tokens or elements.
@@ -22,6 +24,7 @@ struct ModelConfig {
   std::int64_t ffn_hidden = 0;   // F; 0: 8/3 of the width, rounded up to a multiple of 64
   std::int64_t max_seq_len = 0;  // 0: train.seq_len
   double rope_theta = 10000.0;
+  RopeScaling rope_scaling = {};
   double norm_eps = 1e-5;
   bool qk_norm = false;
   bool tie_embeddings = false;

@@ -170,12 +170,14 @@ constexpr std::array kPrecisions{"fp32", "bf16"};
 
 std::vector<Key> make_keys() {
   constexpr auto model = &Config::model;
+  constexpr auto rope = &ModelConfig::rope_scaling;
   constexpr auto routing = &Config::routing;
   constexpr auto causal = &RoutingConfig::causal;
   constexpr auto experts = &RoutingConfig::experts;
   constexpr auto data = &Config::data;
   constexpr auto train = &Config::train;
   using M = ModelConfig;
+  using S = RopeScaling;
   using R = RoutingConfig;
   using C = CausalConfig;
   using E = ExpertsConfig;
@@ -214,6 +216,21 @@ std::vector<Key> make_keys() {
       key<model, &M::qk_norm>("model.qk_norm", kAny, "", "RMSNorm on each head's queries and keys."),
       key<model, &M::tie_embeddings>("model.tie_embeddings", kAny, "",
                                      "The output head is the embedding, transposed."),
+      key<model, rope, &S::kind>(
+          "model.rope_scaling.kind", kAny, "",
+          "Longer rotary wavelengths, for a longer context than the model was trained in at first: "
+          "linear: all of them; llama3: the long ones."),
+      key<model, rope, &S::factor>("model.rope_scaling.factor", from_to(1, 1e6), "wavelengths become longer",
+                                   "So many times as long (linear, llama3)."),
+      key<model, rope, &S::low_freq_factor>(
+          "model.rope_scaling.low_freq_factor", above_upto(0, 1e6), "it divides a length",
+          "llama3: a wavelength of original_max_seq_len / this, or more, is one of the long ones."),
+      key<model, rope, &S::high_freq_factor>(
+          "model.rope_scaling.high_freq_factor", above_upto(0, 1e6), "it divides a length",
+          "llama3: a wavelength of original_max_seq_len / this, or less, stays as it is."),
+      key<model, rope, &S::original_max_seq_len>(
+          "model.rope_scaling.original_max_seq_len", from_to(1, 16777216), "a sequence has a token",
+          "llama3: the longest sequence of the training before, tokens."),
 
       key<routing, &R::kind>("routing.kind", kAny, "",
                              "none: a dense model; mod: Mixture-of-Depths; moe: experts in every block's "

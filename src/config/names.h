@@ -13,6 +13,10 @@ template <typename E>
 struct EnumNames;
 
 template <>
+struct EnumNames<RopeScalingKind> {
+  static constexpr std::array values{"none", "linear", "llama3"};
+};
+template <>
 struct EnumNames<RoutingKind> {
   static constexpr std::array values{"none", "mod", "moe", "mode_staged", "mode_integrated"};
 };

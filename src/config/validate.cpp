@@ -48,6 +48,13 @@ void check_model(const Config& c, const Checker& check) {
       m.kv_heads == 0 || m.heads % m.kv_heads == 0, {"model.heads", "model.kv_heads"},
       fmt::format("model.kv_heads is {}, but it must divide model.heads, which is {}.", m.kv_heads, m.heads),
       "Each key and value head serves the same number of query heads.");
+  const RopeScaling& s = m.rope_scaling;
+  check.require(
+      s.kind != RopeScalingKind::Llama3 || s.high_freq_factor > s.low_freq_factor,
+      {"model.rope_scaling.low_freq_factor", "model.rope_scaling.high_freq_factor"},
+      fmt::format("model.rope_scaling.high_freq_factor is {}, not above low_freq_factor, which is {}.",
+                  print_number(s.high_freq_factor), print_number(s.low_freq_factor)),
+      "Llama 3 has 1 and 4.");
   check.require(m.max_seq_len == 0 || c.train.seq_len <= m.max_seq_len,
                 {"train.seq_len", "model.max_seq_len"},
                 fmt::format("train.seq_len is {}, longer than model.max_seq_len, which is {}.",

@@ -12,9 +12,9 @@
 #include "src/io/atomic_file.h"
 #include "src/io/bin_reader.h"
 #include "src/io/checksum.h"
+#include "src/io/load_tokenizer.h"
 #include "src/io/ordered_encoder.h"
 #include "src/io/output_file.h"
-#include "src/io/sentencepiece_tokenizer.h"
 #include "src/io/token_store.h"
 
 namespace fathom {
@@ -100,6 +100,10 @@ void report(const PrepareOptions& options, std::int64_t done, std::int64_t total
 
 PrepareResult prepare_text(const PrepareOptions& options) {
   const auto tokenizer = load_tokenizer(options.tokenizer);
+  if (tokenizer->end_of_document() < 0) {
+    throw UserError(fmt::format("{} has no token that is known to end a document.", options.tokenizer),
+                    "docs/formats.md names those that are known.");
+  }
   TextReader reader(options.inputs, options.text);
   Stores stores(options, describe(*tokenizer, "prepare"));
   const int cores = static_cast<int>(std::thread::hardware_concurrency());

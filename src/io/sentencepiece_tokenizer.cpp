@@ -2,10 +2,8 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <charconv>
 #include <filesystem>
-#include <unordered_map>
 #include <utility>
 
 #include <fmt/format.h>
@@ -16,30 +14,13 @@
 #include "src/io/checksum.h"
 #include "src/io/sentencepiece_seal.h"
 #include "src/io/utf8.h"
+#include "src/io/word_cache.h"
 
 namespace fathom {
 
 namespace {
 
 constexpr std::string_view kSpace = "\xE2\x96\x81";  // U+2581, which SentencePiece writes for a space
-constexpr std::size_t kMaxCachedWord = 64;           // bytes
-constexpr std::size_t kMaxCacheEntries = std::size_t{1} << 17;
-
-// Words seen by this thread, with their ids. Text repeats its words, and looking one up costs a fraction of
-// running the merges again. It belongs to one tokenizer at a time.
-struct WordCache {
-  std::uint64_t owner = 0;
-  std::unordered_map<std::string, std::vector<int>> words;
-};
-
-WordCache& word_cache(std::uint64_t owner) {
-  thread_local WordCache cache;
-  if (cache.owner != owner || cache.words.size() > kMaxCacheEntries) {
-    cache.words.clear();
-    cache.owner = owner;
-  }
-  return cache;
-}
 
 std::string replace_all(std::string text, std::string_view from, std::string_view to) {
   for (std::size_t at = 0; (at = text.find(from, at)) != std::string::npos; at += to.size()) {
@@ -67,8 +48,6 @@ class SentencePieceTokenizer final : public Tokenizer {
       fail("it has no end-of-sentence token, which has to end documents", "Train it with an eos token.");
     }
     read_pieces();
-    static std::atomic<std::uint64_t> count{0};
-    instance_ = ++count;
     const std::string probe = "  a  b\n\n c\xE2\x96\x81 \t\xC3\xA9 x\n";
     lossless_ = lossless_ && decode(encode(probe)) == probe;
   }
@@ -163,8 +142,6 @@ class SentencePieceTokenizer final : public Tokenizer {
       if (!text.empty()) encode_with_library(text, ids);
       return;
     }
-    WordCache& cache = word_cache(instance_);
-    std::string key;
     while (!text.empty()) {
       // A word is a run of spaces and what follows up to the next space or line end; a line end is one by
       // itself.
@@ -176,24 +153,15 @@ class SentencePieceTokenizer final : public Tokenizer {
       }
       const std::string_view word = text.substr(0, end);
       text.remove_prefix(end);
-      if (word.size() > kMaxCachedWord) {
-        encode_with_library(word, ids);
-        continue;
-      }
-      key.assign(word);
-      auto found = cache.words.find(key);
-      if (found == cache.words.end()) {
-        std::vector<std::int32_t> out;
-        encode_with_library(word, out);
-        found = cache.words.emplace(key, std::move(out)).first;
-      }
-      ids.insert(ids.end(), found->second.begin(), found->second.end());
+      cache_.append(word, ids, [this](std::string_view one, std::vector<std::int32_t>& out) {
+        encode_with_library(one, out);
+      });
     }
   }
 
   sentencepiece::SentencePieceProcessor processor_;
   std::string hash_;
-  std::uint64_t instance_ = 0;
+  WordCache cache_;
   std::vector<std::string> texts_;  // of each id; empty for control tokens
   std::array<std::int32_t, 256> byte_ids_{};
   bool lossless_ = true;
@@ -214,11 +182,6 @@ bool is_sentencepiece_file(const std::string& path) {
   const std::string model = read_file(path, "tokenizer");
   if (check_seal(model) != Seal::Absent) return true;
   return sentencepiece::SentencePieceProcessor().LoadFromSerializedProto(model).ok();
-}
-
-std::unique_ptr<Tokenizer> load_tokenizer(const std::string& path_or_bytes) {
-  if (path_or_bytes == "bytes") return std::make_unique<ByteTokenizer>();
-  return make_sentencepiece(read_file(path_or_bytes, "tokenizer"), path_or_bytes);
 }
 
 }  // namespace fathom

@@ -37,7 +37,4 @@ std::string train_sentencepiece(const std::function<bool(std::string&)>& next,
 /// Whether the file is a SentencePiece model, one of ours that is damaged included.
 bool is_sentencepiece_file(const std::string& path);
 
-/// "bytes", or the path of a SentencePiece model.
-std::unique_ptr<Tokenizer> load_tokenizer(const std::string& path_or_bytes);
-
 }  // namespace fathom

@@ -186,8 +186,8 @@ struct TokenStore::Impl {
     text_bytes = file.get_int("text_bytes");
     source_hash = file.get_string("source_hash");
     const std::string& kind = info.tokenizer_kind;
-    if (kind != "bytes" && kind != "sentencepiece" && kind != "external") {
-      fail(fmt::format("its tokenizer kind is \"{}\"; expected bytes, sentencepiece or external", kind));
+    if (kind != "bytes" && kind != "sentencepiece" && kind != "bpe" && kind != "external") {
+      fail(fmt::format("its tokenizer kind is \"{}\"; expected bytes, sentencepiece, bpe or external", kind));
     }
     if (info.vocab_size < 1 || info.vocab_size > std::numeric_limits<std::int32_t>::max()) {
       fail(fmt::format("vocab_size is {}; expected 1 to 2^31 - 1", info.vocab_size));

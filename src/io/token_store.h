@@ -17,7 +17,7 @@ namespace fathom {
 
 /// What describes a store besides its tokens.
 struct TokenStoreInfo {
-  std::string tokenizer_kind;         // "bytes", "sentencepiece" or "external" (ids made by another program)
+  std::string tokenizer_kind;         // "bytes", "sentencepiece", "bpe" or "external" (ids alone)
   std::string tokenizer_hash;         // Tokenizer::hash; "external:VOCAB:END" when unknown
   std::int64_t vocab_size = 0;        // ids are in [0, vocab_size)
   std::int32_t end_of_document = -1;  // -1: none

@@ -24,12 +24,14 @@ class Tokenizer {
   virtual std::int64_t vocab_size() const = 0;
   /// Identifies the tokenizer: stores and checkpoints remember it. 32 hexadecimal digits, or "bytes".
   virtual std::string hash() const = 0;
-  /// "bytes" or "sentencepiece".
+  /// "bytes", "sentencepiece" or "bpe" (a tokenizer.json).
   virtual std::string kind() const = 0;
-  /// The token that follows every document.
+  /// The token that follows every document; -1 when none is known.
   virtual std::int32_t end_of_document() const = 0;
   /// The token that starts a sequence; -1 when there is none.
   virtual std::int32_t bos() const { return -1; }
+  /// Whether the programs that the tokenizer comes from put bos() before every text.
+  virtual bool starts_with_bos() const { return false; }
   /// How one token reads in a listing: printable, with escapes.
   virtual std::string piece(std::int32_t id) const = 0;
 };

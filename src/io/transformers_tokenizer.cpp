@@ -10,6 +10,8 @@
 #include <sentencepiece_processor.h>
 
 #include "kernels/error.h"
+#include "src/io/bpe_tokenizer.h"
+#include "src/io/byte_alphabet.h"
 #include "src/io/sentencepiece_seal.h"
 #include "src/io/tokenizer.h"
 
@@ -22,18 +24,6 @@ using Json = nlohmann::ordered_json;
 constexpr const char* kEnd = "<|endoftext|>";
 constexpr const char* kLineEnd = "\n";          // a token of its own in the models that we train
 constexpr const char* kSpace = "\xe2\x96\x81";  // U+2581, which stands for a space in SentencePiece's pieces
-
-std::string utf8(std::uint32_t point) {  // of two bytes at most
-  if (point < 0x80) return {static_cast<char>(point)};
-  return {static_cast<char>(0xc0 | (point >> 6)), static_cast<char>(0x80 | (point & 0x3f))};
-}
-
-// Byte-level BPE writes a byte as a character that can be seen (Radford et al. 2019): those of Latin-1 that
-// can are themselves, the others follow from U+0100 on.
-std::string shown(int byte, std::uint32_t& next) {
-  const bool visible = (byte >= 0x21 && byte <= 0x7e) || (byte >= 0xa1 && byte <= 0xac) || byte >= 0xae;
-  return utf8(visible ? static_cast<std::uint32_t>(byte) : next++);
-}
 
 // A token that is found before anything else is done with the text.
 Json added(std::int64_t id, const std::string& content, bool special) {
@@ -93,8 +83,7 @@ Json merges_of(const sentencepiece::SentencePieceProcessor& model) {
 
 std::map<std::string, std::string> transformers_byte_tokenizer() {
   Json vocabulary = Json::object();
-  std::uint32_t next = 0x100;
-  for (int byte = 0; byte < 256; ++byte) vocabulary[shown(byte, next)] = byte;
+  for (int byte = 0; byte < 256; ++byte) vocabulary[byte_character(static_cast<unsigned char>(byte))] = byte;
   const Json byte_level = {
       {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", false}, {"use_regex", false}};
   return files({added(ByteTokenizer::kEndOfDocument, kEnd, true)}, nullptr, byte_level, byte_level,
@@ -130,6 +119,17 @@ std::map<std::string, std::string> transformers_sentencepiece(std::string_view m
                    {"vocab", vocabulary},
                    {"merges", merges_of(pieces)}}));
   return all;
+}
+
+std::map<std::string, std::string> transformers_bpe(const std::string& json, const std::string& origin) {
+  const std::unique_ptr<Tokenizer> tokenizer = make_bpe_tokenizer(json, origin);
+  Json config = {{"tokenizer_class", "PreTrainedTokenizerFast"}, {"clean_up_tokenization_spaces", false}};
+  const auto name = [&](const char* key, std::int32_t id) {
+    if (id >= 0) config[key] = tokenizer->piece(id);
+  };
+  name("bos_token", tokenizer->bos());
+  name("eos_token", tokenizer->end_of_document());
+  return {{"tokenizer.json", json}, {"tokenizer_config.json", config.dump(2) + "\n"}};
 }
 
 }  // namespace fathom

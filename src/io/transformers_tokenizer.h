@@ -17,4 +17,8 @@ std::map<std::string, std::string> transformers_byte_tokenizer();
 std::map<std::string, std::string> transformers_sentencepiece(std::string_view model,
                                                               const std::string& origin);
 
+/// For the text of a tokenizer.json that make_bpe_tokenizer takes: the text itself, and the least
+/// tokenizer_config.json that goes with it. UserError: no such text.
+std::map<std::string, std::string> transformers_bpe(const std::string& json, const std::string& origin);
+
 }  // namespace fathom

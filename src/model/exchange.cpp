@@ -1,5 +1,7 @@
 #include "src/model/exchange.h"
 
+#include <algorithm>
+#include <array>
 #include <map>
 #include <memory>
 #include <span>
@@ -11,7 +13,7 @@
 
 #include "kernels/error.h"
 #include "src/io/atomic_file.h"
-#include "src/io/checksum.h"
+#include "src/io/load_tokenizer.h"
 #include "src/io/safetensors.h"
 #include "src/io/transformers_tokenizer.h"
 #include "src/model/exchange_config.h"
@@ -56,9 +58,37 @@ double write_weights(const fs::path& path, const LoadedModel& model, Backend& ba
   return bytes;
 }
 
+// What makes a tokenizer, and says how a program has to use it, in the folders of transformers.
+constexpr std::array<std::string_view, 8> kTokenizerFiles = {
+    kTokenizerCopy,      kTokenizerJson, "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
+    "added_tokens.json", "merges.txt",   "chat_template.jinja"};
+
+fs::path folder_of(const fs::path& path) {
+  std::error_code error;
+  return fs::is_directory(path, error) ? path : path.parent_path();
+}
+
+// Of a model that was exchanged before, as they are: whether Fathom reads them or not.
+std::map<std::string, std::string> copied_tokenizer_files(const LoadedModel& model) {
+  std::map<std::string, std::string> files;
+  if (!is_exported_model(model.checkpoint)) return files;
+  std::error_code error;
+  for (const std::string_view name : kTokenizerFiles) {
+    const fs::path path = folder_of(model.checkpoint) / name;
+    if (fs::is_regular_file(path, error)) files[std::string(name)] = read_file(path.string(), "tokenizer");
+  }
+  return files;
+}
+
 // The tokenizer's files by name. A model of ids that another program made has none.
 std::map<std::string, std::string> tokenizer_files(const LoadedModel& model, const std::string& path) {
+  if (path.empty()) {
+    std::map<std::string, std::string> copied = copied_tokenizer_files(model);
+    if (!copied.empty()) return copied;
+  }
   if (model.meta.tokenizer_kind == "bytes") return transformers_byte_tokenizer();
+  if (model.meta.tokenizer_kind == "bpe")
+    return transformers_bpe(tokenizer_model_of(model, path), "the tokenizer");
   if (model.meta.tokenizer_kind != "sentencepiece") return {};
   return transformers_sentencepiece(tokenizer_model_of(model, path), "the tokenizer");
 }
@@ -69,8 +99,9 @@ bool is_our_export(const fs::path& folder) {
   if (!fs::is_regular_file(folder / kConfig, error) || fs::is_symlink(folder, error)) return false;
   for (const auto& entry : fs::directory_iterator(folder, error)) {
     const std::string name = entry.path().filename().string();
-    const bool is_known = name == kConfig || name == kWeights || name == kTokenizerCopy ||
-                          name == "tokenizer.json" || name == "tokenizer_config.json";
+    const bool is_known =
+        name == kConfig || name == kWeights ||
+        std::find(kTokenizerFiles.begin(), kTokenizerFiles.end(), name) != kTokenizerFiles.end();
     if (!is_known || !entry.is_regular_file(error)) return false;
   }
   try {
@@ -129,18 +160,24 @@ class NewFolder {
   fs::path folder_, made_, old_;
 };
 
-fs::path folder_of(const fs::path& path) {
-  std::error_code error;
-  return fs::is_directory(path, error) ? path : path.parent_path();
-}
-
-// Of a model that another program wrote.
+// Of a model that another program wrote. One that Fathom does not read leaves the model its ids.
 void find_tokenizer(const fs::path& folder, CheckpointMeta& meta) {
-  std::error_code error;
   meta.tokenizer_kind = "external";
-  if (!fs::exists(folder / kTokenizerCopy, error)) return;
-  meta.tokenizer_kind = "sentencepiece";
-  meta.tokenizer_hash = hash_hex(read_file((folder / kTokenizerCopy).string(), "tokenizer"));
+  for (const char* name : {kTokenizerCopy, kTokenizerJson}) {
+    const std::string path = (folder / name).string();
+    std::error_code error;
+    if (!fs::exists(path, error)) continue;
+    try {
+      const std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(path);
+      // Each kind has its own name, by which it is found again.
+      if (tokenizer_copy_name(tokenizer->kind()) != std::string_view(name)) continue;
+      meta.tokenizer_kind = tokenizer->kind();
+      meta.tokenizer_hash = tokenizer->hash();
+      return;
+    } catch (const UserError&) {
+      continue;  // tokenizer_of says why, when a text is to be read
+    }
+  }
 }
 
 }  // namespace
@@ -150,8 +187,7 @@ Exported export_model(const LoadedModel& model, Backend& backend, const fs::path
   if (options.dtype != DType::F32 && options.dtype != DType::BF16) {
     throw InternalError(fmt::format("[export] weights of {}", name_of(options.dtype)));
   }
-  const bool has_tokenizer =
-      model.meta.tokenizer_kind == "bytes" || model.meta.tokenizer_kind == "sentencepiece";
+  const bool has_tokenizer = model.meta.tokenizer_kind != "external";
   std::int64_t end = -1, bos = -1;
   if (has_tokenizer) {
     const std::unique_ptr<Tokenizer> tokenizer = tokenizer_of(model, options.tokenizer);
@@ -172,6 +208,10 @@ Exported export_model(const LoadedModel& model, Backend& backend, const fs::path
   }
   out.commit();
   return exported;
+}
+
+DType exchange_dtype(const fs::path& path) {
+  return ExchangeWeights(folder_of(path)).are_bf16() ? DType::BF16 : DType::F32;
 }
 
 bool is_exported_model(const fs::path& path) {

@@ -30,6 +30,10 @@ struct Exported {
 Exported export_model(const LoadedModel& model, Backend& backend, const std::filesystem::path& folder,
                       const ExportOptions& options = {});
 
+/// The type of its weights that loses nothing of them: BF16 when all are, else F32 (of which F64 may lose
+/// some). UserError: as load_exported_model, of its files.
+DType exchange_dtype(const std::filesystem::path& path);
+
 /// Whether `path` is such a folder, or its config.json.
 bool is_exported_model(const std::filesystem::path& path);
 

@@ -9,6 +9,7 @@
 
 #include "kernels/error.h"
 #include "src/config/keys.h"
+#include "src/config/names.h"
 #include "src/config/parse.h"
 #include "src/config/print.h"
 #include "src/config/resolve.h"
@@ -50,6 +51,23 @@ constexpr std::array<Named, 8> kNames = {{{"vocab_size", "vocab_size"},
                                           {"intermediate_size", "ffn_hidden"},
                                           {"max_position_embeddings", "max_seq_len"},
                                           {"rms_norm_eps", "norm_eps"}}};
+// Of rope_scaling; linear scaling has the first alone.
+constexpr std::array<Named, 4> kScalingNames = {
+    {{"factor", "factor"},
+     {"low_freq_factor", "low_freq_factor"},
+     {"high_freq_factor", "high_freq_factor"},
+     {"original_max_position_embeddings", "original_max_seq_len"}}};
+
+Json scaling_of(const RopeScaling& s) {
+  if (s.kind == RopeScalingKind::None) return nullptr;
+  Json json = {{"rope_type", name_of(s.kind)}, {"factor", s.factor}};
+  if (s.kind == RopeScalingKind::Llama3) {
+    json["low_freq_factor"] = s.low_freq_factor;
+    json["high_freq_factor"] = s.high_freq_factor;
+    json["original_max_position_embeddings"] = s.original_max_seq_len;
+  }
+  return json;
+}
 
 class Reader {
  public:
@@ -66,10 +84,9 @@ class Reader {
     require("mlp_bias", false);
     require("use_sliding_window", false);
     require("partial_rotary_factor", 1.0);
-    const Json theta = rope_theta();
     Json model = Json::object();
     for (const Named& name : kNames) model[name.ours] = number(name.theirs, name.theirs == kNames[4].theirs);
-    model["rope_theta"] = theta;
+    read_rope(model);
     model["tie_embeddings"] =
         json_.contains("tie_word_embeddings") ? json_["tie_word_embeddings"] : Json(false);
     model["qk_norm"] = type == "qwen3";
@@ -123,18 +140,39 @@ class Reader {
     refuse(fmt::format("{} is {}", key, found->dump()), only.dump());
   }
 
-  // Beside the other keys until version 4 of transformers, in rope_parameters since.
-  Json rope_theta() const {
-    Json theta = json_.contains("rope_theta") ? json_["rope_theta"] : Json(10000.0);
+  // rope_theta and rope_scaling. They stood apart until version 4 of transformers, and are both in
+  // rope_parameters since.
+  void read_rope(Json& model) const {
+    model["rope_theta"] = json_.contains("rope_theta") ? json_["rope_theta"] : Json(10000.0);
     for (const char* key : {"rope_scaling", "rope_parameters"}) {
       const auto found = json_.find(key);
       if (found == json_.end() || !found->is_object()) continue;
+      model["rope_theta"] = found->value("rope_theta", model["rope_theta"]);
+      if (found->value("partial_rotary_factor", 1.0) != 1.0) {
+        refuse(fmt::format("{} has a partial_rotary_factor of {}", key,
+                           (*found)["partial_rotary_factor"].dump()),
+               "1");
+      }
       const std::string kind = found->value("rope_type", found->value("type", std::string("default")));
-      if (kind != "default")
-        refuse(fmt::format("{} has the type {}", key, kind), "positions without scaling");
-      theta = found->value("rope_theta", theta);
+      if (kind != "default") model["rope_scaling"] = rope_scaling(key, *found, kind);
     }
-    return theta;
+  }
+
+  Json rope_scaling(const char* key, const Json& theirs, const std::string& kind) const {
+    if (kind != name_of(RopeScalingKind::Linear) && kind != name_of(RopeScalingKind::Llama3)) {
+      refuse(fmt::format("{} has the type {}", key, kind), "default, linear and llama3");
+    }
+    Json ours = {{"kind", kind}};
+    for (const Named& name : kScalingNames) {
+      const auto found = theirs.find(name.theirs);
+      if (found == theirs.end() || !found->is_number()) {
+        throw UserError(fmt::format("{}: {} of the type {} has no {}, which is to be a number.", path_, key,
+                                    kind, name.theirs));
+      }
+      ours[name.ours] = *found;
+      if (kind == name_of(RopeScalingKind::Linear)) break;  // the factor is all
+    }
+    return ours;
   }
 
   void require_whole_heads(const Json& model) const {
@@ -186,27 +224,18 @@ std::string exchange_config(const Config& config, const CheckpointMeta& meta, DT
                              : type == "qwen3" ? "Qwen3ForCausalLM"
                                                : "FathomForCausalLM";
   const auto id = [](std::int64_t i) { return i < 0 ? Json(nullptr) : Json(i); };
-  Json json = {{"architectures", {architecture}},
-               {"model_type", type},
-               {"vocab_size", m.vocab_size},
-               {"hidden_size", m.width},
-               {"intermediate_size", m.ffn_hidden},
-               {"num_hidden_layers", m.depth},
-               {"num_attention_heads", m.heads},
-               {"num_key_value_heads", m.kv_heads},
-               {"head_dim", m.head_dim()},
-               {"max_position_embeddings", m.max_seq_len},
-               {"rope_theta", m.rope_theta},
-               {"rms_norm_eps", m.norm_eps},
-               {"hidden_act", "silu"},
-               {"attention_bias", false},
-               {"mlp_bias", false},
-               {"attention_dropout", 0.0},
-               {"tie_word_embeddings", m.tie_embeddings},
-               {"bos_token_id", id(bos)},
-               {"eos_token_id", id(end_of_document)},
-               {"pad_token_id", nullptr},
-               {"torch_dtype", dtype == DType::BF16 ? "bfloat16" : "float32"}};
+  Json json = {
+      {"architectures", {architecture}},   {"model_type", type},
+      {"vocab_size", m.vocab_size},        {"hidden_size", m.width},
+      {"intermediate_size", m.ffn_hidden}, {"num_hidden_layers", m.depth},
+      {"num_attention_heads", m.heads},    {"num_key_value_heads", m.kv_heads},
+      {"head_dim", m.head_dim()},          {"max_position_embeddings", m.max_seq_len},
+      {"rope_theta", m.rope_theta},        {"rope_scaling", scaling_of(m.rope_scaling)},
+      {"rms_norm_eps", m.norm_eps},        {"hidden_act", "silu"},
+      {"attention_bias", false},           {"mlp_bias", false},
+      {"attention_dropout", 0.0},          {"tie_word_embeddings", m.tie_embeddings},
+      {"bos_token_id", id(bos)},           {"eos_token_id", id(end_of_document)},
+      {"pad_token_id", nullptr},           {"torch_dtype", dtype == DType::BF16 ? "bfloat16" : "float32"}};
   Json own = {{"version", kVersion},
               {"step", meta.state.step},
               {"git_sha", meta.git_sha},

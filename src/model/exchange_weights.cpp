@@ -1,5 +1,6 @@
 #include "src/model/exchange_weights.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -191,6 +192,13 @@ void ExchangeWeights::require(const std::vector<ParameterSpec>& specs, const Mod
                       file.path(), entry.name));
     }
   }
+}
+
+bool ExchangeWeights::are_bf16() const {
+  return std::all_of(files_.begin(), files_.end(), [](const SafetensorsFile& file) {
+    return std::all_of(file.entries().begin(), file.entries().end(),
+                       [](const SafetensorsEntry& entry) { return entry.type == SafetensorsType::BF16; });
+  });
 }
 
 std::vector<float> ExchangeWeights::read(const ParameterSpec& spec, const ModelConfig& model) const {

@@ -40,6 +40,8 @@ class ExchangeWeights {
   /// UserError when a tensor of these parameters is missing or of another shape, or one belongs to none of
   /// them. Passed over: rotary tables, and a head beside tied embeddings.
   void require(const std::vector<ParameterSpec>& specs, const ModelConfig& model) const;
+  /// Whether they are BF16, each of them.
+  bool are_bf16() const;
   /// All values of a parameter. UserError: not of a floating type.
   std::vector<float> read(const ParameterSpec& spec, const ModelConfig& model) const;
 

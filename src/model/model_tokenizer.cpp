@@ -1,13 +1,14 @@
 #include "src/model/model_tokenizer.h"
 
 #include <filesystem>
+#include <vector>
 
 #include <fmt/format.h>
 
 #include "kernels/error.h"
 #include "src/io/atomic_file.h"
 #include "src/io/checksum.h"
-#include "src/io/sentencepiece_tokenizer.h"
+#include "src/io/load_tokenizer.h"
 #include "src/model/exchange.h"
 
 namespace fathom {
@@ -23,13 +24,20 @@ constexpr const char* kGiveIt = "Give the right one with --tokenizer PATH.";
 fs::path copy_of(const LoadedModel& model) {
   const fs::path folder = fs::absolute(model.checkpoint).lexically_normal().parent_path();
   if (folder.filename() != "checkpoints" && !is_exported_model(model.checkpoint)) return {};
-  fs::path copy = (folder.filename() == "checkpoints" ? folder.parent_path() : folder) / kTokenizerCopy;
+  const fs::path place = folder.filename() == "checkpoints" ? folder.parent_path() : folder;
+  std::vector<const char*> names = {tokenizer_copy_name(model.meta.tokenizer_kind)};
+  if (model.meta.tokenizer_hash.empty())
+    names = {kTokenizerJson, kTokenizerCopy};  // whichever: to say what is wrong
   std::error_code error;
-  return fs::exists(copy, error) ? copy : fs::path();
+  for (const char* name : names) {
+    if (fs::exists(place / name, error)) return place / name;
+  }
+  return {};
 }
 
 std::string read_copy(const fs::path& path, const CheckpointMeta& meta) {
   std::string bytes = read_file(path.string(), "tokenizer");
+  if (meta.tokenizer_hash.empty()) return bytes;  // of another program
   if (const std::string hash = hash_hex(bytes); hash != meta.tokenizer_hash) {
     throw UserError(
         fmt::format("{}, the model's copy of its tokenizer, is damaged or another's: its hash is {}, and "
@@ -42,7 +50,8 @@ std::string read_copy(const fs::path& path, const CheckpointMeta& meta) {
 
 std::string read_other(const std::string& path, const CheckpointMeta& meta) {
   const std::unique_ptr<Tokenizer> tokenizer = load_tokenizer(path);
-  if (tokenizer->hash() == meta.tokenizer_hash) return read_file(path, "tokenizer");
+  if (meta.tokenizer_hash.empty() || tokenizer->hash() == meta.tokenizer_hash)
+    return read_file(path, "tokenizer");
   throw UserError(fmt::format("{} is another tokenizer ({}) than the model was trained with ({}).", path,
                               tokenizer->hash(), meta.tokenizer_hash),
                   kGiveIt);
@@ -75,6 +84,10 @@ Found find_model_file(const LoadedModel& model, const std::string& path) {
 
 }  // namespace
 
+const char* tokenizer_copy_name(std::string_view kind) {
+  return kind == "sentencepiece" ? kTokenizerCopy : kTokenizerJson;
+}
+
 std::unique_ptr<Tokenizer> tokenizer_of(const LoadedModel& model, const std::string& path) {
   if (model.meta.tokenizer_kind == "bytes") {
     if (path.empty() || path == "bytes") return load_tokenizer("bytes");
@@ -84,7 +97,7 @@ std::unique_ptr<Tokenizer> tokenizer_of(const LoadedModel& model, const std::str
         "Leave --tokenizer out.");
   }
   const Found found = find_model_file(model, path);
-  return make_sentencepiece(found.bytes, found.path);
+  return make_tokenizer(found.bytes, found.path);
 }
 
 std::string tokenizer_model_of(const LoadedModel& model, const std::string& path) {

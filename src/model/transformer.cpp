@@ -216,7 +216,7 @@ Tensor Transformer::attend(Context& c, std::int64_t layer, Tensor qkv, const Row
   qkv = ops::rope(c, std::move(qkv), rows.positions,
                   qk_norm ? weight(layer, "self_attn.q_norm.weight") : Tensor(),
                   qk_norm ? weight(layer, "self_attn.k_norm.weight") : Tensor(),
-                  {model_.heads, model_.kv_heads, model_.rope_theta, model_.norm_eps});
+                  {model_.heads, model_.kv_heads, model_.rope_theta, model_.norm_eps, model_.rope_scaling});
   const Tensor mixed =
       rows.cache != nullptr
           ? rows.cache->attend(c, layer, qkv, rows.kept)

@@ -12,8 +12,8 @@ Tensor rope(Context& c, Tensor qkv, const Tensor& positions, const Tensor& q_nor
             const RopeOptions& options) {
   const std::int64_t groups = options.heads + 2 * options.kv_heads;
   if (qkv.shape().rank() != 2 || qkv.dim(1) % groups != 0) fail(c, "rope", "qkv", qkv, Shape{-1, groups});
-  const QkvShape s{qkv.dim(0),          options.heads, options.kv_heads,
-                   qkv.dim(1) / groups, options.theta, options.norm_eps};
+  const QkvShape s{qkv.dim(0),    options.heads,    options.kv_heads, qkv.dim(1) / groups,
+                   options.theta, options.norm_eps, options.scaling};
   expect_shape(c, "rope", "positions", positions, {s.rows});
   if (q_norm.defined() || k_norm.defined()) {
     expect_shape(c, "rope", "q_norm", q_norm, {s.head_dim});

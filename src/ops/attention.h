@@ -9,6 +9,7 @@ struct RopeOptions {
   std::int64_t kv_heads = 0;
   double theta = 10000.0;
   double norm_eps = 1e-5;  // of QK-norm
+  RopeScaling scaling = {};
 };
 
 /// Rotates the query and key heads of packed rows by their positions, after QK-norm when weights are given.

@@ -37,7 +37,7 @@ TEST(Parse, DefaultsAndEveryKindOfValue) {
   const Config c = parse(R"(# a comment
 seed: 18446744073709551615
 deterministic: true
-model: {width: 384, heads: 6, rope_theta: 5e5}
+model: {width: 384, heads: 6, rope_theta: 5e5, rope_scaling: {kind: llama3, factor: 32}}
 routing:
   kind: mod
   gate: "sigmoid"
@@ -55,6 +55,7 @@ train:
   EXPECT_EQ(c.model.width, 384);
   EXPECT_EQ(c.model.depth, ModelConfig{}.depth);
   EXPECT_EQ(c.model.rope_theta, 5e5);
+  EXPECT_EQ(c.model.rope_scaling, (RopeScaling{RopeScalingKind::Llama3, 32.0, 1.0, 4.0, 8192}));
   EXPECT_EQ(c.routing.kind, RoutingKind::Mod);
   EXPECT_EQ(c.routing.gate, Gate::Sigmoid);
   EXPECT_EQ(c.routing.causal.method, CausalMethod::Both);
@@ -195,6 +196,9 @@ TEST(Parse, DeepNestingIsCutOff) {
 
 TEST(Parse, ContradictionsNameBothKeys) {
   const auto of = [](const std::vector<std::string>& overrides) { return error_of(kBase, overrides); };
+  EXPECT_THAT(of({"model.rope_scaling.kind=llama3", "model.rope_scaling.low_freq_factor=4"}),
+              AllOf(HasSubstr("--set model.rope_scaling.low_freq_factor=4"),
+                    HasSubstr("high_freq_factor is 4, not above"), HasSubstr("Llama 3 has 1 and 4")));
   EXPECT_THAT(of({"model.width=100", "model.heads=3"}),
               AllOf(HasSubstr("--set model.width=100"), HasSubstr("model.heads is 3"), HasSubstr("divide"),
                     HasSubstr("99 and 102")));

@@ -7,6 +7,7 @@
 
 #include <gtest/gtest.h>
 
+#include "src/io/load_tokenizer.h"
 #include "src/io/sentencepiece_tokenizer.h"
 #include "src/io/synthetic_text.h"
 #include "src/io/token_store.h"

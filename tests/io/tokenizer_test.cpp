@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 #include <sentencepiece_processor.h>
 
+#include "src/io/load_tokenizer.h"
 #include "src/io/sentencepiece_seal.h"
 #include "src/io/sentencepiece_tokenizer.h"
 #include "tests/io/model_fixture.h"
@@ -219,7 +220,7 @@ TEST(SentencePiece, ForeignAndDamagedModels) {
   write_bytes(path, "this is not a model");
   expect_user_error(load, {path, "SentencePiece"});
   write_bytes(path, "{\"model\": {}}");
-  expect_user_error(load, {path, "SentencePiece"});
+  expect_user_error(load, {path, "BPE"});
   std::string bad = small_model();
   bad[bad.size() / 2] = static_cast<char>(bad[bad.size() / 2] ^ 4);
   write_bytes(path, bad);

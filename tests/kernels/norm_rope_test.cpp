@@ -104,9 +104,23 @@ std::vector<RopeCase> rope_cases() {
       all.push_back({{rows, 2, 1, 2, 10000.0, 1e-5}, normed});
       all.push_back({{rows, 3, 1, 6, 500.0, 1e-5}, normed});
       all.push_back({{rows, 4, 2, 64, 10000.0, 1e-5}, normed});
+      // Of its 16 pairs 5 turn as before, 8 slower, and 3 in between.
+      all.push_back({{rows, 2, 1, 32, 500.0, 1e-5, {RopeScalingKind::Llama3, 8.0, 1.0, 4.0, 128}}, normed});
+      all.push_back({{rows, 2, 1, 16, 500.0, 1e-5, {RopeScalingKind::Linear, 3.0}}, normed});
     }
   }
   return all;
+}
+
+// Wavelengths as the paper of Llama 3 has them.
+double scaled(double inverse, const RopeScaling& s) {
+  if (s.kind == RopeScalingKind::None) return inverse;
+  if (s.kind == RopeScalingKind::Linear) return inverse / s.factor;
+  const double length = static_cast<double>(s.original_max_seq_len), wavelength = 2 * M_PI / inverse;
+  if (wavelength < length / s.high_freq_factor) return inverse;
+  if (wavelength > length / s.low_freq_factor) return inverse / s.factor;
+  const double smooth = (length / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor);
+  return (1 - smooth) * inverse / s.factor + smooth * inverse;
 }
 
 Values rope_reference(const Values& qkv, const Buffer& positions, const Values& wq, const Values& wk,
@@ -123,11 +137,12 @@ Values rope_reference(const Values& qkv, const Buffer& positions, const Values& 
         for (std::int64_t j = 0; j < d; ++j) head[j] *= rstd * (h < s.heads ? wq : wk)[at(j)];
       }
       for (std::int64_t j = 0; j < d / 2; ++j) {
-        double angle =
-            positions[i] * std::pow(s.rope_theta, -2.0 * static_cast<double>(j) / static_cast<double>(d));
+        double angle = positions[i] *
+                       scaled(std::pow(s.rope_theta, -2.0 * static_cast<double>(j) / static_cast<double>(d)),
+                              s.rope_scaling);
         if (fp32_angles) {
           const auto exponent = static_cast<double>(static_cast<float>(-2 * j) / static_cast<float>(d));
-          const auto inverse = static_cast<float>(std::pow(s.rope_theta, exponent));
+          const auto inverse = static_cast<float>(scaled(std::pow(s.rope_theta, exponent), s.rope_scaling));
           angle = static_cast<double>(static_cast<float>(positions[i]) * inverse);
         }
         const double a = head[j], c = head[j + d / 2];

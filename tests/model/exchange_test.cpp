@@ -212,7 +212,29 @@ TEST_F(Exchange, WhatFathomHasNotIsNamed) {
       [](json& c) {
         c["rope_scaling"] = {{"rope_type", "llama3"}, {"factor", 8.0}};
       },
-      {"rope_scaling", "llama3"});
+      {"rope_scaling", "llama3", "low_freq_factor"});
+  refused_with(
+      [](json& c) {
+        c["rope_scaling"] = {{"type", "linear"}};
+      },
+      {"rope_scaling", "linear", "factor"});
+  refused_with(
+      [](json& c) {
+        c["rope_scaling"] = {{"type", "linear"}, {"factor", 0.5}};
+      },
+      {"model.rope_scaling.factor", "0.5"});
+  for (const char* kind : {"dynamic", "longrope"}) {
+    refused_with(
+        [&](json& c) {
+          c["rope_scaling"] = {{"rope_type", kind}, {"factor", 2.0}};
+        },
+        {"rope_scaling", kind, "llama3"});
+  }
+  refused_with(
+      [](json& c) {
+        c["rope_parameters"] = {{"partial_rotary_factor", 0.5}};
+      },
+      {"partial_rotary_factor", "0.5"});
   refused_with([](json& c) { c["rope_parameters"] = {{"rope_type", "yarn"}}; }, {"rope_parameters", "yarn"});
   refused_with([](json& c) { c.erase("hidden_size"); }, {"hidden_size"});
   refused_with([](json& c) { c["hidden_size"] = "16"; }, {"hidden_size"});
@@ -232,6 +254,34 @@ TEST_F(Exchange, WhatFathomHasNotIsNamed) {
   write_bytes(folder_ / "m/config.json", good);
   change_config([](json& c) { c["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 5000.0}}; });
   EXPECT_EQ(loaded(folder_ / "m").config.model.rope_theta, 5000.0);
+}
+
+TEST_F(Exchange, ScaledPositionsComeBack) {
+  ModelConfig m = grouped(false, false);
+  m.rope_scaling = {RopeScalingKind::Llama3, 32.0, 1.5, 4.5, 64};
+  exported(made(m));
+  EXPECT_EQ(json::parse(read_bytes(folder_ / "m/config.json")).at("rope_scaling"),
+            json({{"rope_type", "llama3"},
+                  {"factor", 32.0},
+                  {"low_freq_factor", 1.5},
+                  {"high_freq_factor", 4.5},
+                  {"original_max_position_embeddings", 64}}));
+  EXPECT_EQ(loaded(folder_ / "m").config.model.rope_scaling, m.rope_scaling);
+  // As transformers writes it since version 5.
+  change_config([](json& c) {
+    c["rope_parameters"] = c["rope_scaling"];
+    c["rope_parameters"]["rope_theta"] = 500.0;
+    c.erase("rope_scaling");
+    c.erase("rope_theta");
+  });
+  EXPECT_EQ(loaded(folder_ / "m").config.model.rope_scaling, m.rope_scaling);
+  EXPECT_EQ(loaded(folder_ / "m").config.model.rope_theta, 500.0);
+  m.rope_scaling = {RopeScalingKind::Linear, 4.0};
+  const RoutingConfig routing = routed(CausalMethod::Aux);
+  exported(made(m, routing));
+  EXPECT_EQ(loaded(folder_ / "m").config.model.rope_scaling, m.rope_scaling);
+  change_config([](json& c) { c["rope_scaling"] = {{"type", "linear"}, {"factor", 2}}; });
+  EXPECT_EQ(loaded(folder_ / "m").config.model.rope_scaling.factor, 2.0);
 }
 
 TEST_F(Exchange, WhatIsThereIsKept) {

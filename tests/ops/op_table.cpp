@@ -153,6 +153,8 @@ void add_rope(Table& t, const Shapes& shapes) {
   constexpr double kTolerance = 2e-5;
   for (const QkvShape& s : shapes.rope) {
     const ops::RopeOptions options{s.heads, s.kv_heads, 100.0, 1e-3};
+    ops::RopeOptions scaled = options;
+    scaled.scaling = {RopeScalingKind::Llama3, 4.0, 1.0, 4.0, 64};
     const std::string variant = fmt::format("{}rows{}heads{}kv{}d", s.rows, s.heads, s.kv_heads, s.head_dim);
     const Operand qkv = real("qkv", {s.rows, s.row_size()}, 1);
     const Operand positions = index("positions", gaps(s.rows));
@@ -161,6 +163,13 @@ void add_rope(Table& t, const Shapes& shapes) {
                  .operands = {qkv, positions},
                  .run = [options](Context& c, const Inputs& in) -> Outputs {
                    return {ops::rope(c, in[0], in[1], {}, {}, options)};
+                 },
+                 .tolerance = kTolerance});
+    t.push_back({.op = "rope",
+                 .variant = variant + "_scaled",
+                 .operands = {qkv, positions},
+                 .run = [scaled](Context& c, const Inputs& in) -> Outputs {
+                   return {ops::rope(c, in[0], in[1], {}, {}, scaled)};
                  },
                  .tolerance = kTolerance});
     t.push_back({.op = "rope",

@@ -1,6 +1,6 @@
 // fathom export as its users meet it: what it writes, that the same model comes back, and that transformers
 // loads it.
-#include <cstdlib>
+#include <algorithm>
 #include <filesystem>
 #include <sstream>
 
@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/system/cli.h"
+#include "tests/system/python.h"
 
 namespace fathom {
 namespace {
@@ -26,27 +27,8 @@ class Export : public ::testing::Test {
     EXPECT_EQ(outcome.status, 0) << outcome.err;
     return outcome.json();
   }
-  /// A Python that has these modules; empty, with the reason in `why_not`, where there is none. FATHOM_PYTHON
-  /// names one, otherwise python3 is tried.
-  std::string python_with(const std::string& modules) {
-    const char* named = std::getenv("FATHOM_PYTHON");
-    std::string python = named != nullptr ? named : "python3";
-    if (std::system((python + " -c 'import " + modules + "' >/dev/null 2>&1").c_str()) == 0) return python;
-    why_not = python + " does not import " + modules + " (FATHOM_PYTHON names another Python)";
-    return {};
-  }
-  /// What a script of tests/golden prints.
-  nlohmann::json says(const std::string& python, const std::string& script,
-                      const std::string& arguments) const {
-    const std::string out = e / "says.json";
-    const std::string command =
-        python + " " FATHOM_SOURCE_DIR "/tests/golden/" + script + " " + arguments + " > " + out;
-    EXPECT_EQ(std::system((command + " 2>/dev/null").c_str()), 0) << command;
-    return nlohmann::json::parse(testing::read_bytes(out));
-  }
 
   Experiment e;
-  std::string why_not;
 };
 
 TEST_F(Export, TheSameModelIsEvaluatedAndGoesOnAlike) {
@@ -79,6 +61,41 @@ TEST_F(Export, ASentencePieceModelGoesAlong) {
       succeeds("generate model -p 'Mara lives' -n 4 --temperature 0").at("text").get<std::string>().empty());
 }
 
+TEST_F(Export, ATokenizerJsonGoesAlong) {
+  const auto cases = nlohmann::json::parse(testing::read_bytes(FATHOM_SOURCE_DIR "/tests/golden/bpe.json"));
+  const auto llama3 =
+      std::find_if(cases.begin(), cases.end(), [](const auto& c) { return c["name"] == "llama3"; });
+  ASSERT_NE(llama3, cases.end());
+  const std::string tokenizer = (*llama3)["tokenizer"].dump();
+  testing::write_bytes(e / "bpe.json", tokenizer);
+  const nlohmann::json inspected = succeeds("tokenizer inspect bpe.json --text 'Mara lives'");
+  EXPECT_EQ(inspected.at("kind"), "bpe");
+  EXPECT_EQ(inspected.at("round_trip"), true);
+  succeeds("data prepare text.jsonl --tokenizer bpe.json --valid-fraction 0.1 -o bpe.h5");
+  e.trained("dense", "run",
+            "--set data.train=bpe.h5 --set data.valid=bpe.valid.h5 --set data.tokenizer=bpe.json");
+  EXPECT_EQ(testing::read_bytes(e / "run/tokenizer.json"), tokenizer);
+  std::filesystem::remove(e / "bpe.json");
+  succeeds("export run -o model");
+  EXPECT_EQ(testing::read_bytes(e / "model/tokenizer.json"), tokenizer);
+  std::filesystem::rename(e / "run", e / "gone");
+  const std::string ask = "generate model -n 4 --temperature 0 ";
+  const nlohmann::json text = succeeds(ask + "-p 'Mara lives'");
+  // As the tokenizer's own programs do, with the token that begins a text in front.
+  std::string ids = inspected.at("bos").dump();
+  for (const auto& id : inspected.at("ids")) ids += "," + id.dump();
+  EXPECT_EQ(text.at("tokens"), succeeds(ask + "--prompt-ids " + ids).at("tokens"));
+  // Of another program, the tokenizer is the one that lies there.
+  nlohmann::json config = nlohmann::json::parse(testing::read_bytes(e / "model/config.json"));
+  config.erase("fathom");
+  testing::write_bytes(e / "model/config.json", config.dump());
+  EXPECT_EQ(text.at("tokens"), succeeds(ask + "-p 'Mara lives'").at("tokens"));
+  EXPECT_GT(succeeds("eval model --data bpe.valid.h5").at("loss"), 0);
+  testing::write_bytes(e / "model/tokenizer.json", R"({"model":{"type":"Unigram"}})");
+  expect_refusal(fathom_command(e, ask + "-p Mara"), 1, {"model/tokenizer.json", "Unigram"});
+  EXPECT_EQ(succeeds(ask + "--prompt-ids " + ids).at("tokens"), text.at("tokens"));
+}
+
 // As a model of another program whose tokenizer Fathom does not read: its ids are enough.
 TEST_F(Export, AModelOfAnotherProgramTakesIds) {
   e.trained("dense", "run");
@@ -109,8 +126,8 @@ TEST_F(Export, BadPlacesAreRefused) {
 }
 
 TEST_F(Export, TransformersComputesTheSame) {
-  const std::string python = python_with("torch, transformers, h5py");
-  if (python.empty()) GTEST_SKIP() << why_not;
+  const testing::Python python("torch, transformers, h5py");
+  if (!python) GTEST_SKIP() << python.why_not();
   succeeds("tokenizer train text.jsonl --vocab 400 -o bpe.model");
   succeeds("data prepare text.jsonl --tokenizer bpe.model --valid-fraction 0.1 -o bpe.h5");
   struct Case {
@@ -120,7 +137,12 @@ TEST_F(Export, TransformersComputesTheSame) {
       "--set data.train=bpe.h5 --set data.valid=bpe.valid.h5 --set data.tokenizer=bpe.model";
   for (const Case& c : {Case{"llama", "LlamaForCausalLM", "bytes", ""},
                         Case{"qwen3", "Qwen3ForCausalLM", "bpe.model",
-                             bpe + " --set model.qk_norm=true --set model.tie_embeddings=true"}}) {
+                             bpe + " --set model.qk_norm=true --set model.tie_embeddings=true"},
+                        Case{"longer", "LlamaForCausalLM", "bytes",
+                             "--set model.rope_scaling.kind=llama3 --set model.rope_scaling.factor=8 "
+                             "--set model.rope_scaling.original_max_seq_len=64"},
+                        Case{"linear", "LlamaForCausalLM", "bytes",
+                             "--set model.rope_scaling.kind=linear --set model.rope_scaling.factor=2.5"}}) {
     SCOPED_TRACE(c.name);
     e.trained("dense", c.name, "--set model.max_seq_len=256 " + c.sets);  // prompt and answer fit
     succeeds("export " + c.name + " -o " + c.name + "-model");
@@ -133,9 +155,9 @@ TEST_F(Export, TransformersComputesTheSame) {
       texts.push_back({{"text", text}, {"ids", ours.at("ids")}});
     }
     testing::write_bytes(e / "texts.json", texts.dump());
-    const nlohmann::json theirs =
-        says(python, "check_export.py",
-             (e / (c.name + "-model")) + " " + ids + " " + (e / (c.name + ".h5")) + " " + (e / "texts.json"));
+    const nlohmann::json theirs = python.says(
+        e, "check_export.py",
+        (e / (c.name + "-model")) + " " + ids + " " + (e / (c.name + ".h5")) + " " + (e / "texts.json"));
     EXPECT_EQ(theirs.at("class"), c.model_class);
     EXPECT_LT(theirs.at("difference").get<double>(), 1e-5);
     EXPECT_TRUE(theirs.at("same_ids").get<bool>());
@@ -147,15 +169,17 @@ TEST_F(Export, TransformersComputesTheSame) {
 }
 
 TEST_F(Export, TheReferenceInPythonComputesTheSame) {
-  const std::string python = python_with("torch, h5py");
-  if (python.empty()) GTEST_SKIP() << why_not;
+  const testing::Python python("torch, h5py");
+  if (!python) GTEST_SKIP() << python.why_not();
   const std::string ids = "77,97,114,97,32,108,105,118,101,115,32,105,110,32,72,117,108,108";
   std::string arguments = ids;
   int count = 0;
   const std::string predictor = " routing.causal.method=predictor", experts = " experts.count=3";
   for (const std::string& sets :
-       {std::string("routing.causal.method=aux"), "routing.gate=tanh model.qk_norm=true" + predictor,
-        "routing.kind=moe" + experts + predictor, "routing.kind=moe experts.choice=token" + experts,
+       {std::string("routing.causal.method=aux model.rope_scaling.kind=llama3 model.rope_scaling.factor=8 "
+                    "model.rope_scaling.original_max_seq_len=64"),
+        "routing.gate=tanh model.qk_norm=true" + predictor, "routing.kind=moe" + experts + predictor,
+        "routing.kind=moe experts.choice=token" + experts,
         "routing.kind=mode_staged routing.gate=sigmoid" + experts + predictor,
         "routing.kind=mode_integrated experts.noop=2 model.tie_embeddings=true" + experts + predictor}) {
     const std::string name = "run" + std::to_string(count++);
@@ -167,7 +191,7 @@ TEST_F(Export, TheReferenceInPythonComputesTheSame) {
     succeeds("eval " + name + "-model --dump-logits " + name + ".h5 --prompt-ids " + ids);
     arguments += " " + (e / (name + "-model")) + " " + (e / (name + ".h5"));
   }
-  const nlohmann::json differences = says(python, "check_routed.py", arguments);
+  const nlohmann::json differences = python.says(e, "check_routed.py", arguments);
   ASSERT_EQ(differences.size(), static_cast<std::size_t>(count));
   for (const auto& difference : differences) EXPECT_LT(difference.get<double>(), 1e-5) << differences;
 }

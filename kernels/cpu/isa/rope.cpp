@@ -126,7 +126,7 @@ const std::int32_t* prepare(const char* op, RopeTable<T>& table, ConstView posit
   check_indices(op, "a position", p, s.rows, 0, std::int64_t{1} << 31);
   std::int32_t last = 0;
   for (std::int64_t i = 0; i < s.rows; ++i) last = p[i] > last ? p[i] : last;
-  table.prepare(last + std::int64_t{1}, s.head_dim, s.rope_theta);
+  table.prepare(last + std::int64_t{1}, s.head_dim, s.rope_theta, s.rope_scaling);
   return p;
 }
 

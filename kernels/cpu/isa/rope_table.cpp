@@ -26,9 +26,10 @@ RopeTable<T>::~RopeTable() {
 }
 
 template <typename T>
-void RopeTable<T>::prepare(std::int64_t positions, std::int64_t head_dim, double theta) {
+void RopeTable<T>::prepare(std::int64_t positions, std::int64_t head_dim, double theta,
+                           const RopeScaling& scaling) {
   const std::int64_t half = head_dim / 2;
-  if (positions <= positions_ && half == half_ && theta == theta_) return;
+  if (positions <= positions_ && half == half_ && theta == theta_ && scaling == scaling_) return;
   std::int64_t room = 256;
   while (room < positions) room *= 2;
   T* block = static_cast<T*>(allocate(static_cast<std::size_t>(2 * room * half) * sizeof(T)));
@@ -38,10 +39,11 @@ void RopeTable<T>::prepare(std::int64_t positions, std::int64_t head_dim, double
   positions_ = room;
   half_ = half;
   theta_ = theta;
+  scaling_ = scaling;
   parallel_for(half, 1, [=, this](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
       const T exponent = static_cast<T>(-2 * i) / static_cast<T>(2 * half);
-      const double frequency = ::pow(theta, static_cast<double>(exponent));
+      const double frequency = scaled_frequency(::pow(theta, static_cast<double>(exponent)), scaling);
       for (std::int64_t t = 0; t < room; ++t) {
         const double a = angle(t, frequency, T{});
         cosines_[t * half + i] = static_cast<T>(::cos(a));

@@ -3,9 +3,12 @@
 
 #include <cstdint>
 
+#include "kernels/rope_scaling.h"
+
 namespace fathom::cpu::FATHOM_ISA {
 
-/// Rows of head_dim/2 values for the positions 0, 1, ...: one (theta, head size) at a time, grown on demand.
+/// Rows of head_dim/2 values for the positions 0, 1, ...: one (theta, head size, scaling) at a time, grown on
+/// demand.
 template <typename T>
 class RopeTable {
  public:
@@ -15,7 +18,7 @@ class RopeTable {
   ~RopeTable();
 
   /// Makes the table hold the positions below `positions`. Call it outside of parallel loops.
-  void prepare(std::int64_t positions, std::int64_t head_dim, double theta);
+  void prepare(std::int64_t positions, std::int64_t head_dim, double theta, const RopeScaling& scaling);
   const T* cosines(std::int64_t position) const { return cosines_ + position * half_; }
   const T* sines(std::int64_t position) const { return sines_ + position * half_; }
 
@@ -25,6 +28,7 @@ class RopeTable {
   std::int64_t positions_ = 0;
   std::int64_t half_ = 0;
   double theta_ = 0;
+  RopeScaling scaling_;
 };
 
 extern template class RopeTable<float>;
