@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "app/bench_kernels.h"
+#include "app/bench_model.h"
 #include "app/command.h"
 #include "app/device.h"
 #include "app/gemm_rate.h"
@@ -26,13 +27,9 @@ namespace fathom::app {
 namespace {
 
 struct BenchFlags {
-  std::string preset = "d4";
-  std::string variant = "dense";
+  BenchModel model;
   std::int64_t batch = 8;
   std::int64_t seq = 256;
-  std::int64_t vocab = 4096;
-  double capacity = 0.125;
-  std::int64_t experts = 8;
   std::int64_t documents = 0;
   std::int64_t steps = 20;
   std::string precision;
@@ -41,69 +38,21 @@ struct BenchFlags {
   bool recompute = false;
 };
 
-// The shapes of the PyTorch peer: name, width, depth, heads, hidden.
-struct Preset {
-  const char* name;
-  std::int64_t width, depth, heads, hidden;
-};
-constexpr Preset kPresets[] = {{"d2", 128, 4, 2, 384},      {"d4", 256, 6, 4, 704},
-                               {"d6", 384, 6, 6, 1024},     {"d12", 768, 12, 12, 2048},
-                               {"d24", 1024, 24, 16, 2816}, {"d1b", 2048, 20, 16, 5632}};
-
-constexpr const char* kVariants = "dense, mod, moe, moe-token, mode-staged or mode-integrated";
-
-// What makes a model of --variant; as the PyTorch peer where it has the variant.
-void route(const BenchFlags& flags, RoutingConfig& routing) {
-  const std::string& variant = flags.variant;
-  routing.capacity = flags.capacity;
-  routing.experts.count = flags.experts;
-  routing.causal.method = CausalMethod::Aux;  // the peer's experts have no predictor
-  if (variant == "mod" || variant == "mode-staged") {
-    routing.kind = variant == "mod" ? RoutingKind::Mod : RoutingKind::ModeStaged;
-    routing.causal.method = CausalMethod::Predictor;
-  } else if (variant == "moe") {
-    routing.kind = RoutingKind::Moe;
-  } else if (variant == "moe-token") {  // top-2 of the experts, each with room for 1.25 times its share
-    routing.kind = RoutingKind::Moe;
-    routing.experts.choice = ExpertsChoose::Token;
-    routing.experts.capacity_factor = 1.25;
-  } else if (variant == "mode-integrated") {
-    routing.kind = RoutingKind::ModeIntegrated;
-    routing.experts.noop = flags.experts;
-    routing.experts.capacity_factor = 0.5;
-  } else if (variant != "dense") {
-    throw UsageError(fmt::format("--variant {} is not known.", variant),
-                     fmt::format("Expected {}.", kVariants));
-  }
-}
-
 Config config_of(const BenchFlags& flags) {
-  const auto* preset = std::find_if(std::begin(kPresets), std::end(kPresets),
-                                    [&](const Preset& p) { return flags.preset == p.name; });
-  if (preset == std::end(kPresets)) {
-    throw UsageError(fmt::format("--preset {} is not known.", flags.preset),
-                     "Expected d2, d4, d6, d12, d24 or d1b.");
-  }
-  Config c;
+  Config c = bench_model(flags.model);
   c.invariant = flags.invariant;
   c.deterministic = flags.deterministic;
-  c.model.vocab_size = flags.vocab;
-  c.model.width = preset->width;
-  c.model.depth = preset->depth;
-  c.model.heads = preset->heads;
-  c.model.ffn_hidden = preset->hidden;
   c.data.document_mask = flags.documents > 0;
   c.train.seq_len = flags.seq;
   c.train.batch_tokens = flags.batch * flags.seq;
   c.train.steps = flags.steps;
   c.train.recompute = flags.recompute ? Recompute::Block : Recompute::None;
-  route(flags, c.routing);
   return resolve(c);
 }
 
 HostBatch random_batch(const BenchFlags& flags) {
   std::mt19937 random(7);
-  std::uniform_int_distribution<std::int32_t> any(0, static_cast<std::int32_t>(flags.vocab) - 1);
+  std::uniform_int_distribution<std::int32_t> any(0, static_cast<std::int32_t>(flags.model.vocab) - 1);
   std::vector<std::int32_t> tokens(static_cast<std::size_t>(flags.batch * flags.seq));
   std::vector<std::int32_t> targets(tokens.size());
   for (auto& t : tokens) t = any(random);
@@ -161,13 +110,13 @@ void run(const BenchFlags& flags, Globals& globals) {
   const nlohmann::json json = {
       {"bench", "train"},
       {"device", backend->description()},
-      {"preset", flags.preset},
-      {"variant", flags.variant},
-      {"capacity", config.routing.routes_depth() ? nlohmann::json(flags.capacity) : nullptr},
-      {"experts", config.routing.has_experts() ? nlohmann::json(flags.experts) : nullptr},
+      {"preset", flags.model.preset},
+      {"variant", flags.model.variant},
+      {"capacity", config.routing.routes_depth() ? nlohmann::json(flags.model.capacity) : nullptr},
+      {"experts", config.routing.has_experts() ? nlohmann::json(flags.model.experts) : nullptr},
       {"batch", flags.batch},
       {"seq", flags.seq},
-      {"vocab", flags.vocab},
+      {"vocab", flags.model.vocab},
       {"documents", flags.documents},
       {"invariant", flags.invariant},
       {"recompute", flags.recompute},
@@ -194,7 +143,7 @@ void run(const BenchFlags& flags, Globals& globals) {
   std::cout << fmt::format(
       "{} {}, batch {} x {} tokens, V {}: {:.1f} ms a step, {:.0f} tok/s, {:.1f} GFLOP/s ({:.0f} % of "
       "this machine's product, {:.1f}), peak memory {:.2f} GiB\n",
-      flags.preset, flags.variant, flags.batch, flags.seq, flags.vocab, ms,
+      flags.model.preset, flags.model.variant, flags.batch, flags.seq, flags.model.vocab, ms,
       static_cast<double>(config.train.batch_tokens) / (ms * 1e-3), rate / 1e9, 100 * rate / ceiling,
       ceiling / 1e9, peak_memory / (1 << 30));
 }
@@ -206,23 +155,14 @@ void add_bench(CLI::App& app, Globals& globals) {
   CLI::App* bench = app.add_subcommand("bench", "Measure speed against this machine's ceilings");
   bench->require_subcommand(1);
   add_kernel_benches(*bench, globals);
+  add_bench_decode(*bench, globals);
   CLI::App* sub = bench->add_subcommand(
       "train", "Training steps on random tokens: tok/s, FLOP/s, share of the GEMM rate");
-  sub->add_option("--preset", flags->preset, "d2 | d4 | d6 | d12 | d24 | d1b")->capture_default_str();
-  sub->add_option("--variant", flags->variant, fmt::format("One of {}", kVariants))->capture_default_str();
+  add_bench_model_flags(*sub, flags->model);
   sub->add_option("--batch", flags->batch, "Sequences")->capture_default_str()->check(number_from_to(1, 1e9));
   sub->add_option("--seq", flags->seq, "Tokens of a sequence")
       ->capture_default_str()
       ->check(number_from_to(1, 1e9));
-  sub->add_option("--vocab", flags->vocab, "Vocabulary")
-      ->capture_default_str()
-      ->check(number_from_to(1, 1e9));
-  sub->add_option("--capacity", flags->capacity, "Of routed blocks (every other one)")
-      ->capture_default_str()
-      ->check(number_from_to(0.001, 1.0));
-  sub->add_option("--experts", flags->experts, "Of each MLP, in the variants that have experts")
-      ->capture_default_str()
-      ->check(number_from_to(1, 1024));
   sub->add_option("--documents", flags->documents,
                   "Document masks: a document has this many tokens on average; 0: a sequence is one document")
       ->capture_default_str()

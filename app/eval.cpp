@@ -9,6 +9,8 @@
 #include <nlohmann/json.hpp>
 
 #include "app/command.h"
+#include "app/engine_flags.h"
+#include "app/eval_engine.h"
 #include "app/trained_model.h"
 #include "infer/generate.h"
 #include "kernels/error.h"
@@ -32,6 +34,8 @@ struct EvalFlags {
   std::int64_t seq_len = 0;
   std::optional<double> threshold;
   bool invariant = false;
+  bool by_engine = false;
+  EngineFlags engine;
 };
 
 // Tokens of a sequence of a model that others trained, which says how long texts may be, not how long they
@@ -163,6 +167,48 @@ TokenStore open_store(const EvalFlags& flags, const Config& config) {
   }
 }
 
+void evaluate_by_engine(const TrainedModel& model, const Config& config,
+                        const std::shared_ptr<const TokenStore>& store, std::int64_t seq_len,
+                        const EvalFlags& flags, const Globals& globals) {
+  if (config.data.document_mask) {
+    throw UsageError(
+        "--engine goes over whole sequences, and this model was trained with data.document_mask.",
+        "Evaluate it without --engine.");
+  }
+  EngineOptions options = flags.engine.options(*model.context, *model.loaded.model, 1U << 20);
+  if (config.routing.kind != RoutingKind::None) options.rule = causal_rule(config.routing);
+  const EngineLoss e = engine_loss(*model.context, *model.loaded.model, options,
+                                   DataLoader(store, seq_len, false), flags.tokens);
+  const double bytes = static_cast<double>(store->text_bytes()) * static_cast<double>(e.tokens) /
+                       static_cast<double>(store->num_tokens());
+  const double bits = bytes > 0 ? e.loss / std::log(2.0) * static_cast<double>(e.tokens) / bytes : 0;
+  if (globals.json) {
+    nlohmann::json json = {{"checkpoint", model.loaded.checkpoint.string()},
+                           {"engine", true},
+                           {"loss", e.loss},
+                           {"perplexity", std::exp(e.loss)},
+                           {"bits_per_byte", bytes > 0 ? nlohmann::json(bits) : nullptr},
+                           {"tokens", e.tokens},
+                           {"bytes", bytes},
+                           {"cache_bytes", e.stats.most_bytes}};
+    if (!e.routed_fraction.empty()) {
+      json["val_causal"] = e.loss;
+      json["routed_layers"] = model.loaded.model->routed_layers();
+      json["realised_capacity"] = e.routed_fraction;
+    }
+    std::cout << json.dump() << "\n";
+    return;
+  }
+  std::cout << fmt::format(
+      "{}: {} tokens, by the inference engine\n  loss        {:.4f} nats/token\n  perplexity  {:.2f}\n",
+      model.loaded.checkpoint.string(), e.tokens, e.loss, std::exp(e.loss));
+  if (bytes > 0) std::cout << fmt::format("  bits/byte   {:.4f}\n", bits);
+  const std::vector<std::int64_t> layers = model.loaded.model->routed_layers();
+  for (std::size_t i = 0; i < layers.size(); ++i)
+    std::cout << fmt::format("  layer {:<3}   realised capacity {:.4f} (C = {:.4f})\n", layers[i],
+                             e.routed_fraction[i], config.routing.capacity);
+}
+
 void run(const EvalFlags& flags, Globals& globals) {
   if (flags.dump_logits.empty() != flags.prompt_ids.empty()) {
     throw UsageError(
@@ -189,6 +235,10 @@ void run(const EvalFlags& flags, Globals& globals) {
   if (seq_len > config.model.max_seq_len) {
     throw UsageError(fmt::format("--seq-len {} is longer than the model's max_seq_len {}.", seq_len,
                                  config.model.max_seq_len));
+  }
+  if (flags.by_engine) {
+    evaluate_by_engine(model, config, store, seq_len, flags, globals);
+    return;
   }
   const DataLoader data(store, seq_len, config.data.document_mask);
   const auto result = evaluate(context, *loaded.model, config, data,
@@ -230,6 +280,8 @@ void add_eval(CLI::App& app, Globals& globals) {
   sub->add_option("--dump-logits", flags->dump_logits,
                   "Write the causal fp32 logits of --prompt-ids to this HDF5 file");
   sub->add_option("--prompt-ids", flags->prompt_ids, "Token ids, comma-separated")->delimiter(',');
+  sub->add_flag("--engine", flags->by_engine, "Through the inference engine, token by token as it serves");
+  add_engine_flags(*sub, flags->engine);
   add_global_flags(*sub, globals);
   sub->footer(
       "Examples:\n"

@@ -57,4 +57,28 @@ double gemm_rate(Backend& backend, DType compute, std::int64_t rows, std::int64_
   return 2.0 * static_cast<double>(rows * in * out) / best;
 }
 
+double read_rate(Backend& backend) {
+  Allocator allocator{std::shared_ptr<Backend>(std::shared_ptr<void>(), &backend)};  // it outlives this call
+  const std::int64_t n = (backend.is_cpu() ? 256 : 1024) << 18;  // floats: several times any cache
+  const auto room = [&](std::int64_t elements) {
+    return Tensor(
+        allocator.allocate(static_cast<std::size_t>(elements) * sizeof(float), MemoryTag::Workspace), 0,
+        Shape{elements}, DType::F32);
+  };
+  const Tensor x = room(n), sum = room(1);
+  backend.fill_normal(x, 1.0, 1, 1);
+  double best = 1e30;
+  const auto time = [&](auto&& read) {
+    for (int i = 0; i < 10; ++i) {
+      const Stopwatch watch;
+      read();
+      backend.synchronize();
+      best = std::min(best, watch.seconds());
+    }
+  };
+  time([&] { backend.sum(sum, x); });
+  time([&] { backend.count_nonfinite(x); });
+  return static_cast<double>(n) * sizeof(float) / best;
+}
+
 }  // namespace fathom::app

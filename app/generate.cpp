@@ -154,6 +154,7 @@ class Generation {
       r.prompt = a.prompt_ids;
       r.max_tokens = flags_.tokens;
       r.sampling = flags_.sampling;
+      r.logprobs = flags_.logprobs;
       r.top_logprobs = flags_.top_logprobs;
       if (tokenizer_ != nullptr) r.stop_tokens = {tokenizer_->end_of_document()};
       by_id_[engine_.submit(std::move(r))] = &a;

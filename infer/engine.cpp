@@ -70,7 +70,7 @@ void Engine::check(const Request& r) const {
                     "Use the tokenizer that the model was trained with.");
   }
   const auto length = static_cast<std::int64_t>(r.prompt.size());
-  if (length > context()) {
+  if (length - (r.max_tokens == 0 ? 1 : 0) > context()) {
     throw UserError(
         fmt::format("The prompt has {} tokens, and the model's context is {}.", length, context()),
         "Shorten the prompt.");
@@ -139,10 +139,10 @@ std::vector<Engine::Part> Engine::schedule() {
   };
   // Texts that wait for their next token first, then prompts in the order in which they came.
   for (Running& r : running_) {
-    if (r.left() == 1) take(r, std::min<std::int64_t>(1, rows));
+    if (r.left() == 1 && r.computed > 0) take(r, std::min<std::int64_t>(1, rows));
   }
   for (Running& r : running_) {
-    if (r.left() > 1) take(r, std::min(r.left(), rows));
+    if (r.left() > 1 || r.computed == 0) take(r, std::min(r.left(), rows));
   }
   return parts;
 }
@@ -192,6 +192,7 @@ std::vector<Event> Engine::step() {
   std::vector<Event> events;
   while (admit()) {
   }
+  finish_scored(events);
   std::vector<Part> parts = schedule();
   make_room(parts, events);
   try {
@@ -208,6 +209,27 @@ std::vector<Event> Engine::step() {
   }
   drop_finished();
   return events;
+}
+
+// Nothing follows from a single token that is scored only.
+void Engine::finish_scored(std::vector<Event>& events) {
+  for (Running& r : running_) {
+    if (r.left() > 0) continue;
+    Event event;
+    event.request = r.id;
+    event.finish = Finish::Length;
+    r.finished = true;
+    events.push_back(std::move(event));
+  }
+  drop_finished();
+}
+
+void Engine::finish(Running& r, Event& event) const {
+  r.finished = true;
+  for (const std::int64_t layer : model_.routed_layers()) {
+    event.routed_fraction.push_back(static_cast<double>(cache_.entries(r.sequence, layer)) /
+                                    static_cast<double>(cache_.tokens(r.sequence)));
+  }
 }
 
 void Engine::drop_finished() {
@@ -263,12 +285,9 @@ void Engine::run(const std::vector<Part>& parts, std::vector<Event>& events) {
       if (event.finish == Finish::None) use_logits(r, r.computed + i + 1, of_row, event);
     }
     r.computed += p.rows;
-    if (event.finish != Finish::None) {
-      r.finished = true;
-      for (const std::int64_t layer : model_.routed_layers())
-        event.routed_fraction.push_back(static_cast<double>(cache_.entries(r.sequence, layer)) /
-                                        static_cast<double>(cache_.tokens(r.sequence)));
-    }
+    if (r.request.max_tokens == 0 && r.left() == 0 && event.finish == Finish::None)
+      event.finish = Finish::Length;
+    if (event.finish != Finish::None) finish(r, event);
     if (event.has_token || event.finish != Finish::None || !event.prompt_logprobs.empty())
       events.push_back(std::move(event));
   }
@@ -305,14 +324,10 @@ void Engine::use_logits(Running& r, std::int64_t position, std::span<const float
 void Engine::choose(Running& r, std::span<const float> logits, Event& event) {
   const auto position = static_cast<std::int64_t>(r.ids.size());
   if (observer_) observer_(r.id, position, logits);
-  if (r.generated() >= r.request.max_tokens) {  // only the prompt's logprobs were asked for
-    event.finish = Finish::Length;
-    return;
-  }
   const std::span<const std::int32_t> ids(r.ids);
   const std::size_t prompt = r.request.prompt.size();
   const SampledToken next = sample(logits, r.request.sampling, static_cast<std::uint64_t>(position),
-                                   {ids.subspan(0, prompt), ids.subspan(prompt)});
+                                   {ids.subspan(0, prompt), ids.subspan(prompt)}, r.request.logprobs);
   const std::vector<std::int32_t>& stops = r.request.stop_tokens;
   if (std::find(stops.begin(), stops.end(), next.id) != stops.end()) {
     event.finish = Finish::Stop;

@@ -31,10 +31,12 @@ struct EngineOptions {
 
 struct Request {
   std::vector<std::int32_t> prompt = {};
-  std::int64_t max_tokens = 64;
+  std::int64_t max_tokens =
+      64;  // 0: the prompt's last token is scored only, and may stand behind the context
   std::vector<std::int32_t> stop_tokens = {};  // end the text, and are not part of it
   SamplingOptions sampling = {};
-  std::int64_t top_logprobs = 0;  // of each new token, so many alternatives
+  bool logprobs = false;          // of each new token
+  std::int64_t top_logprobs = 0;  // with each new token, so many of the most likely ones
   bool prompt_logprobs = false;   // of each token of the prompt but the first
 };
 
@@ -111,7 +113,10 @@ class Engine {
     std::int64_t scored = 1;        // of the prompt's ids, how many have their logprob (the first has none)
     bool finished = false;
 
-    std::int64_t left() const { return static_cast<std::int64_t>(ids.size()) - computed; }
+    /// Ids that the cache does not have yet, of those that anything follows from.
+    std::int64_t left() const {
+      return static_cast<std::int64_t>(ids.size()) - (request.max_tokens == 0 ? 1 : 0) - computed;
+    }
     std::int64_t generated() const { return static_cast<std::int64_t>(ids.size() - request.prompt.size()); }
   };
   struct Part {  // of a pass
@@ -130,6 +135,8 @@ class Engine {
   void use_logits(Running& r, std::int64_t position, std::span<const float> logits, Event& event);
   void choose(Running& r, std::span<const float> logits, Event& event);
   void count(const ForwardResult& result, std::int64_t rows);
+  void finish_scored(std::vector<Event>& events);
+  void finish(Running& r, Event& event) const;
   void drop_finished();
 
   Context& c_;

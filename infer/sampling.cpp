@@ -17,17 +17,30 @@ namespace {
 
 double at(std::span<const float> logits, std::int32_t id) { return logits[static_cast<std::size_t>(id)]; }
 
-// The log of the sum of exponentials.
-double log_total(std::span<const float> logits, std::uint64_t position) {
-  const double top = *std::max_element(logits.begin(), logits.end());
-  double total = 0;
-  for (const float x : logits) total += std::exp(static_cast<double>(x) - top);
-  if (std::isfinite(total)) return top + std::log(total);
+[[noreturn]] void fail_not_finite(std::uint64_t position) {
   throw UserError(
       fmt::format(
           "The model's logits for token {} of the text are not finite numbers: its training diverged.",
           position),
       "Use an earlier checkpoint.");
+}
+
+// NaN and infinity are nowhere, and something can come.
+void require_finite(std::span<const float> logits, std::uint64_t position) {
+  bool bad = false, any = false;
+  for (const float x : logits) {
+    bad |= !(x < INFINITY);
+    any |= x > -INFINITY;
+  }
+  if (bad || !any) fail_not_finite(position);
+}
+
+// The log of the sum of exponentials of logits that are finite.
+double log_total(std::span<const float> logits) {
+  const double top = *std::max_element(logits.begin(), logits.end());
+  double total = 0;
+  for (const float x : logits) total += std::exp(static_cast<double>(x) - top);
+  return top + std::log(total);
 }
 
 void penalise(std::vector<double>& z, const SamplingOptions& o, const TokenHistory& history) {
@@ -60,6 +73,19 @@ std::size_t cut(const std::vector<double>& weights, const SamplingOptions& o) {
   return left;
 }
 
+// The first place whose weights, added up to it, exceed the share `u` of all.
+std::size_t draw(const std::vector<double>& weights, double u) {
+  double left = u * std::accumulate(weights.begin(), weights.end(), 0.0);
+  std::size_t last = 0;  // of those that can come: rounding may leave a little at the end
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    if (weights[i] <= 0) continue;
+    if (left < weights[i]) return i;
+    left -= weights[i];
+    last = i;
+  }
+  return last;
+}
+
 }  // namespace
 
 double uniform(std::uint64_t seed, std::uint64_t position) {
@@ -68,17 +94,24 @@ double uniform(std::uint64_t seed, std::uint64_t position) {
 }
 
 SampledToken sample(std::span<const float> logits, const SamplingOptions& options, std::uint64_t position,
-                    const TokenHistory& history) {
-  const double total = log_total(logits, position);
+                    const TokenHistory& history, bool logprob) {
+  require_finite(logits, position);
   std::vector<double> z(logits.begin(), logits.end());
   for (const auto& [id, bias] : options.logit_bias) {
     if (id >= 0 && static_cast<std::size_t>(id) < z.size()) z[static_cast<std::size_t>(id)] += bias;
   }
   if (options.penalises()) penalise(z, options, history);
-  const auto result = [&](std::int32_t id) { return SampledToken{id, at(logits, id) - total}; };
+  const auto result = [&](std::int32_t id) {
+    return SampledToken{id, logprob ? at(logits, id) - log_total(logits) : NAN};
+  };
   const auto greatest = std::max_element(z.begin(), z.end());
   if (options.temperature <= 0) return result(static_cast<std::int32_t>(greatest - z.begin()));
 
+  if (options.top_k == 0 && options.top_p >= 1 && options.min_p == 0) {
+    const double top = *greatest;
+    for (double& x : z) x = std::exp((x - top) / options.temperature);
+    return result(static_cast<std::int32_t>(draw(z, uniform(options.seed, position))));
+  }
   std::vector<std::int32_t> order(z.size());
   std::iota(order.begin(), order.end(), 0);
   const auto likelier = [&](std::int32_t a, std::int32_t b) {
@@ -94,14 +127,11 @@ SampledToken sample(std::span<const float> logits, const SamplingOptions& option
   for (std::size_t i = 0; i < wanted; ++i)
     weights[i] = std::exp((z[static_cast<std::size_t>(order[i])] - *greatest) / options.temperature);
   weights.resize(cut(weights, options));
-  double left = uniform(options.seed, position) * std::accumulate(weights.begin(), weights.end(), 0.0);
-  std::size_t chosen = 0;
-  while (chosen + 1 < weights.size() && left >= weights[chosen]) left -= weights[chosen++];
-  return result(order[chosen]);
+  return result(order[draw(weights, uniform(options.seed, position))]);
 }
 
 std::vector<SampledToken> most_likely(std::span<const float> logits, std::int64_t n) {
-  const double total = log_total(logits, 0);
+  const double total = log_total(logits);
   std::vector<std::int32_t> order(logits.size());
   std::iota(order.begin(), order.end(), 0);
   const auto wanted = std::min(n, static_cast<std::int64_t>(order.size()));
@@ -117,7 +147,8 @@ std::vector<SampledToken> most_likely(std::span<const float> logits, std::int64_
 }
 
 double logprob_of(std::span<const float> logits, std::int32_t id, std::uint64_t position) {
-  return at(logits, id) - log_total(logits, position);
+  require_finite(logits, position);
+  return at(logits, id) - log_total(logits);
 }
 
 }  // namespace fathom

@@ -39,13 +39,14 @@ struct TokenHistory {
 
 struct SampledToken {
   std::int32_t id = 0;
-  double logprob = 0;  // natural log of its probability, from the logits as they came
+  double logprob = 0;  // natural log of its probability, from the logits as they came; NaN: not asked for
 };
 
 /// Picks from logits [V]; a pure function of (logits, options, position, history). Ties go to the lower id.
-/// UserError when a logit is NaN or infinite (-infinity is a token that cannot come).
+/// UserError when a logit is NaN or infinite (-infinity is a token that cannot come). Without `logprob`,
+/// which takes a pass of exponentials over the vocabulary, it is left out.
 SampledToken sample(std::span<const float> logits, const SamplingOptions& options, std::uint64_t position,
-                    const TokenHistory& history = {});
+                    const TokenHistory& history = {}, bool logprob = true);
 
 /// The n most likely tokens and the logs of their probabilities, most likely first; of equal ones the lower
 /// id first.
