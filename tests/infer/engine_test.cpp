@@ -364,6 +364,47 @@ TEST_F(EngineInput, RequestsBeyondTheCacheWait) {
   EXPECT_EQ(engine.stats().free_blocks, engine.stats().blocks);
 }
 
+// FATHOM_REQUESTS=10000: the proof; by default as many as a test has time for.
+TEST_F(EngineInput, CancellationsLeaveNoBlock) {
+  EngineOptions o = options();
+  o.max_rows = 24;
+  Engine engine(m.c, m.model, o);
+  std::mt19937_64 r(2);
+  const auto from_to = [&](std::int64_t low, std::int64_t high) {
+    return std::uniform_int_distribution<std::int64_t>(low, high)(r);
+  };
+  const char* given = std::getenv("FATHOM_REQUESTS");
+  const std::int64_t count = given == nullptr ? 1000 : std::atoll(given);
+  std::set<RequestId> open;
+  std::int64_t submitted = 0, cancelled = 0, ended = 0;
+  while (submitted < count || !engine.idle()) {
+    for (std::int64_t i = from_to(0, 3); i > 0 && submitted < count; --i, ++submitted) {
+      Request q;
+      q.prompt = random_ids(r, from_to(1, 40));
+      q.max_tokens = from_to(0, 12);
+      open.insert(engine.submit(q));
+    }
+    while (!open.empty() && from_to(0, 2) == 0) {
+      auto gone = open.begin();
+      std::advance(gone, from_to(0, static_cast<std::int64_t>(open.size()) - 1));
+      engine.cancel(*gone);
+      open.erase(gone);
+      ++cancelled;
+    }
+    for (const Event& e : engine.step()) {
+      ASSERT_TRUE(open.contains(e.request)) << "an event of a request that is gone";
+      if (e.finish == Finish::None) continue;
+      open.erase(e.request);
+      ++ended;
+    }
+  }
+  EXPECT_TRUE(open.empty());
+  EXPECT_EQ(cancelled + ended, count);
+  EXPECT_GT(cancelled, count / 10);
+  EXPECT_GT(ended, count / 10);
+  EXPECT_EQ(engine.stats().free_blocks, engine.stats().blocks);
+}
+
 TEST_F(EngineInput, LogitsThatAreNotFiniteEndTheirRequestOnly) {
   const Tensor& head = m.model.parameters().get("lm_head.weight");
   const std::vector<double> whole = to_doubles(m.c.backend(), head);
