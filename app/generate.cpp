@@ -115,8 +115,9 @@ void run(const GenerateFlags& flags, Globals& globals) {
   GenerateOptions options;
   options.tokens = flags.tokens;
   options.sampling = flags.sampling;
+  options.stop_tokens = loaded.ends.stops;
   if (tokenizer) {
-    options.stop_token = tokenizer->end_of_document();
+    if (tokenizer->end_of_document() >= 0) options.stop_tokens.push_back(tokenizer->end_of_document());
     options.vocab = tokenizer->vocab_size();
   }
   const std::vector<std::int64_t> layers = loaded.model->routed_layers();

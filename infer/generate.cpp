@@ -84,7 +84,8 @@ Generated generate(Context& c, const Transformer& model, const std::vector<std::
       out.expert_fraction[static_cast<std::size_t>(e.layer)] = shares_of(e);
     }
     (n == 0 ? out.prefill_seconds : out.decode_seconds) += watch.seconds();
-    if (next.id == options.stop_token) {
+    const std::vector<std::int32_t>& stops = options.stop_tokens;
+    if (std::find(stops.begin(), stops.end(), next.id) != stops.end()) {
       out.finish_reason = "stop";
       break;
     }
