@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdio>
 #include <map>
 #include <memory>
 #include <span>
 #include <system_error>
 #include <utility>
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -165,6 +167,7 @@ class NewFolder {
 
   void commit() {
     std::error_code error;
+    if (exchange()) return;            // what was there goes with this object
     fs::rename(folder_, old_, error);  // fails where there was none
     fs::rename(made_, folder_, error);
     if (error) {
@@ -176,6 +179,16 @@ class NewFolder {
   }
 
  private:
+  // In one step, so that a model is there at every moment; false where there is none yet, or the file system
+  // cannot.
+  bool exchange() const {
+#ifdef RENAME_EXCHANGE
+    return ::renameat2(AT_FDCWD, made_.c_str(), AT_FDCWD, folder_.c_str(), RENAME_EXCHANGE) == 0;
+#else
+    return false;
+#endif
+  }
+
   static fs::path beside(const fs::path& folder, const char* what) {
     return folder.parent_path() / fmt::format(".{}.{}-{}", folder.filename().string(), what, ::getpid());
   }
