@@ -54,7 +54,10 @@ class Reader {
 
   TokenizerJson read() {
     const Json& model = at(json_, "model");
-    if (type_of(model) != "BPE") fail(fmt::format("its model is {}, not BPE", shown(at(model, "type"))));
+    // The oldest files, GPT-2's own, do not say the type.
+    const bool is_bpe =
+        type_of(model) == "BPE" || (at(model, "type").is_null() && at(model, "merges").is_array());
+    if (!is_bpe) fail(fmt::format("its model is {}, not BPE", shown(at(model, "type"))));
     require_absent(model, {"continuing_subword_prefix", "end_of_word_suffix", "dropout"});
     read_normalizer(at(json_, "normalizer"));
     read_pre_tokenizer(at(json_, "pre_tokenizer"));
