@@ -123,9 +123,17 @@ struct Answer {
 
 class Generation {
  public:
-  Generation(const GenerateFlags& flags, const Globals& globals, Engine& engine, const Transformer& model,
+  Generation(const GenerateFlags& flags, const Globals& globals, Engine& engine, const LoadedModel& loaded,
              const Tokenizer* tokenizer)
-      : flags_(flags), globals_(globals), engine_(engine), model_(model), tokenizer_(tokenizer) {}
+      : flags_(flags),
+        globals_(globals),
+        engine_(engine),
+        model_(*loaded.model),
+        tokenizer_(tokenizer),
+        stop_tokens_(loaded.ends.stops) {
+    if (tokenizer != nullptr && tokenizer->end_of_document() >= 0)
+      stop_tokens_.push_back(tokenizer->end_of_document());
+  }
 
   /// How many prompts could not be answered. One alone is refused as an error.
   std::int64_t run(std::vector<Prompt> prompts) {
@@ -156,7 +164,7 @@ class Generation {
       r.sampling = flags_.sampling;
       r.logprobs = flags_.logprobs;
       r.top_logprobs = flags_.top_logprobs;
-      if (tokenizer_ != nullptr) r.stop_tokens = {tokenizer_->end_of_document()};
+      r.stop_tokens = stop_tokens_;
       by_id_[engine_.submit(std::move(r))] = &a;
     } catch (const UserError& e) {
       if (alone()) throw;
@@ -282,6 +290,7 @@ class Generation {
   Engine& engine_;
   const Transformer& model_;
   const Tokenizer* tokenizer_;
+  std::vector<std::int32_t> stop_tokens_;
   std::vector<Answer> answers_;
   std::map<RequestId, Answer*> by_id_;
   std::size_t printed_ = 0;
@@ -305,7 +314,7 @@ void run(GenerateFlags flags, Globals& globals) {
   Engine engine(*model.context, *loaded.model, options);
   const std::size_t count = prompts.size();
   const std::int64_t failed =
-      Generation(flags, globals, engine, *loaded.model, tokenizer.get()).run(std::move(prompts));
+      Generation(flags, globals, engine, loaded, tokenizer.get()).run(std::move(prompts));
   if (failed > 0)
     throw UserError(fmt::format("{} of {} prompts could not be answered; the others were.", failed, count));
 }

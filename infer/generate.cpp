@@ -51,7 +51,9 @@ std::vector<float> causal_logits(Context& c, const Transformer& model, const std
                                  const Causal& rule) {
   check_prompt(model, ids);
   const NoGrad no_grad(c);
-  return to_host<float>(c.backend(), model.logits(c, run(c, model, ids, rule).hidden));
+  const std::vector<double> logits =
+      to_doubles(c.backend(), model.logits(c, run(c, model, ids, rule).hidden));
+  return {logits.begin(), logits.end()};
 }
 
 Generated generate(Context& c, const Transformer& model, const std::vector<std::int32_t>& prompt,
@@ -84,7 +86,8 @@ Generated generate(Context& c, const Transformer& model, const std::vector<std::
       out.expert_fraction[static_cast<std::size_t>(e.layer)] = shares_of(e);
     }
     (n == 0 ? out.prefill_seconds : out.decode_seconds) += watch.seconds();
-    if (next.id == options.stop_token) {
+    const std::vector<std::int32_t>& stops = options.stop_tokens;
+    if (std::find(stops.begin(), stops.end(), next.id) != stops.end()) {
       out.finish_reason = "stop";
       break;
     }

@@ -13,8 +13,8 @@
 namespace fathom {
 
 struct GenerateOptions {
-  std::int64_t tokens = 64;      // at most this many new ones
-  std::int32_t stop_token = -1;  // ends the text; -1: none
+  std::int64_t tokens = 64;               // at most this many new ones
+  std::vector<std::int32_t> stop_tokens;  // each ends the text
   std::int64_t vocab =
       0;  // only ids below this are chosen: the tokenizer's; 0: all of the model's, padding too
   SamplingOptions sampling;

@@ -29,10 +29,12 @@ const Json& at(const Json& object, const char* key) {
   return found == object.end() ? kNull : *found;
 }
 
-std::string type_of(const Json& object) {
-  const Json& type = at(object, "type");
-  return type.is_string() ? type.get<std::string>() : std::string();
+// Of what is no text: none.
+std::string text_of(const Json& value) {
+  return value.is_string() ? value.get<std::string>() : std::string();
 }
+
+std::string type_of(const Json& object) { return text_of(at(object, "type")); }
 
 // As errors quote it.
 std::string shown(const Json& value) {
@@ -52,7 +54,10 @@ class Reader {
 
   TokenizerJson read() {
     const Json& model = at(json_, "model");
-    if (type_of(model) != "BPE") fail(fmt::format("its model is {}, not BPE", shown(at(model, "type"))));
+    // The oldest files, GPT-2's own, do not say the type.
+    const bool is_bpe =
+        type_of(model) == "BPE" || (at(model, "type").is_null() && at(model, "merges").is_array());
+    if (!is_bpe) fail(fmt::format("its model is {}, not BPE", shown(at(model, "type"))));
     require_absent(model, {"continuing_subword_prefix", "end_of_word_suffix", "dropout"});
     read_normalizer(at(json_, "normalizer"));
     read_pre_tokenizer(at(json_, "pre_tokenizer"));
@@ -84,7 +89,8 @@ class Reader {
   void require_absent(const Json& object, std::initializer_list<const char*> keys) const {
     for (const char* key : keys) {
       const Json& value = at(object, key);
-      const bool is_nothing = value.is_null() || value == "" || (value.is_number() && value == 0.0);
+      const bool is_nothing = value.is_null() || (value.is_string() && text_of(value).empty()) ||
+                              (value.is_number() && value == 0.0);
       if (!is_nothing) fail(fmt::format("it has a {} of {}", key, shown(value)));
     }
   }
@@ -203,8 +209,7 @@ class Reader {
     if (!added.is_array()) fail(fmt::format("its added_tokens are {}", shown(added)));
     for (const Json& token : added) {
       const Json& content = at(token, "content");
-      if (!content.is_string() || content == "")
-        fail(fmt::format("its added token {} has no content", shown(token)));
+      if (text_of(content).empty()) fail(fmt::format("its added token {} has no content", shown(token)));
       for (const char* key : {"single_word", "lstrip", "rstrip"}) {
         if (flag(token, key, false)) fail(fmt::format("its added token {} has {}", shown(content), key));
       }

@@ -64,9 +64,17 @@ CheckpointMeta load_checkpoint(const std::filesystem::path& path, Context& c, Pa
 std::filesystem::path find_checkpoint(const std::filesystem::path& path);
 
 /// A model that was trained, for evaluation and inference.
+/// Tokens around a text, as the files of a model in exchange say. A tokenizer knows some of them, not those
+/// of a model that was trained to answer.
+struct TextEnds {
+  std::vector<std::int32_t> stops;  // each of them ends a text
+  std::int32_t bos = -1;            // -1: none
+};
+
 struct LoadedModel {
   Config config;
   CheckpointMeta meta;
+  TextEnds ends;  // of a model in exchange
   std::filesystem::path checkpoint;
   std::unique_ptr<Transformer> model;
 };

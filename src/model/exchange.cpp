@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdio>
 #include <map>
 #include <memory>
 #include <span>
 #include <system_error>
 #include <utility>
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -27,6 +29,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kConfig = "config.json";
+constexpr const char* kGeneration = "generation_config.json";
 constexpr const char* kWeights = "model.safetensors";
 
 SafetensorsType type_of(DType dtype) {
@@ -93,6 +96,28 @@ std::map<std::string, std::string> tokenizer_files(const LoadedModel& model, con
   return transformers_sentencepiece(tokenizer_model_of(model, path), "the tokenizer");
 }
 
+TextEnds ends_of(const LoadedModel& model, const std::string& path) {
+  TextEnds ends = model.ends;
+  if (model.meta.tokenizer_kind == "external") return ends;
+  const std::unique_ptr<Tokenizer> tokenizer = tokenizer_of(model, path);
+  if (ends.stops.empty() && tokenizer->end_of_document() >= 0) ends.stops = {tokenizer->end_of_document()};
+  if (ends.bos < 0) ends.bos = tokenizer->bos();
+  return ends;
+}
+
+TextEnds read_ends(const fs::path& folder, std::int64_t vocab_size) {
+  TextEnds ends;
+  for (const char* name : {kGeneration, kConfig}) {  // the first that says something
+    const std::string path = (folder / name).string();
+    std::error_code error;
+    if (!fs::exists(path, error)) continue;
+    const TextEnds here = parse_text_ends(read_file(path, "config"), path, vocab_size);
+    if (ends.stops.empty()) ends.stops = here.stops;
+    if (ends.bos < 0) ends.bos = here.bos;
+  }
+  return ends;
+}
+
 // Whether all that is in the folder is what export_model writes: then, and only then, it may be replaced.
 bool is_our_export(const fs::path& folder) {
   std::error_code error;
@@ -100,7 +125,7 @@ bool is_our_export(const fs::path& folder) {
   for (const auto& entry : fs::directory_iterator(folder, error)) {
     const std::string name = entry.path().filename().string();
     const bool is_known =
-        name == kConfig || name == kWeights ||
+        name == kConfig || name == kGeneration || name == kWeights ||
         std::find(kTokenizerFiles.begin(), kTokenizerFiles.end(), name) != kTokenizerFiles.end();
     if (!is_known || !entry.is_regular_file(error)) return false;
   }
@@ -142,6 +167,7 @@ class NewFolder {
 
   void commit() {
     std::error_code error;
+    if (exchange()) return;            // what was there goes with this object
     fs::rename(folder_, old_, error);  // fails where there was none
     fs::rename(made_, folder_, error);
     if (error) {
@@ -153,6 +179,16 @@ class NewFolder {
   }
 
  private:
+  // In one step, so that a model is there at every moment; false where there is none yet, or the file system
+  // cannot.
+  bool exchange() const {
+#ifdef RENAME_EXCHANGE
+    return ::renameat2(AT_FDCWD, made_.c_str(), AT_FDCWD, folder_.c_str(), RENAME_EXCHANGE) == 0;
+#else
+    return false;
+#endif
+  }
+
   static fs::path beside(const fs::path& folder, const char* what) {
     return folder.parent_path() / fmt::format(".{}.{}-{}", folder.filename().string(), what, ::getpid());
   }
@@ -187,15 +223,15 @@ Exported export_model(const LoadedModel& model, Backend& backend, const fs::path
   if (options.dtype != DType::F32 && options.dtype != DType::BF16) {
     throw InternalError(fmt::format("[export] weights of {}", name_of(options.dtype)));
   }
-  const bool has_tokenizer = model.meta.tokenizer_kind != "external";
-  std::int64_t end = -1, bos = -1;
-  if (has_tokenizer) {
-    const std::unique_ptr<Tokenizer> tokenizer = tokenizer_of(model, options.tokenizer);
-    end = tokenizer->end_of_document();
-    bos = tokenizer->bos();
-  }
+  const TextEnds ends = ends_of(model, options.tokenizer);
   std::map<std::string, std::string> files = tokenizer_files(model, options.tokenizer);
-  files[kConfig] = exchange_config(model.config, model.meta, options.dtype, end, bos);
+  files[kConfig] = exchange_config(model.config, model.meta, options.dtype, ends);
+  // One that is there says more, such as how to sample.
+  const fs::path generation = folder_of(model.checkpoint) / kGeneration;
+  std::error_code error;
+  const bool has_one = is_exported_model(model.checkpoint) && fs::is_regular_file(generation, error);
+  files[kGeneration] =
+      has_one ? read_file(generation.string(), "config of generation") : exchange_generation_config(ends);
   fs::path target = folder;
   if (!target.has_filename()) target = target.parent_path();  // "model/"
   NewFolder out(target);
@@ -234,6 +270,7 @@ LoadedModel load_exported_model(const fs::path& path,
   loaded.meta = std::move(read.meta);
   const ExchangeWeights weights(folder);
   const ModelConfig& model = loaded.config.model;
+  loaded.ends = read_ends(folder, model.vocab_size);
   weights.require(declare_parameters(model, loaded.config.routing).specs(), model);
   Context& c = context_for(loaded.config);
   loaded.model = std::make_unique<Transformer>(c, model, loaded.config.routing, false);

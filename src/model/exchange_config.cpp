@@ -58,6 +58,14 @@ constexpr std::array<Named, 4> kScalingNames = {
      {"high_freq_factor", "high_freq_factor"},
      {"original_max_position_embeddings", "original_max_seq_len"}}};
 
+Json bos_of(const TextEnds& ends) { return ends.bos < 0 ? Json(nullptr) : Json(ends.bos); }
+
+// One id, or a list of several.
+Json stops_of(const TextEnds& ends) {
+  if (ends.stops.empty()) return nullptr;
+  return ends.stops.size() == 1 ? Json(ends.stops[0]) : Json(ends.stops);
+}
+
 Json scaling_of(const RopeScaling& s) {
   if (s.kind == RopeScalingKind::None) return nullptr;
   Json json = {{"rope_type", name_of(s.kind)}, {"factor", s.factor}};
@@ -217,13 +225,12 @@ std::string exchange_type(const Config& config) {
 }
 
 std::string exchange_config(const Config& config, const CheckpointMeta& meta, DType dtype,
-                            std::int64_t end_of_document, std::int64_t bos) {
+                            const TextEnds& ends) {
   const ModelConfig& m = config.model;
   const std::string type = exchange_type(config);
   const char* architecture = type == "llama"   ? "LlamaForCausalLM"
                              : type == "qwen3" ? "Qwen3ForCausalLM"
                                                : "FathomForCausalLM";
-  const auto id = [](std::int64_t i) { return i < 0 ? Json(nullptr) : Json(i); };
   Json json = {
       {"architectures", {architecture}},   {"model_type", type},
       {"vocab_size", m.vocab_size},        {"hidden_size", m.width},
@@ -234,7 +241,7 @@ std::string exchange_config(const Config& config, const CheckpointMeta& meta, DT
       {"rms_norm_eps", m.norm_eps},        {"hidden_act", "silu"},
       {"attention_bias", false},           {"mlp_bias", false},
       {"attention_dropout", 0.0},          {"tie_word_embeddings", m.tie_embeddings},
-      {"bos_token_id", id(bos)},           {"eos_token_id", id(end_of_document)},
+      {"bos_token_id", bos_of(ends)},      {"eos_token_id", stops_of(ends)},
       {"pad_token_id", nullptr},           {"torch_dtype", dtype == DType::BF16 ? "bfloat16" : "float32"}};
   Json own = {{"version", kVersion},
               {"step", meta.state.step},
@@ -249,6 +256,35 @@ std::string exchange_config(const Config& config, const CheckpointMeta& meta, DT
   }
   json[kOurs] = std::move(own);
   return json.dump(2) + "\n";
+}
+
+std::string exchange_generation_config(const TextEnds& ends) {
+  return Json{{"bos_token_id", bos_of(ends)}, {"eos_token_id", stops_of(ends)}}.dump(2) + "\n";
+}
+
+TextEnds parse_text_ends(const std::string& text, const std::string& path, std::int64_t vocab_size) {
+  const Json json = Json::parse(text, nullptr, false);
+  if (!json.is_object()) throw UserError(fmt::format("{} is no JSON object.", path));
+  // An id that no text has is of no consequence.
+  const auto read = [&](const char* key, const Json& id) -> std::int32_t {
+    if (!id.is_number_integer()) {
+      throw UserError(fmt::format("{}: {} is {}, not a token's id or a list of them.", path, key, id.dump()));
+    }
+    return id >= 0 && id < vocab_size ? id.get<std::int32_t>() : -1;
+  };
+  const auto found = [&](const char* key) {
+    const auto at = json.find(key);
+    if (at == json.end() || at->is_null()) return std::vector<Json>();
+    return at->is_array() ? at->get<std::vector<Json>>() : std::vector<Json>{*at};
+  };
+  TextEnds ends;
+  for (const Json& id : found("eos_token_id")) {
+    const std::int32_t stop = read("eos_token_id", id);
+    if (stop >= 0) ends.stops.push_back(stop);
+  }
+  const std::vector<Json> begins = found("bos_token_id");
+  if (begins.size() == 1) ends.bos = read("bos_token_id", begins[0]);
+  return ends;
 }
 
 ExchangeConfig parse_exchange_config(const std::string& text, const std::string& path) {

@@ -10,9 +10,16 @@ namespace fathom {
 /// "llama", "qwen3" (QK-norm) or "fathom" (routed).
 std::string exchange_type(const Config& config);
 
-/// The text of config.json. `end_of_document` and `bos` are the tokenizer's; negative: none.
+/// The text of config.json.
 std::string exchange_config(const Config& config, const CheckpointMeta& meta, DType dtype,
-                            std::int64_t end_of_document, std::int64_t bos);
+                            const TextEnds& ends);
+
+/// The text of generation_config.json, which is where programs look first for what ends a text.
+std::string exchange_generation_config(const TextEnds& ends);
+
+/// What config.json or generation_config.json says of them; of ids outside of the vocabulary nothing.
+/// UserError of `path`: no JSON object, or something else than ids.
+TextEnds parse_text_ends(const std::string& text, const std::string& path, std::int64_t vocab_size);
 
 struct ExchangeConfig {
   Config config;        // data and train are placeholders

@@ -51,14 +51,16 @@ class Fathom:
 
 def create(folder, case, tokenizer):
     model_class, _, more, dtype, shard = case
-    config = model_class.config_class(**{**SIZE, **more})
+    end = next(t for t in ("<|end_of_text|>", "<|endoftext|>") if tokenizer.token_to_id(t) is not None)
+    # Two ends, as models that were trained to answer have them: a list.
+    ends = [tokenizer.token_to_id(end), tokenizer.token_to_id("z")]
+    config = model_class.config_class(**{**SIZE, **more}, bos_token_id=None, eos_token_id=ends)
     model = model_class(config)
     for name, parameter in model.named_parameters():  # norms of one would hide a norm that is left out
         if name.endswith("norm.weight"):
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
     model.to(dtype).save_pretrained(folder, max_shard_size=shard)
-    ends = [t for t in ("<|end_of_text|>", "<|endoftext|>") if tokenizer.token_to_id(t) is not None]
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=ends[0]).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end).save_pretrained(folder)
 
 
 def held(fathom, folder, seed):
@@ -81,7 +83,10 @@ def held(fathom, folder, seed):
         theirs = model(torch.tensor([long])).logits[0]
         greedy = list(ids)
         for _ in range(12):
-            greedy.append(int(model(torch.tensor([greedy])).logits[0, -1, :len(tokenizer)].argmax()))
+            token = int(model(torch.tensor([greedy])).logits[0, -1, :len(tokenizer)].argmax())
+            if token in model.generation_config.eos_token_id:
+                break
+            greedy.append(token)
     with h5py.File(logits) as file:
         difference = float((theirs - torch.from_numpy(file["logits"][:])).abs().max() / theirs.abs().max())
     generated = fathom("generate", ours, "-p", prompt, "-n", "12", "--temperature", "0")

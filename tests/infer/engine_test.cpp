@@ -88,7 +88,8 @@ struct Model {
     for (const ParameterSpec& spec : model.parameters().specs()) {
       const bool norm = spec.name.find("norm") != std::string::npos;
       std::vector<double> values(static_cast<std::size_t>(spec.shape.size()));
-      for (double& x : values) x = norm ? 1 + 0.1 * normal(generator) : 0.3 * normal(generator);
+      // 1 / sqrt(width): what a product gives is as large as what it got.
+      for (double& x : values) x = norm ? 1 + 0.1 * normal(generator) : 0.25 * normal(generator);
       from_doubles(c.backend(), model.parameters().get(spec.name), values);
     }
     if (routing.kind != RoutingKind::None) rule = causal_rule(routing);

@@ -141,16 +141,16 @@ TEST_P(Generation, GoesOnFromTheLastTokensBeyondTheWindow) {
 TEST_P(Generation, StopsAtTheStopTokenAndLeavesItOut) {
   const Ids all = by_hand(prompt_, 8);
   const auto first = [&](std::int32_t id) { return std::find(all.begin(), all.end(), id) - all.begin(); };
-  options_.stop_token = all[4];
+  options_.stop_tokens = {all[4]};
   const Generated got = generate(c_, model_, prompt_, options_);
   EXPECT_EQ(got.ids, Ids(all.begin(), all.begin() + first(all[4])));
   EXPECT_EQ(got.logprobs.size(), got.ids.size());
   EXPECT_EQ(got.finish_reason, "stop");
   // In the prompt it stops nothing.
-  options_.stop_token = -1;
+  options_.stop_tokens.clear();
   for (std::int32_t id : prompt_) {
     if (first(id) < 8) continue;
-    options_.stop_token = id;
+    options_.stop_tokens = {id};
     EXPECT_EQ(generate(c_, model_, prompt_, options_).ids, all);
   }
 }

@@ -1,12 +1,15 @@
 #include "src/model/exchange.h"
 
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <thread>
 
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
+#include <unistd.h>
 
 #include "kernels/error.h"
 #include "src/config/resolve.h"
@@ -254,6 +257,24 @@ TEST_F(Exchange, WhatFathomHasNotIsNamed) {
   write_bytes(folder_ / "m/config.json", good);
   change_config([](json& c) { c["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 5000.0}}; });
   EXPECT_EQ(loaded(folder_ / "m").config.model.rope_theta, 5000.0);
+}
+
+// Whoever looks while an export is replaced finds one.
+TEST_F(Exchange, AnExportIsReplacedInOneStep) {
+  const LoadedModel m = made(small_config());
+  exported(m);
+  std::atomic<bool> is_done{false};
+  std::atomic<int> missing{0}, looks{0};
+  std::thread onlooker([&] {
+    const std::string config = folder_ / "m/config.json";
+    for (; !is_done; ++looks) missing += ::access(config.c_str(), R_OK) == 0 ? 0 : 1;
+  });
+  for (int i = 0; i < 100; ++i) exported(m);
+  is_done = true;
+  onlooker.join();
+  EXPECT_GT(looks, 100);
+  EXPECT_EQ(missing, 0);
+  for (const auto& entry : fs::directory_iterator(folder_.path())) EXPECT_EQ(entry.path().filename(), "m");
 }
 
 TEST_F(Exchange, ScaledPositionsComeBack) {

@@ -36,8 +36,8 @@ TEST_F(Export, TheSameModelIsEvaluatedAndGoesOnAlike) {
   const nlohmann::json exported = succeeds("export run -o model");
   EXPECT_EQ(exported.at("model_type"), "fathom");
   EXPECT_EQ(exported.at("loads_elsewhere"), false);
-  EXPECT_THAT(exported.at("files"),
-              ElementsAre("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"));
+  EXPECT_THAT(exported.at("files"), ElementsAre("model.safetensors", "config.json", "generation_config.json",
+                                                "tokenizer.json", "tokenizer_config.json"));
   const std::string eval = " --data train.valid.h5";
   nlohmann::json run = succeeds("eval run" + eval), model = succeeds("eval model" + eval);
   run.erase("checkpoint"), model.erase("checkpoint");

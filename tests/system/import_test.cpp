@@ -1,5 +1,8 @@
 // fathom import as its users meet it: what it writes and says, what it refuses, and that models of
 // transformers compute the same here.
+#include <algorithm>
+#include <filesystem>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -47,8 +50,9 @@ TEST_F(Import, AModelOfOthersBecomesOurs) {
   EXPECT_EQ(imported.at("tied"), true);
   EXPECT_EQ(imported.at("bytes"), 2 * imported.at("parameters").get<double>());
   EXPECT_EQ(imported.at("tokenizer").at("kind"), "bpe");
-  EXPECT_THAT(imported.at("files"), ElementsAre("model.safetensors", "chat_template.jinja", "config.json",
-                                                "tokenizer.json", "tokenizer_config.json"));
+  EXPECT_THAT(imported.at("files"),
+              ElementsAre("model.safetensors", "chat_template.jinja", "config.json", "generation_config.json",
+                          "tokenizer.json", "tokenizer_config.json"));
   for (const std::string name :
        {"model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}) {
     EXPECT_EQ(read_bytes(e / ("ours/" + name)), read_bytes(e / ("theirs/" + name))) << name;
@@ -65,6 +69,46 @@ TEST_F(Import, AModelOfOthersBecomesOurs) {
   EXPECT_EQ(said.status, 0) << said.err;
   EXPECT_THAT(said.out, ::testing::AllOf(HasSubstr("llama of "), HasSubstr("tied"), HasSubstr("context"),
                                          HasSubstr("bpe")));
+}
+
+TEST_F(Import, WhatEndsATextIsRead) {
+  make_foreign();
+  const std::string ask = " -p 'Mara lives' -n 8 --temperature 0";
+  const nlohmann::json all = succeeds("generate theirs" + ask).at("tokens");
+  ASSERT_EQ(all.size(), 8U);
+  const auto stop = std::find_if(all.begin(), all.end(), [&](const auto& id) { return id != all[0]; });
+  ASSERT_NE(stop, all.end());
+  const auto before = nlohmann::json(std::vector<nlohmann::json>(all.begin(), stop));
+  const auto expect_stop = [&](const std::string& model) {
+    const nlohmann::json said = succeeds("generate " + model + ask);
+    EXPECT_EQ(said.at("finish_reason"), "stop") << model;
+    EXPECT_EQ(said.at("tokens"), before) << model;
+  };
+  // One id of the model's config; a list of the generation's, which goes first; ids that no text has mean
+  // nothing.
+  nlohmann::json config = nlohmann::json::parse(read_bytes(e / "theirs/config.json"));
+  config["eos_token_id"] = *stop;
+  write_bytes(e / "theirs/config.json", config.dump());
+  std::filesystem::remove(e / "theirs/generation_config.json");
+  expect_stop("theirs");
+  succeeds("import theirs -o ours");
+  expect_stop("ours");
+  EXPECT_EQ(nlohmann::json::parse(read_bytes(e / "ours/generation_config.json")).at("eos_token_id"), *stop);
+  const std::string list = nlohmann::json{{"eos_token_id", {*stop, 250, 99999}}, {"temperature", 0.6}}.dump();
+  config["eos_token_id"] = 250;
+  write_bytes(e / "theirs/config.json", config.dump());
+  write_bytes(e / "theirs/generation_config.json", list);
+  expect_stop("theirs");
+  succeeds("import theirs -o ours");
+  expect_stop("ours");
+  EXPECT_EQ(read_bytes(e / "ours/generation_config.json"), list);
+  EXPECT_EQ(nlohmann::json::parse(read_bytes(e / "ours/config.json")).at("eos_token_id"),
+            nlohmann::json({*stop, 250}));
+  for (const char* bad :
+       {"[", "[]", R"({"eos_token_id":"x"})", R"({"eos_token_id":[1,[2]]})", R"({"bos_token_id":1.5})"}) {
+    write_bytes(e / "theirs/generation_config.json", bad);
+    expect_refusal(fathom_command(e, "import theirs -o other"), 1, {"generation_config.json"});
+  }
 }
 
 TEST_F(Import, ATokenizerThatIsNotReadIsKept) {

@@ -6,8 +6,10 @@
 
 #include "kernels/error.h"
 #include "src/flops/flops.h"
+#include "src/io/atomic_file.h"
 #include "tests/train/test_folder.h"
 #include "train/isoflop/plan.h"
+#include "train/isoflop/take_over.h"
 
 namespace fathom::isoflop {
 namespace {
@@ -206,6 +208,19 @@ TEST(SweepConfigs, CanBePlanned) {
     ++count;
   }
   EXPECT_GE(count, 3);
+}
+
+// What was published stays the beginning of a sweep, whatever keys a config has got since.
+TEST(SweepConfigs, ThePublishedTableGoesOn) {
+  const std::string table = FATHOM_SOURCE_DIR "/docs/results/isoflop/books.csv";
+  const std::vector<Row> rows = read_csv(read_file(table, "table"), table);
+  const Sweep sweep = load_sweep(FATHOM_SOURCE_DIR "/configs/isoflop/books.yaml");
+  const SweepFolder folder(fresh_folder());
+  const DataSize data{.tokens = rows.front().store_tokens, .vocab = 257};
+  folder.prepare(sweep, data);
+  const TakenOver t = take_over(sweep, folder, data, rows);
+  EXPECT_GE(t.taken, 148);
+  EXPECT_EQ(t.foreign, 0);
 }
 
 }  // namespace

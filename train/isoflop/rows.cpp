@@ -27,6 +27,8 @@ std::string kind_of(const Config& c) {
 }
 
 // The config as text without what changes neither the model that comes out nor the slice that judges it.
+// Tables that are published hold its hash: a key that came later stands in it only where it is not at its
+// default.
 std::string what_counts(Config c) {
   const Config any;
   c.device = any.device;
@@ -36,7 +38,14 @@ std::string what_counts(Config c) {
   c.train.eval_every = any.train.eval_every;
   c.train.checkpoint_every = any.train.checkpoint_every;
   c.train.keep_checkpoints = any.train.keep_checkpoints;
-  return to_yaml(c);
+  std::string text = to_yaml(c);
+  if (c.model.rope_scaling == any.model.rope_scaling) {
+    const std::size_t begin = text.find("  rope_scaling:\n");
+    std::size_t end = text.find('\n', begin) + 1;
+    while (text.compare(end, 4, "    ") == 0) end = text.find('\n', end) + 1;
+    text.erase(begin, end - begin);
+  }
+  return text;
 }
 
 void refuse_other_config(const Row& planned, const Row& recorded, const SweepFolder& folder) {
