@@ -14,7 +14,14 @@ namespace {
 
 /// Up to so many rows, a product of our own reads the weights at memory's speed; the library is far from it,
 /// and stays behind the invariant product up to kSomeRows.
-constexpr std::int64_t kFewRows = 2;
+constexpr std::int64_t kFewRows = 12;
+/// Rows and columns of y whose sums are held in registers.
+#if defined(__AVX512F__)
+constexpr int kRowsAtOnce = 2, kOutsAtOnce = 8;
+#else
+constexpr int kRowsAtOnce = 2, kOutsAtOnce = 4;
+#endif
+constexpr int kOutsOfOneRow = 8;
 
 enum class Transpose : std::uint8_t { No, Yes };
 
@@ -34,43 +41,73 @@ void library_gemm(Transpose ta, Transpose tb, std::int64_t m, std::int64_t n, st
               static_cast<int>(tb == Transpose::Yes ? k : n), beta, c, static_cast<int>(n));
 }
 
-/// `outs` dot products of weight rows with one x.
-template <typename T, int outs>
-void dot_products(T* y, const T* x, const T* w, std::int64_t in) {
+/// The lanes' sum, halves added to halves.
+template <typename T>
+[[gnu::always_inline]] inline T sum_of_lanes(Vec<T> v) {
   constexpr int W = kLanes<T>;
-  Vec<T> sum[outs] = {};
+  T lanes[W];
+  store<T>(lanes, v);
+#pragma GCC unroll 4
+  for (int half = W / 2; half > 0; half /= 2) {
+#pragma GCC unroll 16
+    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  }
+  return lanes[0];
+}
+
+/// y [rows, outs] of `rows` rows of x and `outs` of w: each weight that is loaded serves all rows, and a
+/// row's sums do not depend on how many there are.
+template <typename T, int rows, int outs>
+void dot_products(T* y, std::int64_t ld_y, const T* x, const T* w, std::int64_t in) {
+  constexpr int W = kLanes<T>;
+  Vec<T> sum[rows][outs] = {};
   std::int64_t k = 0;
   for (; k + W <= in; k += W) {
-    const Vec<T> xs = load<T>(x + k);
+    Vec<T> xs[rows];
 #pragma GCC unroll 8
-    for (int o = 0; o < outs; ++o) sum[o] += load<T>(w + o * in + k) * xs;
+    for (int r = 0; r < rows; ++r) xs[r] = load<T>(x + r * in + k);
+#pragma GCC unroll 8
+    for (int o = 0; o < outs; ++o) {
+      const Vec<T> weights = load<T>(w + o * in + k);
+#pragma GCC unroll 8
+      for (int r = 0; r < rows; ++r) sum[r][o] += weights * xs[r];
+    }
   }
-  for (int o = 0; o < outs; ++o) {
-    T total = 0;
-    for (int l = 0; l < W; ++l) total += sum[o][l];
-    for (std::int64_t i = k; i < in; ++i) total += w[o * in + i] * x[i];
-    y[o] = total;
+  for (int r = 0; r < rows; ++r) {
+    for (int o = 0; o < outs; ++o) {
+      T total = sum_of_lanes<T>(sum[r][o]);
+      for (std::int64_t i = k; i < in; ++i) total += w[o * in + i] * x[r * in + i];
+      y[r * ld_y + o] = total;
+    }
   }
+}
+
+/// `outs` columns of y for all rows, `kRowsAtOnce` at a time: then the weights lie in the first-level cache.
+template <typename T, int outs>
+void few_rows_of(T* y, const T* x, const T* w, const LinearShape& s) {
+  std::int64_t r = 0;
+  for (; r + kRowsAtOnce <= s.rows; r += kRowsAtOnce) {
+    dot_products<T, kRowsAtOnce, outs>(y + r * s.out, s.out, x + r * s.in, w, s.in);
+  }
+  for (; r < s.rows; ++r) dot_products<T, 1, outs>(y + r * s.out, s.out, x + r * s.in, w, s.in);
 }
 
 /// Few rows: every weight is read once from memory, for all rows.
 template <typename T>
 void few_rows(T* y, const T* x, const T* w, const LinearShape& s) {
-  constexpr int kOuts = 8;
+  const std::int64_t outs = s.rows < kRowsAtOnce ? kOutsOfOneRow : kOutsAtOnce;
   // A piece is worth a thread from some 64 Ki multiply-adds.
-  const std::int64_t grain = (65536 / (s.in * s.rows) + kOuts) / kOuts * kOuts;
+  const std::int64_t grain = (65536 / (s.in * s.rows) + outs) / outs * outs;
   parallel_for(s.out, grain, [&](std::int64_t begin, std::int64_t end) {
     std::int64_t o = begin;
-    for (; o + kOuts <= end; o += kOuts) {
-      for (std::int64_t r = 0; r < s.rows; ++r) {
-        dot_products<T, kOuts>(y + r * s.out + o, x + r * s.in, w + o * s.in, s.in);
+    for (; o + outs <= end; o += outs) {
+      if (s.rows < kRowsAtOnce) {
+        few_rows_of<T, kOutsOfOneRow>(y + o, x, w + o * s.in, s);
+      } else {
+        few_rows_of<T, kOutsAtOnce>(y + o, x, w + o * s.in, s);
       }
     }
-    for (; o < end; ++o) {
-      for (std::int64_t r = 0; r < s.rows; ++r) {
-        dot_products<T, 1>(y + r * s.out + o, x + r * s.in, w + o * s.in, s.in);
-      }
-    }
+    for (; o < end; ++o) few_rows_of<T, 1>(y + o, x, w + o * s.in, s);
   });
 }
 
