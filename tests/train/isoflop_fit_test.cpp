@@ -280,6 +280,20 @@ TEST_F(Claims, HoldWhereTheWholeIntervalIsOnTheirSide) {
   for (const PaperClaim& c : all) EXPECT_TRUE(c.verdict != Verdict::NotTestable || !c.why.empty()) << c.id;
 }
 
+// The same cells, some of them on a slower kind of device: their step times are left out.
+TEST_F(Claims, StepsOfOneKindOfDeviceAreCompared) {
+  const double alone = find(claims(0.01, 1.0), "steps_faster").estimate.value;
+  for (Row& r : rows) r.device = "fast";
+  for (std::size_t i = 0; i < rows.size(); i += 3) {
+    Row slow = rows[i];
+    slow.seed += 1;
+    slow.device = "slow";
+    if (slow.step_seconds) *slow.step_seconds *= slow.family == "dense" ? 1 : 5;
+    rows.push_back(slow);
+  }
+  EXPECT_NEAR(find(test_claims(fit_rows(rows), rows), "steps_faster").estimate.value, alone, 0.02);
+}
+
 TEST_F(Claims, DoNotHoldWhereItIsOnTheOther) {
   const std::vector<PaperClaim> all = claims(-0.01, 3.0);
   EXPECT_EQ(find(all, "lower_loss").verdict, Verdict::NotHeld);

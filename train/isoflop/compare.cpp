@@ -38,7 +38,7 @@ std::optional<double> along(const Curve& curve, std::span<const Row> rows, doubl
   for (const CurveCell& cell : curve.cells) {
     if (!cell.left_out.empty()) continue;
     const std::optional<double> value = of(rows[cell.row]);
-    if (!value || *value <= 0) return std::nullopt;
+    if (!value || *value <= 0) continue;
     auto& [sum, count] = sums[std::log10(cell.n)];
     sum += std::log(*value);
     ++count;
@@ -51,6 +51,18 @@ std::optional<double> along(const Curve& curve, std::span<const Row> rows, doubl
   const auto before = std::prev(after);
   const double share = (x - before->first) / (after->first - before->first);
   return std::exp(mean(*before) + share * (mean(*after) - mean(*before)));
+}
+
+std::function<std::optional<double>(const Row&)> comparable_steps(std::span<const Row> rows) {
+  std::map<std::string, std::int64_t> cells;
+  for (const Row& r : rows) {
+    if (r.done()) ++cells[r.device];
+  }
+  const auto most = std::max_element(cells.begin(), cells.end(),
+                                     [](const auto& a, const auto& b) { return a.second < b.second; });
+  return [device = most == cells.end() ? std::string() : most->first](const Row& r) {
+    return r.device == device ? r.step_seconds : std::nullopt;
+  };
 }
 
 }  // namespace fathom::isoflop

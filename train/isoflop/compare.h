@@ -4,6 +4,7 @@
 #include <functional>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "train/isoflop/fit.h"
@@ -44,8 +45,12 @@ struct Compared {
 /// The figure of the fit and its interval over the replicates, which must have parabolas for `curves`.
 Compared compare(const Fit& fit, std::span<const std::size_t> curves, const Figure& figure);
 
+/// step_seconds of the cells that ran on the kind of device that most cells ran on; nothing of the others,
+/// whose times do not compare with theirs.
+std::function<std::optional<double>(const Row&)> comparable_steps(std::span<const Row> rows);
+
 /// A quantity of a curve's cells at log10 N = x: between the sizes its logarithm is interpolated linearly,
-/// beyond them the last one stands. `of` gives it for a row; nothing where a cell lacks it.
+/// beyond them the last one stands. `of` gives it for a row; cells that lack it are passed over.
 std::optional<double> along(const Curve& curve, std::span<const Row> rows, double x,
                             const std::function<std::optional<double>(const Row&)>& of);
 

@@ -177,7 +177,7 @@ class Tester {
         start("steps_faster", family,
               "A MoD equal in loss to the optimal baseline steps faster (by up to 60 %).", dense, at);
     if (c == nullptr) return;
-    const auto step = [](const Row& r) { return r.step_seconds; };
+    const auto step = comparable_steps(rows_);
     const Curve &mod = fit_.curves[at.other], &base = fit_.curves[at.base];
     const std::array<std::size_t, 2> both = at.both();
     const Compared r = compare(fit_, both, [&](const Sample& s) -> std::optional<double> {

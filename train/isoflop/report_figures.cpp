@@ -10,6 +10,7 @@
 
 #include "src/config/scalar.h"
 #include "src/core/units.h"
+#include "train/isoflop/compare.h"
 #include "train/report/svg_chart.h"
 
 namespace fathom::isoflop {
@@ -208,9 +209,9 @@ std::string frontier_figures(const Fit&, std::span<const Row> rows) {
 }
 
 std::string cost_figures(const Fit& fit, std::span<const Row> rows) {
-  return by_size(fit, rows, "Time of a step", "The median over a cell's logged steps.",
-                 {.label = "seconds a step", .scale = Scale::Log},
-                 [](const Row& r) { return r.step_seconds; }) +
+  return by_size(fit, rows, "Time of a step",
+                 "The median over a cell's logged steps, of the kind of device that most cells ran on.",
+                 {.label = "seconds a step", .scale = Scale::Log}, comparable_steps(rows)) +
          by_size(fit, rows, "Passes over the training text", "Cells above the sweep's limit are not fitted.",
                  {.label = "passes", .scale = Scale::Log},
                  [](const Row& r) { return r.passes > 0 ? std::optional(r.passes) : std::nullopt; });

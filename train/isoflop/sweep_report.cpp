@@ -111,7 +111,7 @@ std::string step_table(const Fit& fit, std::span<const Row> rows) {
     const auto at = [&](const Curve& curve, const std::function<std::optional<double>(const Row&)>& of) {
       return along(curve, rows, std::log10(curve.minimum->n.value), of);
     };
-    const auto seconds = [](const Row& r) { return r.step_seconds; };
+    const auto seconds = comparable_steps(rows);
     const auto flops = [](const Row& r) {
       return std::optional<double>(r.flops / static_cast<double>(r.steps));
     };
