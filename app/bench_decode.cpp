@@ -56,20 +56,20 @@ std::vector<std::int32_t> random_ids(std::int64_t n, std::int64_t vocab, unsigne
   return ids;
 }
 
-// Random routers keep any number of tokens. The predictors' biases are set so that, of random tokens, each
-// layer keeps the capacity: first layer first, since what a layer keeps changes what the next one sees.
-void fit_capacity(Context& c, Transformer& model, const Causal& rule) {
+// Random routers keep any number of tokens. The predictors' biases are set so that, of random tokens at the
+// positions [first, last) of a text, each layer keeps the capacity: first layer first, since what a layer
+// keeps changes what the next one sees. What a random model's stream is like depends on the position.
+void fit_capacity(Context& c, Transformer& model, const Causal& rule, std::int64_t first, std::int64_t last) {
   const NoGrad no_grad(c);
-  const std::int64_t rows = 2048;
-  const std::int64_t vocab = model.config().vocab_size;
-  const Batch batch = make_batch(c, 1, rows, random_ids(rows, vocab, 3), {});
+  const Batch batch = make_batch(c, 1, last, random_ids(last, model.config().vocab_size, 3), {});
   const std::vector<std::int64_t> layers = model.routed_layers();
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const ForwardResult pass = model.forward(c, batch, rule);
     std::vector<double> logits = to_doubles(c.backend(), pass.routing[i].predicted);
+    logits.erase(logits.begin(), logits.begin() + first);
     std::sort(logits.begin(), logits.end());
     const double share = 1 - model.routing().capacity;
-    const double border = logits[static_cast<std::size_t>(share * static_cast<double>(rows - 1))];
+    const double border = logits[static_cast<std::size_t>(share * static_cast<double>(logits.size() - 1))];
     const Tensor& bias =
         model.parameters().get(fmt::format("model.layers.{}.router_predictor.2.bias", layers[i]));
     from_doubles(c.backend(), bias, {item(c.backend(), bias) - border});
@@ -110,7 +110,7 @@ struct Setup {
   EngineOptions options;
 };
 
-Setup prepare(const DecodeFlags& flags, const Globals& globals) {
+Setup prepare(const DecodeFlags& flags, const Globals& globals, bool whole_prompt) {
   Setup s;
   s.config = config_of(flags);
   if (s.config.routing.has_experts() && s.config.routing.needs_future())
@@ -126,8 +126,12 @@ Setup prepare(const DecodeFlags& flags, const Globals& globals) {
   s.model = std::make_unique<Transformer>(*s.c, s.config.model, s.config.routing, false);
   s.model->initialise(*s.c, 1);
   if (s.config.routing.kind != RoutingKind::None) s.options.rule = causal_rule(s.config.routing);
-  if (s.config.routing.has_predictor() && s.config.routing.routes_depth())
-    fit_capacity(*s.c, *s.model, s.options.rule);
+  if (s.config.routing.has_predictor() && s.config.routing.routes_depth()) {
+    constexpr std::int64_t kMost = 8192, kEnough = 1024;
+    const std::int64_t last = std::min(kMost, whole_prompt ? flags.context : flags.context + flags.steps);
+    fit_capacity(*s.c, *s.model, s.options.rule, whole_prompt ? 0 : std::max<std::int64_t>(0, last - kEnough),
+                 last);
+  }
   const ModelConfig& m = s.config.model;
   const auto element = static_cast<std::int64_t>(size_of(s.c->compute_dtype()));
   const std::int64_t blocks = (m.max_seq_len + flags.block - 1) / flags.block + 1;
@@ -162,7 +166,7 @@ double kept_share(const EngineStats& s) {
 }
 
 void run_decode(const DecodeFlags& flags, const Globals& globals) {
-  const Setup s = prepare(flags, globals);
+  const Setup s = prepare(flags, globals, false);
   const double ceiling = read_rate(*s.backend);
   Engine engine(*s.c, *s.model, s.options);
   // Tokens as random as those that the routers were fitted to: a text of its own would have another share.
@@ -218,7 +222,7 @@ void run_decode(const DecodeFlags& flags, const Globals& globals) {
 }
 
 void run_prefill(const DecodeFlags& flags, const Globals& globals) {
-  const Setup s = prepare(flags, globals);
+  const Setup s = prepare(flags, globals, true);
   Engine engine(*s.c, *s.model, s.options);
   std::vector<double> times;
   for (std::int64_t i = 0; i < std::max<std::int64_t>(1, flags.steps / 16) + 1; ++i) {
@@ -234,7 +238,14 @@ void run_prefill(const DecodeFlags& flags, const Globals& globals) {
   Config config = s.config;
   config.train.seq_len = flags.context;
   config.train.batch_tokens = flags.context;
-  const double flops = forward_flops_per_token(config).total() * tokens;
+  // What was computed: the logits of each prompt's last token only, and what the routers kept.
+  const std::vector<double> realised(static_cast<std::size_t>(config.model.depth),
+                                     kept_share(engine.stats()));
+  FlopTerms terms = config.routing.has_experts() ? forward_flops_per_token(config)
+                                                 : causal_flops_per_token(config, realised);
+  const double head = terms.head;
+  terms.head = 0;
+  const double flops = terms.total() * tokens + head * static_cast<double>(flags.batch);
   const double ceiling = gemm_rate(*s.backend, s.c->compute_dtype(), s.options.max_rows, config.model.width,
                                    2 * config.model.ffn_hidden);
   nlohmann::json json = line_of("prefill", flags, s);
