@@ -1,6 +1,7 @@
 // fathom generate RUN -p TEXT
 #include <fstream>
 #include <iostream>
+#include <limits>
 #include <memory>
 
 #include <fmt/format.h>
@@ -23,6 +24,7 @@ namespace {
 struct GenerateFlags {
   std::string model;
   std::string prompt;
+  bool prompt_given = false;  // an empty one too
   std::string prompts_file;
   std::vector<std::int32_t> prompt_ids;
   std::string tokenizer;
@@ -43,13 +45,13 @@ struct Prompt {
 };
 
 std::vector<Prompt> prompts_of(const GenerateFlags& flags) {
-  const int given = (flags.prompt.empty() ? 0 : 1) + (flags.prompt_ids.empty() ? 0 : 1) +
+  const int given = (flags.prompt_given ? 1 : 0) + (flags.prompt_ids.empty() ? 0 : 1) +
                     (flags.prompts_file.empty() ? 0 : 1);
   if (given != 1) {
     throw UsageError(fmt::format(
         "{} prompts were given: expected exactly one of -p TEXT, --prompt-ids and --prompts FILE.", given));
   }
-  if (!flags.prompt.empty()) return {{flags.prompt, {}}};
+  if (flags.prompt_given) return {{flags.prompt, {}}};
   if (!flags.prompt_ids.empty()) return {{"", flags.prompt_ids}};
   std::ifstream file(flags.prompts_file);
   if (!file) throw UserError(fmt::format("{} cannot be read.", flags.prompts_file));
@@ -96,12 +98,13 @@ void read_biases(const std::vector<std::string>& given, SamplingOptions& samplin
   for (const std::string& text : given) {
     const std::size_t colon = text.find(':');
     char* end = nullptr;
-    const auto id = static_cast<std::int32_t>(std::strtol(text.c_str(), &end, 10));
-    const bool id_read = colon != std::string::npos && colon > 0 && end == text.c_str() + colon;
+    const long long id = std::strtoll(text.c_str(), &end, 10);
+    const bool id_read = colon != std::string::npos && colon > 0 && end == text.c_str() + colon && id >= 0 &&
+                         id <= std::numeric_limits<std::int32_t>::max();
     const double bias = id_read ? std::strtod(text.c_str() + colon + 1, &end) : 0;
     if (!id_read || colon + 1 == text.size() || *end != '\0' || !(bias >= -1e9 && bias <= 1e9))
       throw UsageError(fmt::format("--logit-bias '{}' is not ID:NUMBER, such as 72:-5.", text));
-    sampling.logit_bias[id] = bias;
+    sampling.logit_bias[static_cast<std::int32_t>(id)] = bias;
   }
 }
 
@@ -187,8 +190,10 @@ class Generation {
         const std::string news = a.stream->add(event.token.id);
         if (alone() && !globals_.json) std::cout << news << std::flush;
         if (a.stream->stopped()) {
-          a.finish = "stop";
-          engine_.cancel(event.request);
+          a.finish = name_of(Finish::Stop);
+          // The token that completes the stop text may have been the last one anyhow.
+          a.routed_fraction = event.finish == Finish::None ? engine_.stop(event.request).routed_fraction
+                                                           : event.routed_fraction;
           return;
         }
       }
@@ -388,7 +393,10 @@ void add_generate(CLI::App& app, Globals& globals) {
       "  fathom generate runs/mod -p \"The sea\" -n 100\n"
       "  fathom generate runs/mod -p \"The sea\" --temperature 0 --json\n"
       "  fathom generate runs/mod --prompts prompts.jsonl --json > texts.jsonl");
-  sub->callback([flags, &globals] { run(*flags, globals); });
+  sub->callback([flags, sub, &globals] {
+    flags->prompt_given = sub->count("--prompt") > 0;
+    run(*flags, globals);
+  });
 }
 
 }  // namespace fathom::app

@@ -17,15 +17,20 @@ void require(bool holds, const char* what, const char* range) {
   if (!holds) throw UserError(fmt::format("{} is out of range.", what), fmt::format("It is {}.", range));
 }
 
-void check_sampling(const SamplingOptions& s) {
+void check_sampling(const SamplingOptions& s, std::int64_t vocab) {
   require(s.temperature >= 0 && std::isfinite(s.temperature), "temperature", "0 or more");
   require(s.top_k >= 0, "top_k", "0 (all) or more");
   require(s.top_p >= 0 && s.top_p <= 1, "top_p", "from 0 to 1");
   require(s.min_p >= 0 && s.min_p <= 1, "min_p", "from 0 to 1");
-  require(s.repetition_penalty > 0 && std::isfinite(s.repetition_penalty), "repetition_penalty", "above 0");
+  require(s.repetition_penalty >= 1e-3 && s.repetition_penalty <= 1e3, "repetition_penalty",
+          "from 0.001 to 1000");
   require(std::isfinite(s.presence_penalty) && std::isfinite(s.frequency_penalty),
           "a presence or frequency penalty", "a number");
-  for (const auto& [id, bias] : s.logit_bias) require(!std::isnan(bias), "a logit_bias", "a number");
+  for (const auto& [id, bias] : s.logit_bias) {
+    require(bias < INFINITY, "a logit_bias", "a number, or minus infinity");
+    if (id >= 0 && id < vocab) continue;
+    throw UserError(fmt::format("logit_bias names the token {}, outside the vocabulary of {}.", id, vocab));
+  }
 }
 
 }  // namespace
@@ -38,8 +43,6 @@ const char* name_of(Finish finish) {
       return "stop";
     case Finish::Length:
       return "length";
-    case Finish::Cancelled:
-      return "cancelled";
     case Finish::Error:
       return "error";
   }
@@ -62,12 +65,12 @@ Engine::Engine(Context& c, const Transformer& model, const EngineOptions& option
 void Engine::check(const Request& r) const {
   if (r.prompt.empty())
     throw UserError("The prompt is empty: there is nothing to go on from.", "Give at least one token.");
-  const std::int64_t vocab = model_.config().vocab_size;
+  const std::int64_t vocab = options_.vocab;
   for (std::size_t i = 0; i < r.prompt.size(); ++i) {
     if (r.prompt[i] >= 0 && r.prompt[i] < vocab) continue;
-    throw UserError(fmt::format("Token {} of the prompt is {}, outside the model's vocabulary of {}.", i,
-                                r.prompt[i], vocab),
-                    "Use the tokenizer that the model was trained with.");
+    throw UserError(
+        fmt::format("Token {} of the prompt is {}, outside the vocabulary of {}.", i, r.prompt[i], vocab),
+        "Use the tokenizer that the model was trained with.");
   }
   const auto length = static_cast<std::int64_t>(r.prompt.size());
   if (length - (r.max_tokens == 0 ? 1 : 0) > context()) {
@@ -75,7 +78,7 @@ void Engine::check(const Request& r) const {
         fmt::format("The prompt has {} tokens, and the model's context is {}.", length, context()),
         "Shorten the prompt.");
   }
-  if (!cache_.could_hold(length)) {
+  if (!cache_.could_hold(length - (r.max_tokens == 0 ? 1 : 0))) {
     throw UserError(
         fmt::format("The prompt has {} tokens, more than the whole cache holds ({} blocks of {}).", length,
                     cache_.pool().blocks(), cache_.block()),
@@ -83,7 +86,7 @@ void Engine::check(const Request& r) const {
   }
   require(r.max_tokens >= 0, "max_tokens", "0 or more");
   require(r.top_logprobs >= 0, "top_logprobs", "0 or more");
-  check_sampling(r.sampling);
+  check_sampling(r.sampling, vocab);
 }
 
 RequestId Engine::submit(Request request) {
@@ -112,16 +115,39 @@ void Engine::cancel(RequestId id) {
   }
 }
 
-// The first of those that wait, if there is room for all of it in the dense layers, for a first chunk of
-// which the routed layers keep everything (how much they will keep is not known before it is computed), and
-// for the running texts to grow by a block each, so that it does not have to go at once.
+// Groups that the running texts will still take: for all of the ids that they have, for a first chunk in the
+// routed layers whatever they keep of it, and a group each to grow by.
+std::int64_t Engine::promised_groups() const {
+  std::int64_t groups = 0;
+  for (const Running& r : running_) {
+    const auto tokens = static_cast<std::int64_t>(r.ids.size());
+    groups += 1 + cache_.missing_groups(r.sequence, tokens,
+                                        r.computed == 0 ? std::min(tokens, options_.max_rows) : 0);
+  }
+  return groups;
+}
+
+Event Engine::stop(RequestId id) {
+  const auto found =
+      std::find_if(running_.begin(), running_.end(), [&](const Running& r) { return r.id == id; });
+  Event event;
+  event.request = id;
+  event.finish = Finish::Stop;
+  if (found != running_.end() && found->computed > 0) finish(*found, event);
+  cancel(id);
+  return event;
+}
+
+// The first of those that wait, if there is room for it beside what the running texts will still take. How
+// much the routed layers will keep is not known before it is computed, so a chunk counts as a whole and the
+// rest not at all.
 bool Engine::admit() {
   if (waiting_.empty() || static_cast<std::int64_t>(running_.size()) >= options_.max_sequences) return false;
   Running& r = waiting_.front();
   r.sequence = cache_.add();
-  const std::int64_t chunk = std::min(r.left(), options_.max_rows);
-  const auto others = static_cast<std::int64_t>(running_.size());
-  if (others > 0 && !cache_.admits(r.left(), chunk, others)) {
+  const auto tokens = static_cast<std::int64_t>(r.ids.size());
+  const std::int64_t needed = cache_.missing_groups(r.sequence, tokens, std::min(tokens, options_.max_rows));
+  if (!running_.empty() && needed + promised_groups() > cache_.pool().free_groups()) {
     release(r);
     return false;
   }
@@ -148,7 +174,7 @@ std::vector<Engine::Part> Engine::schedule() {
 }
 
 void Engine::preempt(Running& victim) {
-  ++stats_.preemptions;
+  if (victim.computed > 0) ++stats_.preemptions;
   release(victim);
   const auto at =
       std::find_if(running_.begin(), running_.end(), [&](const Running& r) { return &r == &victim; });
@@ -197,18 +223,31 @@ std::vector<Event> Engine::step() {
   make_room(parts, events);
   try {
     if (!parts.empty()) run(parts, events);
+  } catch (const MemoryError& e) {
+    fail(parts, e.what(), events);
   } catch (const std::bad_alloc&) {
-    for (const Part& p : parts) {
-      Event event;
-      event.request = p.request->id;
-      event.finish = Finish::Error;
-      event.error = fmt::format("There was no memory for a pass over {} rows.", parts.size());
-      events.push_back(std::move(event));
-      p.request->finished = true;
-    }
+    fail(parts, "The machine has no memory left.", events);
+  } catch (...) {
+    // The cache has rows that were not computed: nobody goes on from them.
+    std::vector<Event> nobody;
+    fail(parts, "", nobody);
+    drop_finished();
+    throw;
   }
   drop_finished();
   return events;
+}
+
+void Engine::fail(const std::vector<Part>& parts, const std::string& error, std::vector<Event>& events) {
+  for (const Part& p : parts) {
+    if (p.request->finished) continue;
+    Event event;
+    event.request = p.request->id;
+    event.finish = Finish::Error;
+    event.error = error;
+    events.push_back(std::move(event));
+    p.request->finished = true;
+  }
 }
 
 // Nothing follows from a single token that is scored only.

@@ -42,12 +42,11 @@ struct Request {
 
 enum class Finish : std::uint8_t {
   None,
-  Stop,       // a stop token, or stop()
-  Length,     // max_tokens, or the model's context is full
-  Cancelled,  // cancel()
-  Error       // Event::error says what
+  Stop,    // a stop token, or stop()
+  Length,  // max_tokens, or the model's context is full
+  Error    // Event::error says what
 };
-const char* name_of(Finish finish);  // "", "stop", "length", "cancelled", "error"
+const char* name_of(Finish finish);  // "", "stop", "length", "error"
 
 using RequestId = std::int64_t;
 
@@ -60,7 +59,8 @@ struct Event {
   std::vector<double> prompt_logprobs;     // further ones, in the prompt's order
   Finish finish = Finish::None;            // then the request is gone
   std::string error;
-  std::vector<double> routed_fraction;  // at the end, by routed layer: the share of the text that it computed
+  /// At the end of a text that was computed, by routed layer: the share of it that the layer computed.
+  std::vector<double> routed_fraction;
 };
 
 struct EngineStats {
@@ -69,9 +69,9 @@ struct EngineStats {
   std::int64_t block_bytes = 0;
   // Since the engine began:
   std::int64_t steps = 0;
-  std::int64_t prompt_tokens = 0;   // computed, again after a preemption too
-  std::int64_t decoded_tokens = 0;  // chosen
-  std::int64_t preemptions = 0;
+  std::int64_t prompt_tokens = 0;         // computed, again after a preemption too
+  std::int64_t decoded_tokens = 0;        // chosen
+  std::int64_t preemptions = 0;           // of texts that had been computed in part
   std::int64_t most_bytes = 0;            // of blocks in use
   std::int64_t rows = 0;                  // of all passes,
   std::vector<std::int64_t> routed_rows;  // and of them, by routed layer, those that it kept
@@ -88,15 +88,19 @@ class Engine {
   /// `c` and `model` outlive it. UserError: the cache (KvCache).
   Engine(Context& c, const Transformer& model, const EngineOptions& options);
 
-  /// UserError, and nothing changes: the prompt is empty, holds ids outside of the vocabulary, is longer than
-  /// the model's context or than the cache ever holds, or an option is out of range.
+  /// UserError, and nothing changes: the prompt is empty, holds ids outside of EngineOptions::vocab, is
+  /// longer than the model's context or than the cache ever holds, or an option is out of range.
   RequestId submit(Request request);
   /// Ends a request; its blocks are free at once, and no event of it follows. Ids that are gone are ignored.
   void cancel(RequestId id);
 
+  /// The same for a text that is complete as it stands: what its last event would have been.
+  Event stop(RequestId id);
+
   bool idle() const { return waiting_.empty() && running_.empty(); }
   /// One pass over what there is to do; nothing when idle. A request that fails ends with an event, and the
-  /// others go on.
+  /// others go on; where memory runs out, those of this pass. Any other error is thrown, and ends those of
+  /// this pass without an event.
   std::vector<Event> step();
 
   EngineStats stats() const;
@@ -126,6 +130,7 @@ class Engine {
 
   void check(const Request& request) const;
   bool admit();
+  std::int64_t promised_groups() const;
   std::vector<Part> schedule();
   void make_room(std::vector<Part>& parts, std::vector<Event>& events);
   void preempt(Running& victim);
@@ -135,6 +140,7 @@ class Engine {
   void use_logits(Running& r, std::int64_t position, std::span<const float> logits, Event& event);
   void choose(Running& r, std::span<const float> logits, Event& event);
   void count(const ForwardResult& result, std::int64_t rows);
+  static void fail(const std::vector<Part>& parts, const std::string& error, std::vector<Event>& events);
   void finish_scored(std::vector<Event>& events);
   void finish(Running& r, Event& event) const;
   void drop_finished();

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <new>
 
 #include <fmt/format.h>
 
@@ -31,26 +30,34 @@ std::int64_t group_width(const Transformer& model) {
 
 }  // namespace
 
-std::int64_t KvCache::groups_in(Context& c, std::int64_t bytes, std::int64_t group_bytes,
-                                const Transformer& model) {
-  const std::int64_t groups = bytes / group_bytes;
+std::int64_t KvCache::groups_in(Context& c, const KvCacheOptions& options, const Transformer& model) {
+  if (options.block < 16 || options.block % 16 != 0) {
+    throw UserError(fmt::format("A cache's block of {} tokens is no multiple of 16.", options.block),
+                    "64 is a good size.");
+  }
+  const std::int64_t group_bytes = block_bytes(c, options, model) * group_width(model);
+  const std::int64_t groups = options.bytes / group_bytes;
   const auto routed = static_cast<std::int64_t>(model.routed_layers().size());
   const std::int64_t least = 1 + (routed + group_width(model) - 1) / group_width(model);
   if (groups < least) {
     throw UserError(fmt::format("A cache of {} holds no token of this model on {}: its smallest size is {}.",
-                                format_bytes(static_cast<double>(bytes)), c.backend().description(),
+                                format_bytes(static_cast<double>(options.bytes)), c.backend().description(),
                                 format_bytes(static_cast<double>(least * group_bytes))),
                     "Give the cache more memory, or a smaller block.");
   }
   return groups;
 }
 
+std::int64_t KvCache::block_bytes(Context& c, const KvCacheOptions& options, const Transformer& model) {
+  return shape_of(model.config(), options.block).block_elements() *
+         static_cast<std::int64_t>(size_of(c.compute_dtype()));
+}
+
 KvCache::KvCache(Context& c, const Transformer& model, const KvCacheOptions& options)
     : block_(options.block),
-      bytes_per_block_(shape_of(model.config(), options.block).block_elements() *
-                       static_cast<std::int64_t>(size_of(c.compute_dtype()))),
+      bytes_per_block_(block_bytes(c, options, model)),
       shape_(shape_of(model.config(), options.block)),
-      pool_(groups_in(c, options.bytes, bytes_per_block_ * group_width(model), model), group_width(model)) {
+      pool_(groups_in(c, options, model), group_width(model)) {
   for (std::int64_t layer = 0; layer < model.config().depth; ++layer) {
     is_routed_.push_back(model.routing().routes(layer));
     place_.push_back(is_routed_.back() ? routed_++ : dense_++);
@@ -58,11 +65,11 @@ KvCache::KvCache(Context& c, const Transformer& model, const KvCacheOptions& opt
   shape_.blocks = pool_.blocks();
   try {
     memory_ = c.empty({shape_.blocks * shape_.block_elements()}, c.compute_dtype());
-  } catch (const std::bad_alloc&) {
-    throw UserError(fmt::format("There is no memory for a cache of {} on {}.",
-                                format_bytes(static_cast<double>(shape_.blocks * bytes_per_block_)),
-                                c.backend().description()),
-                    "Give the cache less.");
+  } catch (const MemoryError& e) {
+    throw MemoryError(fmt::format("There is no memory for a cache of {} on {}.",
+                                  format_bytes(static_cast<double>(shape_.blocks * bytes_per_block_)),
+                                  c.backend().description()),
+                      "Give the cache less.");
   }
 }
 
@@ -80,10 +87,8 @@ SequenceId KvCache::add() {
 
 void KvCache::remove(SequenceId id) {
   const Sequence& s = at(id);
-  for (const std::int32_t group : s.groups) pool_.give_group(group);
-  for (const Layer& layer : s.routed) {
-    for (const std::int32_t block : layer.blocks) pool_.give_block(block);
-  }
+  for (const std::int32_t group : s.groups) pool_.give(group);
+  for (const std::int32_t group : s.routed_groups) pool_.give(group);
   sequences_.erase(id);
 }
 
@@ -92,19 +97,20 @@ std::int64_t KvCache::entries(SequenceId id, std::int64_t layer) const {
   return is_routed_[l] ? at(id).routed[static_cast<std::size_t>(place_[l])].entries : at(id).tokens;
 }
 
-bool KvCache::fits(std::span<const NewRows> rows) const {
-  std::int64_t groups = 0, blocks = 0;
-  for (const NewRows& n : rows) {
-    const Sequence& s = at(n.sequence);
-    if (dense_ > 0) groups += blocks_for(s.tokens + n.rows) - static_cast<std::int64_t>(s.groups.size());
-    for (const Layer& layer : s.routed)
-      blocks += blocks_for(layer.entries + n.rows) - static_cast<std::int64_t>(layer.blocks.size());
-  }
-  return pool_.fits(groups, blocks);
+std::int64_t KvCache::missing_groups(SequenceId id, std::int64_t tokens, std::int64_t more) const {
+  const Sequence& s = at(id);
+  const auto held = [](const auto& list) { return static_cast<std::int64_t>(list.size()); };
+  std::int64_t groups = dense_ > 0 ? std::max<std::int64_t>(0, blocks_for(tokens) - held(s.groups)) : 0;
+  std::int64_t blocks = -held(s.spare);
+  for (const Layer& layer : s.routed) blocks += blocks_for(layer.entries + more) - held(layer.blocks);
+  if (blocks > 0) groups += (blocks + pool_.width() - 1) / pool_.width();
+  return groups;
 }
 
-bool KvCache::admits(std::int64_t tokens, std::int64_t chunk, std::int64_t spare) const {
-  return pool_.fits((dense_ > 0 ? blocks_for(tokens) : 0) + spare, routed_ * blocks_for(chunk));
+bool KvCache::fits(std::span<const NewRows> rows) const {
+  std::int64_t groups = 0;
+  for (const NewRows& n : rows) groups += missing_groups(n.sequence, at(n.sequence).tokens + n.rows, n.rows);
+  return groups <= pool_.free_groups();
 }
 
 bool KvCache::could_hold(std::int64_t tokens) const {
@@ -143,12 +149,24 @@ void KvCache::begin(Context& c, std::span<const NewRows> rows) {
       lengths.push_back(static_cast<std::int32_t>(++s.tokens));
     }
     while (dense_ > 0 && static_cast<std::int64_t>(s.groups.size()) < blocks_for(s.tokens))
-      s.groups.push_back(pool_.take_group());
+      s.groups.push_back(pool_.take());
     blocks.push_back(&s.groups);
   }
   if (dense_ == 0) return;
   dense_tables_ = upload(c, blocks, sequences, lengths);
   dense_tables_.shape.stride = pool_.width();
+}
+
+std::int32_t KvCache::take_block(Sequence& s) {
+  if (s.spare.empty()) {
+    const std::int32_t group = pool_.take();
+    s.routed_groups.push_back(group);
+    for (std::int64_t i = pool_.width(); i-- > 0;)
+      s.spare.push_back(static_cast<std::int32_t>(group * pool_.width() + i));
+  }
+  const std::int32_t block = s.spare.back();
+  s.spare.pop_back();
+  return block;
 }
 
 // Which of the pass's rows a routed layer keeps is known on the device only; their sequences and the blocks
@@ -160,10 +178,11 @@ KvCache::Tables KvCache::routed_tables(Context& c, std::size_t routed, const Ten
   SequenceId last = -1;
   for (const std::int32_t row : rows) {
     const SequenceId id = row_sequence_.at(static_cast<std::size_t>(row));
-    Layer& layer = at(id).routed[routed];
+    Sequence& s = at(id);
+    Layer& layer = s.routed[routed];
     if (id != last) blocks.push_back(&layer.blocks);
     last = id;
-    if (layer.entries % block_ == 0) layer.blocks.push_back(pool_.take_block());
+    if (layer.entries % block_ == 0) layer.blocks.push_back(take_block(s));
     sequences.push_back(static_cast<std::int32_t>(blocks.size()) - 1);
     lengths.push_back(static_cast<std::int32_t>(++layer.entries));
   }

@@ -27,8 +27,8 @@ struct NewRows {
 
 class KvCache final : public AttentionCache {
  public:
-  /// The memory is taken at once. UserError: it is less than one token of the model needs, or the device has
-  /// not as much.
+  /// The memory is taken at once. UserError: a block that is no multiple of 16, or less memory than one token
+  /// of the model needs. MemoryError: the device has not as much.
   KvCache(Context& c, const Transformer& model, const KvCacheOptions& options);
 
   SequenceId add();
@@ -41,9 +41,9 @@ class KvCache final : public AttentionCache {
 
   /// Whether the blocks suffice for these rows, whatever the routed layers keep of them.
   bool fits(std::span<const NewRows> rows) const;
-  /// Whether there is room for a new sequence: for all its tokens in the dense layers, for `chunk` of them in
-  /// the routed ones, and `spare` groups beside.
-  bool admits(std::int64_t tokens, std::int64_t chunk, std::int64_t spare) const;
+  /// Groups that a sequence needs beside those that it has, for so many tokens in the dense layers and `more`
+  /// entries in each routed one.
+  std::int64_t missing_groups(SequenceId id, std::int64_t tokens, std::int64_t more) const;
   /// Whether a sequence of so many tokens ever fits, alone and if no routed layer kept any.
   bool could_hold(std::int64_t tokens) const;
 
@@ -65,6 +65,8 @@ class KvCache final : public AttentionCache {
     std::vector<std::int32_t> groups;  // of the dense layers
     std::int64_t tokens = 0;
     std::vector<Layer> routed;
+    std::vector<std::int32_t> routed_groups;  // whose blocks are the routed layers', or
+    std::vector<std::int32_t> spare;          // not yet any layer's
   };
   /// What rows see: the kernels' tables.
   struct Tables {
@@ -78,8 +80,9 @@ class KvCache final : public AttentionCache {
   Tables upload(Context& c, const std::vector<const std::vector<std::int32_t>*>& blocks,
                 const std::vector<std::int32_t>& sequences, const std::vector<std::int32_t>& lengths) const;
   Tables routed_tables(Context& c, std::size_t routed, const Tensor& kept);
-  static std::int64_t groups_in(Context& c, std::int64_t bytes, std::int64_t group_bytes,
-                                const Transformer& model);
+  std::int32_t take_block(Sequence& s);
+  static std::int64_t block_bytes(Context& c, const KvCacheOptions& options, const Transformer& model);
+  static std::int64_t groups_in(Context& c, const KvCacheOptions& options, const Transformer& model);
 
   std::vector<std::int64_t> place_;  // by layer: its number among the dense layers, or among the routed ones
   std::vector<bool> is_routed_;

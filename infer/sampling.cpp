@@ -73,11 +73,31 @@ std::size_t cut(const std::vector<double>& weights, const SamplingOptions& o) {
   return left;
 }
 
-// The first place whose weights, added up to it, exceed the share `u` of all.
-std::size_t draw(const std::vector<double>& weights, double u) {
-  double left = u * std::accumulate(weights.begin(), weights.end(), 0.0);
+// In four sums side by side: one would wait for each addition.
+double sum_of(std::span<const double> weights) {
+  double sums[4] = {};
+  std::size_t i = 0;
+  for (; i + 4 <= weights.size(); i += 4) {
+    for (std::size_t k = 0; k < 4; ++k) sums[k] += weights[i + k];
+  }
+  for (; i < weights.size(); ++i) sums[0] += weights[i];
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+// The first place whose weights, added up to it, exceed the share `u` of all. Blocks of weights are passed by
+// their sums.
+std::size_t draw(std::span<const double> weights, double u) {
+  constexpr std::size_t kBlock = 256;
+  std::vector<double> sums;
+  for (std::size_t i = 0; i < weights.size(); i += kBlock)
+    sums.push_back(sum_of(weights.subspan(i, std::min(kBlock, weights.size() - i))));
+  double left = u * sum_of(sums);
+  std::size_t block = 0;
+  std::size_t whole = sums.size();  // the blocks up to the last one that anything can come from
+  while (whole > 1 && sums[whole - 1] <= 0) --whole;
+  while (block + 1 < whole && left >= sums[block]) left -= sums[block++];
   std::size_t last = 0;  // of those that can come: rounding may leave a little at the end
-  for (std::size_t i = 0; i < weights.size(); ++i) {
+  for (std::size_t i = block * kBlock; i < weights.size(); ++i) {
     if (weights[i] <= 0) continue;
     if (left < weights[i]) return i;
     left -= weights[i];
@@ -96,7 +116,9 @@ double uniform(std::uint64_t seed, std::uint64_t position) {
 SampledToken sample(std::span<const float> logits, const SamplingOptions& options, std::uint64_t position,
                     const TokenHistory& history, bool logprob) {
   require_finite(logits, position);
-  std::vector<double> z(logits.begin(), logits.end());
+  thread_local std::vector<double>
+      z;  // as large as the vocabulary: fresh memory for each token would cost more
+  z.assign(logits.begin(), logits.end());
   for (const auto& [id, bias] : options.logit_bias) {
     if (id >= 0 && static_cast<std::size_t>(id) < z.size()) z[static_cast<std::size_t>(id)] += bias;
   }
@@ -105,6 +127,9 @@ SampledToken sample(std::span<const float> logits, const SamplingOptions& option
     return SampledToken{id, logprob ? at(logits, id) - log_total(logits) : NAN};
   };
   const auto greatest = std::max_element(z.begin(), z.end());
+  if (!std::isfinite(*greatest))
+    throw UserError(
+        fmt::format("Biases and penalties leave no token to choose for place {} of the text.", position));
   if (options.temperature <= 0) return result(static_cast<std::int32_t>(greatest - z.begin()));
 
   if (options.top_k == 0 && options.top_p >= 1 && options.min_p == 0) {

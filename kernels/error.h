@@ -24,6 +24,12 @@ class UserError : public Error {
       : Error(hint.empty() ? message : message + " " + hint) {}
 };
 
+/// There is not enough memory, of the machine or of a device, for what was asked.
+class MemoryError : public UserError {
+ public:
+  using UserError::UserError;
+};
+
 /// The command line or the config was wrong: exit status 2 instead of 1.
 class UsageError : public UserError {
  public:

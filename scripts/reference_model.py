@@ -54,8 +54,8 @@ class Model:
             self.config = json.load(file)
         self.weights = read_safetensors(os.path.join(folder, "model.safetensors"), dtype)
         own = self.config["fathom"]
-        self.routing = own.get("routing", {"kind": "none"})
-        self.experts = own.get("experts") if self.routing["kind"] in ("moe", "mode_staged", "mode_integrated") else None
+        self.routing = self.config.get("fathom_routing", {"kind": "none"})
+        self.experts = self.routing.get("experts") if self.routing["kind"] in ("moe", "mode_staged", "mode_integrated") else None
         self.qk_norm = self.config["model_type"] == "qwen3" or own.get("qk_norm", False)
         causal = self.routing.get("causal", {})
         # A token goes where sigmoid(logit) is above the threshold.

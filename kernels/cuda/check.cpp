@@ -75,7 +75,7 @@ void fail_dtype(const char* op, DType given) {
 }
 
 void fail_memory(const char* what) {
-  throw UserError(
+  throw MemoryError(
       fmt::format("Out of memory: the GPU has no more for {}.", what),
       "Lower train.micro_batch (the batch stays the same), set train.recompute=block, or free the "
       "GPU of other programs (nvidia-smi lists them).");

@@ -36,7 +36,7 @@ inline void check_launch(const char* op) { check(cudaGetLastError(), op); }
 [[noreturn]] void fail(const char* op, const char* what, std::int64_t given, std::int64_t expected);
 [[noreturn]] void fail_type(const char* op, const char* what, DType given, DType expected);
 [[noreturn]] void fail_dtype(const char* op, DType given);
-/// UserError: the device has no more memory for `what`.
+/// MemoryError: the device has no more memory for `what`.
 [[noreturn]] void fail_memory(const char* what);
 [[noreturn]] void fail_null(const char* op, const char* what);
 

@@ -66,7 +66,7 @@ struct Accounts {
     there = fmt::format(" The device has {}, of which {} are free.", size(backend.memory_bytes()),
                         size(backend.free_memory_bytes()));
   }
-  throw UserError(
+  throw MemoryError(
       fmt::format("Out of memory: {} more for {} could not be had. In use: {} ({} in all; {} cached).{}",
                   size(bytes), name_of(tag), held.empty() ? "nothing" : held, size(use.total_now),
                   size(use.cached), there),

@@ -21,6 +21,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr const char* kOurs = "fathom";
+constexpr const char* kRouting = "fathom_routing";
 constexpr int kVersion = 1;
 
 // The keys of these sections, as JSON.
@@ -107,9 +108,14 @@ class Reader {
     if (type == kOurs || !own.empty()) require_version(own);
     if (type == kOurs) {
       if (own.contains("qk_norm")) model["qk_norm"] = own["qk_norm"];
-      for (const char* section : {"routing", "experts"}) {
-        if (own.contains(section)) ours[section] = own[section];
+      if (!json_.contains(kRouting) || !json_[kRouting].is_object()) {
+        throw UserError(
+            fmt::format("{} is of a routed model and has no {}, which says how it routes.", path_, kRouting),
+            "Export the model again.");
       }
+      ours["routing"] = json_[kRouting];
+      if (ours["routing"].contains("experts")) ours["experts"] = ours["routing"]["experts"];
+      ours["routing"].erase("experts");
     }
     ours["model"] = std::move(model);
     ExchangeConfig read;
@@ -251,8 +257,9 @@ std::string exchange_config(const Config& config, const CheckpointMeta& meta, DT
               {"tokenizer_hash", meta.tokenizer_hash}};
   if (type == kOurs) {
     own["qk_norm"] = m.qk_norm;
-    own["routing"] = section_of(config, "routing");
-    own["experts"] = section_of(config, "experts");
+    Json routing = section_of(config, "routing");
+    routing["experts"] = section_of(config, "experts");
+    json[kRouting] = std::move(routing);
   }
   json[kOurs] = std::move(own);
   return json.dump(2) + "\n";

@@ -8,6 +8,7 @@
 #include <random>
 #include <set>
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 
 #include "infer/generate.h"
@@ -126,7 +127,7 @@ std::vector<Seen> run_schedule(Model& m, std::uint64_t seed, EngineStats& stats)
       2 * 2 * 4 * o.cache.block * static_cast<std::int64_t>(size_of(m.c.compute_dtype()));
   // Enough for one text of the whole context, and for little more.
   const std::int64_t whole = (kContext + o.cache.block - 1) / o.cache.block + 1;
-  o.cache.bytes = block_bytes * 4 * from_to(whole, 2 * whole);
+  o.cache.bytes = block_bytes * 4 * from_to(whole, whole + whole / 2);
   Engine engine(m.c, m.model, o);
   std::map<RequestId, Seen> open;
   std::vector<Seen> ended;
@@ -137,7 +138,7 @@ std::vector<Seen> run_schedule(Model& m, std::uint64_t seed, EngineStats& stats)
   while (to_come > 0 || !engine.idle()) {
     if (to_come > 0 && (engine.idle() || from_to(0, 2) == 0)) {
       Request q;
-      q.max_tokens = from_to(0, 30);
+      q.max_tokens = from_to(0, 2) == 0 ? from_to(0, kContext) : from_to(0, 30);
       const std::int64_t most = kContext + (q.max_tokens == 0 ? 1 : 0);
       q.prompt = random_ids(r, from_to(0, 3) == 0 ? from_to(1, most) : from_to(1, 20));
       q.sampling.temperature = from_to(0, 1) == 0 ? 0.0 : 1.0;
@@ -328,6 +329,11 @@ TEST_F(EngineInput, IsRefusedInOneParagraphAndTheOthersGoOn) {
   EXPECT_THAT(refused({.prompt = {1}, .sampling = {.repetition_penalty = 0}}),
               HasSubstr("repetition_penalty"));
   EXPECT_THAT(refused({.prompt = {1}, .max_tokens = -1}), HasSubstr("max_tokens"));
+  SamplingOptions biased;
+  biased.logit_bias[31] = 1;
+  EXPECT_THAT(refused({.prompt = {1}, .sampling = biased}), HasSubstr("token 31"));
+  biased.logit_bias = {{3, INFINITY}};
+  EXPECT_THAT(refused({.prompt = {1}, .sampling = biased}), HasSubstr("logit_bias"));
   std::int64_t tokens = 0;
   while (!engine.idle()) {
     for (const Event& e : engine.step()) {
@@ -342,6 +348,53 @@ TEST_F(EngineInput, ACacheTooSmallForAnythingIsRefused) {
   EngineOptions o = options();
   o.cache.bytes = 1000;
   EXPECT_THAT(message_of([&] { Engine(m.c, m.model, o); }), HasSubstr("holds no token of this model"));
+  o.cache.block = 24;
+  EXPECT_THAT(message_of([&] { Engine(m.c, m.model, o); }), HasSubstr("multiple of 16"));
+}
+
+// Whom a text shares the cache with never decides whether it ends: what finishes alone finishes in company,
+// since a routed layer's blocks are of groups of its own text.
+TEST_F(EngineInput, CompanyTakesNoRoomThatATextNeeds) {
+  const std::int64_t block_bytes = 2 * 2 * 4 * 16 * 4, width = 2;
+  for (std::int64_t groups = 6; groups <= 10; ++groups) {
+    for (std::uint64_t seed = 0; seed < 40; ++seed) {
+      SCOPED_TRACE(fmt::format("{} groups, seed {}", groups, seed));
+      EngineOptions o = options();
+      o.cache.bytes = groups * width * block_bytes;
+      std::mt19937_64 r(seed);
+      Request a{.prompt = random_ids(r, 16), .max_tokens = 64},
+          b{.prompt = random_ids(r, 16), .max_tokens = 1};
+      a.sampling.seed = seed;
+      const auto finish_of = [&](const std::vector<Request>& all) {
+        Engine engine(m.c, m.model, o);
+        const RequestId first = engine.submit(all[0]);
+        for (std::size_t i = 1; i < all.size(); ++i) engine.submit(all[i]);
+        Finish finish = Finish::None;
+        while (!engine.idle()) {
+          for (const Event& e : engine.step()) {
+            if (e.request == first && e.finish != Finish::None) finish = e.finish;
+          }
+        }
+        EXPECT_EQ(engine.stats().free_blocks, engine.stats().blocks);
+        return finish;
+      };
+      EXPECT_EQ(finish_of({a}), finish_of({a, b, b}));
+    }
+  }
+}
+
+// Twenty prompts on a cache for two of them: nobody begins who would have to go again.
+TEST_F(EngineInput, NobodyIsComputedTwiceForWantOfPlanning) {
+  Model dense(make_cpu_backend({}, 1), DType::F32, {});
+  EngineOptions o;
+  o.cache.block = 16;
+  o.cache.bytes = 2 * 2 * 4 * 16 * 4 * 4 * 11;  // eleven groups of four blocks
+  Engine engine(dense.c, dense.model, o);
+  std::mt19937_64 r(1);
+  for (int i = 0; i < 20; ++i) engine.submit({.prompt = random_ids(r, 60), .max_tokens = 16});
+  while (!engine.idle()) engine.step();
+  EXPECT_EQ(engine.stats().preemptions, 0);
+  EXPECT_EQ(engine.stats().prompt_tokens, 20 * 60);
 }
 
 // All requests together need far more than there is: they wait for each other, and all of them end.
@@ -423,6 +476,27 @@ TEST_F(EngineInput, LogitsThatAreNotFiniteEndTheirRequestOnly) {
   events = engine.step();
   ASSERT_EQ(events.size(), 1U);
   EXPECT_EQ(events[0].finish, Finish::Length);
+  EXPECT_EQ(engine.stats().free_blocks, engine.stats().blocks);
+}
+
+TEST_F(EngineInput, BiasesThatLeaveNothingEndTheirRequest) {
+  Engine engine(m.c, m.model, options());
+  SamplingOptions none;
+  for (std::int32_t id = 0; id < kVocab; ++id) none.logit_bias[id] = -INFINITY;
+  engine.submit({.prompt = {1, 2}, .max_tokens = 9, .sampling = none});
+  const std::vector<Event> events = engine.step();
+  ASSERT_EQ(events.size(), 1U);
+  EXPECT_THAT(events[0].error, HasSubstr("leave no token"));
+}
+
+TEST_F(EngineInput, AStoppedTextSaysWhatItComputed) {
+  Engine engine(m.c, m.model, options());
+  const RequestId id = engine.submit({.prompt = {1, 2, 3}, .max_tokens = 9});
+  engine.step();
+  const Event e = engine.stop(id);
+  EXPECT_EQ(e.finish, Finish::Stop);
+  EXPECT_EQ(e.routed_fraction.size(), 2U);
+  EXPECT_TRUE(engine.idle());
   EXPECT_EQ(engine.stats().free_blocks, engine.stats().blocks);
 }
 

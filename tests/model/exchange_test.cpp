@@ -250,6 +250,7 @@ TEST_F(Exchange, WhatFathomHasNotIsNamed) {
   refused_with([](json& c) { c["num_hidden_layers"] = 5; }, {"no tensor", "model.layers.4."});
   refused_with([](json& c) { c["num_hidden_layers"] = 3; }, {"model.layers.3.", "no use"});
   refused_with([](json& c) { c["fathom"]["version"] = 7; }, {"version 7", "reads version 1"});
+  refused_with([](json& c) { c["model_type"] = "fathom"; }, {"fathom_routing"});
   refused_with([](json& c) { c["model_type"] = "fathom", c["fathom"]["version"] = 2; },
                {"version 2", "reads version 1"});
   write_bytes(folder_ / "m/config.json", "{");

@@ -235,8 +235,10 @@ TEST_F(BadInput, PromptsThatAreNone) {
     SCOPED_TRACE(arguments);
     expect_refusal(fathom_command(e, "generate run " + arguments), 1, words);
   };
-  generate("--prompt-ids 1,999", {"999", "vocabulary of 320"});
-  generate("--prompt-ids 1,-4", {"-4", "vocabulary of 320"});
+  generate("--prompt-ids 1,999", {"999", "vocabulary of 257"});
+  generate("--prompt-ids 1,-4", {"-4", "vocabulary of 257"});
+  generate("--prompt-ids 1,300", {"300", "vocabulary of 257"});  // an id that only pads
+  generate("-p ''", {"prompt is empty"});
   generate("--prompts absent.jsonl", {"absent.jsonl"});
   write_bytes(e / "prompts.jsonl", "{\"prompt\": \"a\"}\nno json\n");
   generate("--prompts prompts.jsonl", {"prompts.jsonl:2", "\"prompt\""});

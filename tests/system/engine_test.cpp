@@ -101,6 +101,11 @@ TEST_F(EngineCommands, WhatCannotBeIsRefused) {
   e.trained("dense", "run");
   expect_refusal(fathom_command(e, "generate run -p a --block 24"), 2, {"--block 24", "multiple of 16"});
   expect_refusal(fathom_command(e, "generate run -p a --logit-bias 98"), 2, {"--logit-bias '98'"});
+  expect_refusal(fathom_command(e, "generate run -p a --logit-bias 4294967368:-5"), 2, {"4294967368"});
+  expect_refusal(fathom_command(e, "generate run -p a --logit-bias 300:1"), 1, {"token 300", "257"});
+  // More than the program may have.
+  expect_refusal(fathom_command(e, "generate run -p a --cache-gb 8", "ulimit -v 4000000;"), 1,
+                 {"no memory for a cache"});
   expect_refusal(fathom_command(e, "generate run -p a --stop ''"), 2, {"--stop is empty"});
   expect_refusal(fathom_command(e, "generate run -p a --cache-gb 0.000001"), 1,
                  {"holds no token of this model"});

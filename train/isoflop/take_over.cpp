@@ -1,5 +1,6 @@
 #include "train/isoflop/take_over.h"
 
+#include <cmath>
 #include <map>
 #include <set>
 #include <string>
@@ -41,8 +42,10 @@ TakenOver take_over(const Sweep& sweep, const SweepFolder& folder, const DataSiz
   TakenOver result;
   std::map<std::string, const Row*> finished;
   for (const Row& row : rows) {
-    if (row.done()) {
-      finished[row.cell] = &row;
+    if (row.done() && std::isfinite(row.judged().value_or(NAN))) {
+      if (!finished.emplace(row.cell, &row).second)
+        throw UserError(fmt::format("The table has two rows of the cell {}.", row.cell),
+                        "Remove one of them.");
     } else {
       ++result.open;
     }

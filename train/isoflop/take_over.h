@@ -11,14 +11,15 @@ namespace fathom::isoflop {
 
 struct TakenOver {
   std::int64_t taken = 0;    // rows that are now results of the folder
-  std::int64_t known = 0;    // cells whose result the folder had
-  std::int64_t open = 0;     // rows without a finished run
+  std::int64_t known = 0;    // cells whose result the folder had, or that a worker has now
+  std::int64_t open = 0;     // rows without a finished run and its loss
   std::int64_t foreign = 0;  // rows of cells that the sweep does not ask for
 };
 
 /// Records the finished cells of `rows` as results of the folder, which prepare() has made, and decides what
 /// they allow to decide. Results that the folder has stand. UserError, and the row is not written: it was
-/// trained on a store of another size, or with another config than the sweep gives its cell.
+/// trained on a store of another size, or with another config than the sweep gives its cell, or it stands
+/// there twice.
 TakenOver take_over(const Sweep& sweep, const SweepFolder& folder, const DataSize& data,
                     std::span<const Row> rows);
 
