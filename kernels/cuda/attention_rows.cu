@@ -6,6 +6,7 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/device/reduce.cuh"
+#include "kernels/cuda/device/row_dot.cuh"
 #include "kernels/cuda/device/vector.cuh"
 
 namespace fathom::cuda {
@@ -38,22 +39,6 @@ template <typename T>
 __device__ __forceinline__ void load_vector(float* to, const T* from, int n) {
   for (int e = static_cast<int>(threadIdx.x) % 32; e < n; e += 32) to[e] = to_float(from[e]);
   __syncwarp();
-}
-
-/// In the order of the elements, whether they are read by packs or not.
-template <typename T>
-__device__ __forceinline__ float dot(const float* x, const T* y, int n) {
-  float sum = 0.0F;
-  if (packs<T>(y, n)) {
-    for (int e = 0; e < n; e += kPack<T>) {
-      const Pack<T> p = Pack<T>::load(y + e);
-#pragma unroll
-      for (int i = 0; i < kPack<T>; ++i) sum = fmaf(x[e + i], p.v[i], sum);
-    }
-  } else {
-    for (int e = 0; e < n; ++e) sum = fmaf(x[e], to_float(y[e]), sum);
-  }
-  return sum;
 }
 
 /// Elements lane, lane + 32, ... of a row: what a lane has of a sum of rows.

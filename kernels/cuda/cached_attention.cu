@@ -7,6 +7,7 @@
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/device/reduce.cuh"
+#include "kernels/cuda/device/row_dot.cuh"
 #include "kernels/cuda/device/vector.cuh"
 
 namespace fathom::cuda {
@@ -56,22 +57,6 @@ __global__ void __launch_bounds__(kThreads) append_kernel(const Cached<T> a) {
     keys[e] = k[e];
     values[e] = v[e];
   }
-}
-
-/// In the order of the elements, whether they are read by packs or not.
-template <typename T>
-__device__ __forceinline__ float dot(const float* x, const T* y, int n) {
-  float sum = 0.0F;
-  if (packs<T>(y, n)) {
-    for (int e = 0; e < n; e += kPack<T>) {
-      const Pack<T> p = Pack<T>::load(y + e);
-#pragma unroll
-      for (int i = 0; i < kPack<T>; ++i) sum = fmaf(x[e + i], p.v[i], sum);
-    }
-  } else {
-    for (int e = 0; e < n; ++e) sum = fmaf(x[e], to_float(y[e]), sum);
-  }
-  return sum;
 }
 
 /// Traffic: q and out once; every query reads its keys and values.
