@@ -122,6 +122,9 @@ class CapturedWork {
   virtual void launch() = 0;
 };
 
+class Decoder;  // decoder.h
+struct DecoderModel;
+
 class Backend {
  public:
   Backend();
@@ -233,6 +236,10 @@ class Backend {
   /// out [rows, H*d]: each row over its entries. In the invariant mode with the bits of attention_forward.
   virtual void cached_attention(View out, ConstView pool, ConstView qkv, ConstView tables,
                                 ConstView sequences, ConstView lengths, const CacheShape& s) = 0;
+
+  /// One step of decoding as a whole (decoder.h); null: this backend has no such thing, or none for a model
+  /// of this shape. The memory that `model` points to outlives it.
+  virtual std::unique_ptr<Decoder> make_decoder(const DecoderModel& model);
 
   // --- SwiGLU (Shazeer 2020): gate_up [rows, 2F] holds gate then up; h = silu(gate) * up [rows, F]
   virtual void swiglu_forward(View h, ConstView gate_up, std::int64_t rows, std::int64_t hidden) = 0;

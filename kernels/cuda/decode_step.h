@@ -1,0 +1,107 @@
+// What the kernel of a decoding step gets (decode_step.cu), and where it works.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include <cuda_bf16.h>
+#include <cuda_runtime_api.h>
+
+namespace fathom::cuda {
+
+inline constexpr int kDecodeRows = 16;  // of a step, at the most: what two halves of a tensor-core tile hold
+inline constexpr int kDecodeRouted = 64;   // routed layers, at the most
+inline constexpr int kDecodeLayers = 256;  // layers
+inline constexpr int kDecodeGroup = 8;     // query heads of a key/value head, at the most
+inline constexpr int kDecodeSplits = 40;   // pieces of a row's entries, at the most
+inline constexpr int kDecodeUpdates = 64;  // new blocks told with the launch
+inline constexpr int kDecodeThreads = 256;
+inline constexpr int kDecodeWarps = kDecodeThreads / 32;
+
+struct DecodeLayer {
+  const __nv_bfloat16 *qkv, *out, *gate_up, *down, *predictor_in;
+  const float *input_norm, *post_norm, *q_norm, *k_norm;
+  const float *router, *predictor_bias, *predictor_out, *predictor_last;
+  int routed;  // its number among the routed layers, or -1
+  int dense;   // its number among the dense ones, or -1
+};
+
+/// A row's best id of those that one block of threads looked at.
+struct DecodeCandidate {
+  float value;
+  int id;
+  int finite;
+};
+
+struct DecodeRow {
+  int slot, token, position;
+  float inverse_temperature;  // 0: the most likely token
+  double uniform;
+};
+
+struct DecodeUpdate {
+  int at;  // of the tables
+  int block;
+};
+
+/// What the host reads afterwards.
+struct DecodeOutcome {
+  int token[kDecodeRows];
+  int finite[kDecodeRows];
+  std::uint8_t kept[kDecodeRouted][kDecodeRows];
+};
+
+struct DecodeStep {
+  // The model
+  const DecodeLayer* layers;
+  const __nv_bfloat16 *embedding, *head;
+  const float* final_norm;
+  const float* frequencies;  // of RoPE, [d/2]
+  int depth, vocab, choices, width, hidden, predictor_hidden, heads, kv_heads;
+  float norm_eps, qk_eps, score_scale;  // the last one with log2(e): exponentials are powers of two
+  float threshold;                      // of a decision's logit
+  int gate;                             // GateKind
+  int by_predictor;
+  int routed_layers;
+  // The cache
+  __nv_bfloat16* pool;
+  std::int32_t* tables;  // [slots][1 + routed layers][most_blocks]
+  int block, stride, most_blocks;
+  // Work: what one phase leaves for the next
+  float* x;                     // the residual stream, [rows][D]
+  float* branch;                // attention's output, [rows][D]
+  __nv_bfloat16* to_norm;       // the stream, or with the branch, as norms and routers read it, [rows][D]
+  float* qkv;                   // [rows][(H+2G)*d]
+  __nv_bfloat16* parts;         // attention over a piece of the entries, [rows*H][splits][d]
+  float2* part_weights;         // its greatest score and the sum of exponentials, [rows*H][splits]
+  __nv_bfloat16* mixed;         // attention before its projection, [rows][H*d]
+  __nv_bfloat16* activations;   // [rows][F]
+  float* predicted;             // predictors' hidden layers, [2][rows][P]
+  float* logits;                // [rows][V]
+  DecodeCandidate* candidates;  // [blocks][rows]
+  float* sums;                  // of exponentials, [rows][blocks]
+  unsigned* arrivals;           // two counters, taken in turn
+  int turn;
+  DecodeOutcome* outcome;  // mapped host memory
+  // The rows
+  int rows;
+  int updates;
+  DecodeRow row[kDecodeRows];
+  DecodeUpdate update[kDecodeUpdates];
+  std::int32_t entries[kDecodeRows][kDecodeRouted];
+};
+
+/// A kernel for so many rows.
+struct DecodePlan {
+  const void* kernel = nullptr;  // none: the rows do not fit
+  std::size_t shared_bytes = 0;
+};
+
+/// Of `s` the sizes alone are read. `blocks` blocks of threads that may take `shared` bytes of shared memory
+/// each. InternalError: heads that are not 64 or 128 wide.
+DecodePlan plan_decode(const DecodeStep& s, int head_dim, int rows, int blocks, std::size_t shared);
+/// Once for each plan, before its first launch.
+void prepare_decode(const DecodePlan& plan, std::size_t shared);
+void launch_decode(const DecodePlan& plan, const DecodeStep& s, int blocks, cudaStream_t stream);
+
+}  // namespace fathom::cuda

@@ -1,0 +1,245 @@
+#include "kernels/cuda/decoder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/error.h"
+
+namespace fathom::cuda {
+
+namespace {
+
+constexpr const char* kOp = "decode_step";
+
+const __nv_bfloat16* matrix(const ConstView& v) { return static_cast<const __nv_bfloat16*>(v.data); }
+const float* vector(const ConstView& v) { return static_cast<const float*>(v.data); }
+
+bool fits_tiles(std::int64_t width) { return width >= 256 && width % 32 == 0; }
+bool aligned(const ConstView& v) { return reinterpret_cast<std::uintptr_t>(v.data) % 16 == 0; }
+
+bool supports(const DecoderModel& m) {
+  const QkvShape& q = m.qkv;
+  bool all = m.embedding.dtype == DType::BF16 && (q.head_dim == 64 || q.head_dim == 128) && q.kv_heads > 0 &&
+             q.heads % q.kv_heads == 0 && q.heads / q.kv_heads <= kDecodeGroup && fits_tiles(m.width) &&
+             fits_tiles(m.hidden) && fits_tiles(q.heads * q.head_dim) && m.layers.size() <= kDecodeLayers;
+  std::size_t routed = 0;
+  for (const DecoderLayer& l : m.layers) {
+    routed += l.routed ? 1 : 0;
+    for (const ConstView& v : {l.input_norm, l.qkv, l.out, l.post_norm, l.gate_up, l.down, l.router,
+                               l.predictor_in, l.predictor_out})
+      all = all && aligned(v);
+  }
+  return all && routed <= kDecodeRouted && aligned(m.embedding) && aligned(m.head) && aligned(m.final_norm);
+}
+
+class CudaDecoder final : public Decoder {
+ public:
+  /// `plans`: of 1, 2, ... rows; all launches may take `shared` bytes.
+  CudaDecoder(CudaBackend& backend, const float* frequencies, const DecoderModel& model, int blocks,
+              std::vector<DecodePlan> plans, std::size_t shared)
+      : backend_(backend),
+        head_dim_(static_cast<int>(model.qkv.head_dim)),
+        blocks_(blocks),
+        slots_(model.slots),
+        plans_(std::move(plans)) {
+    describe(model);
+    step_.frequencies = frequencies;
+    layers_ = upload_layers(model);
+    step_.layers = static_cast<const DecodeLayer*>(layers_.get());
+    take_memory();
+    for (const DecodePlan& plan : plans_) prepare_decode(plan, shared);
+    void* outcome = nullptr;
+    check(cudaHostAlloc(&outcome, sizeof(DecodeOutcome), cudaHostAllocMapped), kOp);
+    outcome_.reset(outcome);
+    std::memset(outcome, 0, sizeof(DecodeOutcome));
+    check(cudaHostGetDevicePointer(reinterpret_cast<void**>(&step_.outcome), outcome, 0), kOp);
+  }
+
+  std::int64_t most_rows() const override { return static_cast<std::int64_t>(plans_.size()); }
+
+  void set_blocks(std::int64_t slot, std::int64_t table, std::int64_t first,
+                  std::span<const std::int32_t> blocks, bool hold_entries) override {
+    if (blocks.empty()) return;
+    const std::int64_t end = first + static_cast<std::int64_t>(blocks.size());
+    if (slot < 0 || slot >= slots_ || table < 0 || table > step_.routed_layers || first < 0 ||
+        end > step_.most_blocks)
+      throw InternalError("[decode_step] blocks outside of the tables");
+    const std::int64_t at = (slot * (1 + step_.routed_layers) + table) * step_.most_blocks + first;
+    // The kernel reads earlier entries before its blocks of threads have met.
+    if (blocks.size() == 1 && !hold_entries && step_.updates < kDecodeUpdates) {
+      step_.update[step_.updates++] = {static_cast<int>(at), blocks[0]};
+      return;
+    }
+    backend_.copy_from_host(step_.tables + at, blocks.data(), blocks.size_bytes());
+  }
+
+  std::vector<DecoderResult> step(std::span<const DecoderRow> rows) override {
+    if (rows.empty() || rows.size() > plans_.size())
+      throw InternalError("[decode_step] as many rows as most_rows() says");
+    step_.rows = static_cast<int>(rows.size());
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      const DecoderRow& r = rows[i];
+      step_.row[i] = {static_cast<int>(r.slot), r.token, r.position,
+                      r.temperature > 0 ? static_cast<float>(1 / r.temperature) : 0.0F, r.uniform};
+      std::copy(r.entries, r.entries + step_.routed_layers, step_.entries[i]);
+    }
+    step_.turn = 1 - step_.turn;
+    launch_decode(plans_[rows.size() - 1], step_, blocks_, backend_.stream());
+    step_.updates = 0;
+    check(cudaStreamSynchronize(backend_.stream()), kOp);
+
+    const auto& outcome = *static_cast<const DecodeOutcome*>(outcome_.get());
+    std::vector<DecoderResult> results(rows.size());
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      results[i].token = outcome.token[i];
+      results[i].finite = outcome.finite[i] != 0;
+      for (int l = 0; l < step_.routed_layers; ++l) results[i].kept.push_back(outcome.kept[l][i]);
+    }
+    return results;
+  }
+
+  void logits(std::int64_t i, std::span<float> out) override {
+    if (i < 0 || i >= step_.rows || static_cast<int>(out.size()) > step_.vocab)
+      throw InternalError("[decode_step] no such row of logits");
+    backend_.copy_to_host(out.data(), step_.logits + i * step_.vocab, out.size_bytes());
+  }
+
+ private:
+  void describe(const DecoderModel& m) {
+    step_.embedding = matrix(m.embedding);
+    step_.head = matrix(m.head);
+    step_.final_norm = vector(m.final_norm);
+    step_.depth = static_cast<int>(m.layers.size());
+    step_.vocab = static_cast<int>(m.vocab);
+    step_.choices = static_cast<int>(m.choices);
+    step_.width = static_cast<int>(m.width);
+    step_.hidden = static_cast<int>(m.hidden);
+    step_.heads = static_cast<int>(m.qkv.heads);
+    step_.kv_heads = static_cast<int>(m.qkv.kv_heads);
+    step_.norm_eps = static_cast<float>(m.norm_eps);
+    step_.qk_eps = static_cast<float>(m.qkv.norm_eps);
+    constexpr double kLog2E = 1.4426950408889634074;
+    step_.score_scale = static_cast<float>(m.cache.scale * kLog2E);
+    step_.threshold = static_cast<float>(m.threshold_logit);
+    step_.gate = static_cast<int>(m.gate);
+    for (const DecoderLayer& l : m.layers) {
+      step_.routed_layers += l.routed ? 1 : 0;
+      if (l.predictor_in) step_.by_predictor = 1;
+    }
+    step_.predictor_hidden = step_.by_predictor != 0 ? static_cast<int>(m.predictor_hidden) : 0;
+    step_.pool = static_cast<__nv_bfloat16*>(m.pool.data);
+    step_.block = static_cast<int>(m.cache.block);
+    step_.stride = static_cast<int>(m.cache.stride);
+    step_.most_blocks = static_cast<int>(m.most_blocks);
+  }
+
+  DeviceMemory upload_layers(const DecoderModel& m) {
+    std::vector<DecodeLayer> layers;
+    int routed = 0, dense = 0;
+    for (const DecoderLayer& l : m.layers) {
+      DecodeLayer d{};
+      d.qkv = matrix(l.qkv), d.out = matrix(l.out), d.gate_up = matrix(l.gate_up), d.down = matrix(l.down);
+      d.input_norm = vector(l.input_norm), d.post_norm = vector(l.post_norm);
+      d.q_norm = vector(l.q_norm), d.k_norm = vector(l.k_norm);
+      d.router = vector(l.router);
+      d.predictor_in = matrix(l.predictor_in), d.predictor_bias = vector(l.predictor_bias);
+      d.predictor_out = vector(l.predictor_out), d.predictor_last = vector(l.predictor_last);
+      d.routed = l.routed ? routed++ : -1;
+      d.dense = l.routed ? -1 : dense++;
+      layers.push_back(d);
+    }
+    DeviceMemory memory = make_device_memory(kOp, layers.size() * sizeof(DecodeLayer));
+    backend_.copy_from_host(memory.get(), layers.data(), layers.size() * sizeof(DecodeLayer));
+    return memory;
+  }
+
+  // Zeros, so that no phase ever computes on what was in memory before.
+  void take_memory() {
+    const std::size_t rows = kDecodeRows, d = static_cast<std::size_t>(head_dim_);
+    const auto n = [](int x) { return static_cast<std::size_t>(x); };
+    std::size_t bytes = 0;
+    const auto take = [&](auto*& pointer, std::size_t count) {
+      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(bytes);
+      bytes += (count * sizeof(*pointer) + 255) / 256 * 256;
+    };
+    const auto all = [&] {
+      take(step_.x, rows * n(step_.width));
+      take(step_.branch, rows * n(step_.width));
+      take(step_.to_norm, rows * n(step_.width));
+      take(step_.qkv, rows * n(step_.heads + 2 * step_.kv_heads) * d);
+      take(step_.parts, rows * n(step_.heads) * kDecodeSplits * d);
+      take(step_.part_weights, rows * n(step_.heads) * kDecodeSplits);
+      take(step_.mixed, rows * n(step_.heads) * d);
+      take(step_.activations, rows * n(step_.hidden));
+      take(step_.predicted, 2 * rows * n(step_.predictor_hidden));
+      take(step_.logits, rows * n(step_.vocab));
+      take(step_.candidates, rows * n(blocks_));
+      take(step_.sums, rows * n(blocks_));
+      take(step_.arrivals, 2);
+      take(step_.tables,
+           static_cast<std::size_t>(slots_) * n(1 + step_.routed_layers) * n(step_.most_blocks));
+    };
+    all();
+    memory_ = make_device_memory(kOp, bytes);
+    check(cudaMemsetAsync(memory_.get(), 0, bytes, backend_.stream()), kOp);
+    const auto base = reinterpret_cast<std::uintptr_t>(memory_.get());
+    const auto move = [&](auto*& pointer) {
+      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(
+          base + reinterpret_cast<std::uintptr_t>(pointer));
+    };
+    move(step_.x), move(step_.branch), move(step_.to_norm), move(step_.qkv), move(step_.parts),
+        move(step_.part_weights);
+    move(step_.mixed), move(step_.activations), move(step_.predicted), move(step_.logits);
+    move(step_.candidates), move(step_.sums), move(step_.arrivals), move(step_.tables);
+  }
+
+  CudaBackend& backend_;
+  int head_dim_, blocks_;
+  std::int64_t slots_;
+  std::vector<DecodePlan> plans_;
+  DecodeStep step_{};
+  DeviceMemory layers_, memory_;
+  PinnedMemory outcome_;
+};
+
+}  // namespace
+
+std::unique_ptr<Decoder> open_decoder(CudaBackend& backend, const float* frequencies,
+                                      const DecoderModel& model) {
+  if (!supports(model) || backend.options().invariant) return nullptr;
+  int device = 0, cooperative = 0, shared = 0, major = 0;
+  check(cudaGetDevice(&device), kOp);
+  check(cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device), kOp);
+  check(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), kOp);
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), kOp);
+  if (cooperative == 0 || major < 9) return nullptr;
+  DecodeStep sizes{};
+  sizes.depth = static_cast<int>(model.layers.size());
+  sizes.vocab = static_cast<int>(model.vocab);
+  sizes.width = static_cast<int>(model.width);
+  sizes.hidden = static_cast<int>(model.hidden);
+  sizes.predictor_hidden = static_cast<int>(model.predictor_hidden);
+  sizes.heads = static_cast<int>(model.qkv.heads);
+  sizes.kv_heads = static_cast<int>(model.qkv.kv_heads);
+  const int head_dim = static_cast<int>(model.qkv.head_dim), blocks = backend.multiprocessors();
+  std::vector<DecodePlan> plans;
+  for (int rows = 1; rows <= std::min<std::int64_t>(kDecodeRows, model.most_rows); ++rows) {
+    plans.push_back(plan_decode(sizes, head_dim, rows, blocks, static_cast<std::size_t>(shared)));
+    if (plans.back().kernel != nullptr) continue;
+    plans.pop_back();
+    break;
+  }
+  if (plans.empty()) return nullptr;
+  return std::make_unique<CudaDecoder>(backend, frequencies, model, blocks, std::move(plans),
+                                       static_cast<std::size_t>(shared));
+}
+
+std::unique_ptr<Decoder> CudaBackend::make_decoder(const DecoderModel& model) {
+  return open_decoder(*this, rope_frequencies(model.qkv), model);
+}
+
+}  // namespace fathom::cuda

@@ -1,0 +1,19 @@
+// kernels/decoder.h on a GPU: its memory, its tables, and the launches.
+#pragma once
+
+#include <memory>
+
+#include "kernels/cuda/decode_step.h"
+#include "kernels/cuda/handles.h"
+#include "kernels/decoder.h"
+
+namespace fathom::cuda {
+
+class CudaBackend;
+
+/// Null before Hopper, and for a model that decode_step.cu does not do: not bf16, heads other than 64 or 128
+/// wide, more than kDecodeGroup query heads for one of keys, sizes that are no multiples of 32 or below 256.
+std::unique_ptr<Decoder> open_decoder(CudaBackend& backend, const float* frequencies,
+                                      const DecoderModel& model);
+
+}  // namespace fathom::cuda

@@ -1,0 +1,389 @@
+// Attention of one new entry over a row's earlier ones in the cache, for the query heads of one key/value head
+// and a piece of the entries: a block of threads, whose warps take steps of 16 entries in turn.
+//
+// Keys and values go straight from memory into the operands of the tensor core (mma.cuh), 16 bytes a lane.
+//   scores:  rows are the query heads, columns eight entries; lane 4g+c holds of entry g the elements 8c ..
+//            8c+7 of a run of 32, as the queries do.
+//   values:  rows are the query heads, the inner index the 16 entries: lane 4g+c holds of the entries 2c,
+//   2c+1,
+//            2c+8, 2c+9 (where the weights of those are in the scores' result) the elements 8g .. 8g+7 of a
+//            run of 64; two entries' elements together are an operand, whose eight columns are 8g + j.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "kernels/cuda/decode_step.h"
+#include "kernels/cuda/device/decode_product.cuh"
+#include "kernels/cuda/device/reduce.cuh"
+#include "kernels/cuda/device/rotation.cuh"
+
+namespace fathom::cuda {
+
+/// What attention keeps in shared memory.
+template <int kDim>
+struct AttentionRoom {
+  static constexpr int kStride = kDim + (kDim % 64 == 0 ? 32 : 0);
+  __nv_bfloat16 queries[kDecodeGroup * kStride];
+  float key[kDim], value[kDim];  // the new entry's
+  float scores[kDecodeGroup];    // of the new entry
+  float max[kDecodeWarps][kDecodeGroup], sum[kDecodeWarps][kDecodeGroup];
+  float values[kDecodeWarps][kDecodeGroup][kDim + 8];
+};
+
+/// Steps of 16 entries.
+struct StepRange {
+  int first, end;
+};
+
+/// How the entries of all rows and heads are dealt to the blocks of threads: as steps in one line, row after
+/// row and in a row head after head. A row without entries has a step too, for the new one.
+struct AttentionDeal {
+  int rows;                       // that are computed, in the order of
+  int row[kDecodeRows];           // their numbers,
+  int entries[kDecodeRows];       // with so many entries before,
+  int steps[kDecodeRows];         // in so many steps of each head,
+  int start[kDecodeRows];         // which begin here
+  int total, blocks;              // so many blocks of threads have pieces,
+  bool even;                      // of equal size; else each head has
+  int pieces;                     // as many pieces, or at the most
+
+  /// The block of threads that has a step.
+  __device__ __forceinline__ int block_of(int step) const {
+    return static_cast<int>((static_cast<unsigned>(step + 1) * static_cast<unsigned>(blocks) - 1U) /
+                            static_cast<unsigned>(total));
+  }
+  __device__ __forceinline__ int first_step(int block) const {
+    return static_cast<int>(static_cast<long long>(total) * block / blocks);
+  }
+  /// Pieces of a head of the computed row number i.
+  __device__ __forceinline__ int pieces_of(int i, int head) const {
+    if (!even) return pieces;
+    const int from = start[i] + head * steps[i];
+    return block_of(from + steps[i] - 1) - block_of(from) + 1;
+  }
+};
+
+/// One warp's passage over its steps.
+template <int kDim>
+class EntryWalk {
+ public:
+  float max = -INFINITY, sum = 0;  // of head g: the greatest score, and this lane's sum of exponentials
+  float values[kDim / 8][2] = {};  // of head g, n-tile 8 h + j: elements 64 h + 8 (2c) + j and 8 (2c+1) + j
+
+  /// `table`: the blocks of this row; `base`: bytes aside, element (block * stride + offset) * size of the
+  /// pool.
+  __device__ EntryWalk(const DecodeStep& s, const std::int32_t* table, int stride, int offset, int head)
+      : s_(s), table_(table), stride_(stride), offset_(offset), head_(head) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    g_ = lane / 4;
+    c_ = lane % 4;
+  }
+
+  /// The first step's entries begin to come.
+  __device__ __forceinline__ void begin(const StepRange& range, int entries) {
+    const int step = range.first + static_cast<int>(threadIdx.x) / 32;
+    if (step >= range.end) return;
+    load_keys(step, entries);
+    load_values(step, entries);
+  }
+  __device__ __forceinline__ void run(const __nv_bfloat16* queries, int group, const StepRange& range,
+                                      int entries) {
+    uint4 q[kRuns] = {};
+    constexpr int kStride = AttentionRoom<kDim>::kStride;
+    if (g_ < group) {
+#pragma unroll
+      for (int r = 0; r < kRuns; ++r)
+        q[r] = *reinterpret_cast<const uint4*>(queries + g_ * kStride + 32 * r + 8 * c_);
+    }
+    int step = range.first + static_cast<int>(threadIdx.x) / 32;
+#pragma unroll 1
+    while (step < range.end) {
+      const int next = step + kDecodeWarps;
+      float scores[2][4] = {};
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+#pragma unroll
+        for (int r = 0; r < kRuns; ++r) {
+          mma(scores[j], {q[r].x, 0, q[r].y, 0}, k_[j][r].x, k_[j][r].y);
+          mma(scores[j], {q[r].z, 0, q[r].w, 0}, k_[j][r].z, k_[j][r].w);
+        }
+      }
+      if (next < range.end) load_keys(next, entries);
+      std::uint32_t p[4] = {};
+      weigh(scores, step * 16, entries, p);
+      add(p);
+      if (next < range.end) load_values(next, entries);
+      step = next;
+    }
+  }
+
+ private:
+  static constexpr int kRuns = kDim / 32, kWide = kDim / 64;
+
+  /// Where an entry's key begins.
+  __device__ __forceinline__ const __nv_bfloat16* at(int entry) const {
+    const std::int64_t block =
+        static_cast<std::int64_t>(table_[entry / s_.block]) * stride_ + offset_;
+    return s_.pool + ((block * 2 * s_.kv_heads + head_) * s_.block + entry % s_.block) * kDim;
+  }
+  __device__ __forceinline__ void load_keys(int step, int entries) {
+    const __nv_bfloat16* const keys = at(step * 16) + 8 * c_;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      const int entry = 8 * j + g_;
+#pragma unroll
+      for (int r = 0; r < kRuns; ++r) {
+        k_[j][r] = step * 16 + entry < entries ? load_once(keys + entry * kDim + 32 * r) : uint4{};
+      }
+    }
+  }
+  __device__ __forceinline__ void load_values(int step, int entries) {
+    const __nv_bfloat16* const values =
+        at(step * 16) + static_cast<std::int64_t>(s_.kv_heads) * s_.block * kDim + 8 * g_;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int entry = 2 * c_ + (i % 2) + 8 * (i / 2);
+#pragma unroll
+      for (int h = 0; h < kWide; ++h)
+        v_[i][h] = step * 16 + entry < entries ? load_once(values + entry * kDim + 64 * h) : uint4{};
+    }
+  }
+  /// The scores' exponentials, less the greatest so far, as an operand.
+  __device__ __forceinline__ void weigh(float (&scores)[2][4], int first, int entries,
+                                        std::uint32_t (&p)[4]) {
+    float most = max;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        if (first + 8 * j + 2 * c_ + e >= entries) scores[j][e] = -INFINITY;
+        most = fmaxf(most, scores[j][e]);
+      }
+    }
+    most = fmaxf(most, __shfl_xor_sync(kFullWarp, most, 1));
+    most = fmaxf(most, __shfl_xor_sync(kFullWarp, most, 2));
+    const float shrink = fast_exp2(max - most);  // the first entry of a step is always there: most is finite
+    max = most;
+    sum *= shrink;
+    float e[2][2];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        e[j][i] = fast_exp2(scores[j][i] - most);
+        sum += e[j][i];
+      }
+    }
+    p[0] = pack_bf16(e[0][0], e[0][1]);
+    p[2] = pack_bf16(e[1][0], e[1][1]);
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+      values[n][0] *= shrink;
+      values[n][1] *= shrink;
+    }
+  }
+  __device__ __forceinline__ void add(const std::uint32_t (&p)[4]) {
+#pragma unroll
+    for (int h = 0; h < kWide; ++h) {
+      const auto word = [&](int i, int w) {
+        return w == 0 ? v_[i][h].x : w == 1 ? v_[i][h].y : w == 2 ? v_[i][h].z : v_[i][h].w;
+      };
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const unsigned pick = j % 2 == 0 ? 0x5410 : 0x7632;
+        const std::uint32_t b0 = __byte_perm(word(0, j / 2), word(1, j / 2), pick);
+        const std::uint32_t b1 = __byte_perm(word(2, j / 2), word(3, j / 2), pick);
+        float c[4] = {values[8 * h + j][0], values[8 * h + j][1], 0.0F, 0.0F};
+        mma(c, p, b0, b1);
+        values[8 * h + j][0] = c[0];
+        values[8 * h + j][1] = c[1];
+      }
+    }
+  }
+
+  const DecodeStep& s_;
+  const std::int32_t* table_;
+  int stride_, offset_, head_, g_, c_;
+  uint4 k_[2][kRuns];
+  uint4 v_[4][kWide];
+};
+
+/// The new entry's key and the queries of its group: QK-norm, RoPE, and the queries times the score's scale.
+/// Shared memory gets them; the block synchronises afterwards.
+template <int kDim>
+__device__ __forceinline__ void turn_heads(const DecodeStep& s, const DecodeLayer& layer,
+                                           const float* packed, const float2* rotation, int head, int group,
+                                           AttentionRoom<kDim>& room) {
+  constexpr int kPairs = kDim / 64;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  for (int i = static_cast<int>(threadIdx.x) / 32; i <= group; i += kDecodeWarps) {
+    const bool is_key = i == group;
+    const float* const from = packed + (is_key ? s.heads + head : head * group + i) * kDim;
+    const float* const weight = is_key ? layer.k_norm : layer.q_norm;
+    float a[kPairs], b[kPairs], squares = 0;
+#pragma unroll
+    for (int p = 0; p < kPairs; ++p) {
+      a[p] = __ldcg(from + lane + 32 * p);
+      b[p] = __ldcg(from + lane + 32 * p + kDim / 2);
+      squares += a[p] * a[p] + b[p] * b[p];
+    }
+    const float scale =
+        weight != nullptr ? rsqrtf(warp_reduce(squares, Sum{}) / static_cast<float>(kDim) + s.qk_eps) : 1.0F;
+#pragma unroll
+    for (int p = 0; p < kPairs; ++p) {
+      const int e = lane + 32 * p;
+      if (weight != nullptr) {
+        a[p] *= scale * weight[e];
+        b[p] *= scale * weight[e + kDim / 2];
+      }
+      rotate(a[p], b[p], rotation[e].x, rotation[e].y);
+      if (is_key) {
+        room.key[e] = __bfloat162float(__float2bfloat16_rn(a[p]));
+        room.key[e + kDim / 2] = __bfloat162float(__float2bfloat16_rn(b[p]));
+      } else {
+        __nv_bfloat16* const to = room.queries + i * AttentionRoom<kDim>::kStride;
+        to[e] = __float2bfloat16_rn(a[p] * s.score_scale);
+        to[e + kDim / 2] = __float2bfloat16_rn(b[p] * s.score_scale);
+      }
+    }
+  }
+  for (int e = static_cast<int>(threadIdx.x); e < kDim; e += kDecodeThreads) {
+    room.value[e] = __bfloat162float(
+        __float2bfloat16_rn(__ldcg(packed + (s.heads + s.kv_heads + head) * kDim + e)));
+  }
+}
+
+/// Whose entries, which of them, and for which head. The one with a row's first step also has its new entry.
+struct AttentionPiece {
+  int row, entries, head, piece;
+  StepRange range;
+  bool first;
+};
+
+/// The table of a row's blocks in a layer.
+__device__ __forceinline__ const std::int32_t* table_of(const DecodeStep& s, const DecodeLayer& layer,
+                                                        int row) {
+  return s.tables + (static_cast<std::int64_t>(s.row[row].slot) * (1 + s.routed_layers) + 1 + layer.routed) *
+                        s.most_blocks;
+}
+template <int kDim>
+__device__ __forceinline__ EntryWalk<kDim> begin_piece(const DecodeStep& s, const DecodeLayer& layer,
+                                                       const AttentionPiece& p) {
+  const bool routed = layer.routed >= 0;
+  EntryWalk<kDim> walk(s, table_of(s, layer, p.row), routed ? 1 : s.stride, routed ? 0 : layer.dense, p.head);
+  walk.begin(p.range, p.entries);
+  return walk;
+}
+
+/// A piece of a row's entries for one key/value head, on the way since begin_piece. The first one also has the
+/// new entry, and puts it into the cache.
+template <int kDim>
+__device__ __forceinline__ void attend_piece(const DecodeStep& s, const DecodeLayer& layer,
+                                             const AttentionPiece& p, const float2* rotation,
+                                             EntryWalk<kDim>& walk, AttentionRoom<kDim>& room) {
+  const int group = s.heads / s.kv_heads, row = p.row, head = p.head, piece = p.piece, entries = p.entries;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int g = lane / 4, c = lane % 4;
+
+  __syncthreads();  // the last piece's results have been read
+  turn_heads<kDim>(s, layer, s.qkv + static_cast<std::int64_t>(row) * (s.heads + 2 * s.kv_heads) * kDim,
+                   rotation, head, group, room);
+  __syncthreads();
+  walk.run(room.queries, group, p.range, entries);
+  walk.sum += __shfl_xor_sync(kFullWarp, walk.sum, 1);
+  walk.sum += __shfl_xor_sync(kFullWarp, walk.sum, 2);
+  if (g < group) {
+    if (c == 0) {
+      room.max[warp][g] = walk.max;
+      room.sum[warp][g] = walk.sum;
+    }
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+      const int e = 64 * (n / 8) + n % 8;
+      room.values[warp][g][e + 8 * (2 * c)] = walk.values[n][0];
+      room.values[warp][g][e + 8 * (2 * c + 1)] = walk.values[n][1];
+    }
+  }
+  if (p.first) {
+    for (int h = warp; h < group; h += kDecodeWarps) {
+      float score = 0;
+      for (int e = lane; e < kDim; e += 32)
+        score = fmaf(__bfloat162float(room.queries[h * AttentionRoom<kDim>::kStride + e]), room.key[e], score);
+      score = warp_reduce(score, Sum{});
+      if (lane == 0) room.scores[h] = score;
+    }
+    const bool routed = layer.routed >= 0;
+    const std::int64_t entry_block = __ldcg(table_of(s, layer, row) + entries / s.block);
+    const std::int64_t block = routed ? entry_block : entry_block * s.stride + layer.dense;
+    __nv_bfloat16* const to =
+        s.pool + ((block * 2 * s.kv_heads + head) * s.block + entries % s.block) * kDim;
+    for (int e = static_cast<int>(threadIdx.x); e < kDim; e += kDecodeThreads) {
+      to[e] = __float2bfloat16_rn(room.key[e]);
+      to[static_cast<std::int64_t>(s.kv_heads) * s.block * kDim + e] = __float2bfloat16_rn(room.value[e]);
+    }
+  }
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x); i < group * kDim; i += kDecodeThreads) {
+    const int h = i / kDim, e = i % kDim;
+    float most = p.first ? room.scores[h] : -INFINITY;
+#pragma unroll
+    for (int w = 0; w < kDecodeWarps; ++w) most = fmaxf(most, room.max[w][h]);
+    float sum = 0, value = 0;
+    if (p.first) {
+      sum = fast_exp2(room.scores[h] - most);
+      value = sum * room.value[e];
+    }
+#pragma unroll
+    for (int w = 0; w < kDecodeWarps; ++w) {
+      if (room.max[w][h] == -INFINITY) continue;  // no step, no values
+      const float weight = fast_exp2(room.max[w][h] - most);
+      sum = fmaf(weight, room.sum[w][h], sum);
+      value = fmaf(weight, room.values[w][h][e], value);
+    }
+    const std::int64_t at = static_cast<std::int64_t>(row) * s.heads + head * group + h;
+    s.parts[(at * kDecodeSplits + piece) * kDim + e] = __float2bfloat16_rn(sum > 0 ? value / sum : 0.0F);
+    if (e == 0) s.part_weights[at * kDecodeSplits + piece] = float2{most, sum};
+  }
+}
+
+/// Elements e .. e+3 of attention of a head, from its pieces: twelve at a time, all of them asked for at once.
+template <int kDim>
+__device__ __forceinline__ float4 join_pieces(const DecodeStep& s, std::int64_t head, int e, int pieces) {
+  constexpr int kAtOnce = 12;
+  const float2* const weights = s.part_weights + head * kDecodeSplits;
+  const __nv_bfloat16* const parts = s.parts + head * kDecodeSplits * kDim + e;
+  float most = -INFINITY, sum = 0;
+  float4 value{};
+#pragma unroll 1
+  for (int first = 0; first < pieces; first += kAtOnce) {
+    float2 w[kAtOnce];
+    uint2 part[kAtOnce];
+    float next = most;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const bool there = first + i < pieces;
+      w[i] = there ? __ldcg(weights + first + i) : float2{-INFINITY, 0.0F};
+      part[i] = there ? __ldcg(reinterpret_cast<const uint2*>(parts + (first + i) * kDim)) : uint2{};
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) next = fmaxf(next, w[i].x);
+    const float shrink = fast_exp2(most - next);  // the first piece has the new entry: next is finite
+    sum *= shrink;
+    value.x *= shrink, value.y *= shrink, value.z *= shrink, value.w *= shrink;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const float grow = fast_exp2(w[i].x - next) * w[i].y;
+      sum += grow;
+      value.x = fmaf(grow, __uint_as_float(part[i].x << 16), value.x);
+      value.y = fmaf(grow, __uint_as_float(part[i].x & 0xffff0000U), value.y);
+      value.z = fmaf(grow, __uint_as_float(part[i].y << 16), value.z);
+      value.w = fmaf(grow, __uint_as_float(part[i].y & 0xffff0000U), value.w);
+    }
+    most = next;
+  }
+  const float scale = 1.0F / sum;
+  return {value.x * scale, value.y * scale, value.z * scale, value.w * scale};
+}
+
+}  // namespace fathom::cuda
