@@ -17,18 +17,6 @@ namespace fathom {
 
 namespace {
 
-GateKind kind_of(Gate gate) {
-  switch (gate) {
-    case Gate::Raw:
-      return GateKind::Raw;
-    case Gate::Sigmoid:
-      return GateKind::Sigmoid;
-    case Gate::Tanh:
-      return GateKind::Tanh;
-  }
-  return GateKind::Raw;
-}
-
 // One rule, one way to choose: S.
 struct Select {
   Context& c;
@@ -112,7 +100,7 @@ Transformer::Stream Transformer::routed_block(Context& c, std::int64_t layer, co
   const std::vector<Tensor> out = body(c, f, {ops::gather_rows(c, x, routed.indices)});
   const Tensor& delta = out[0];
   keep_experts(kept.experts.get(), out, 1, result);
-  return {ops::gated_scatter(c, x, delta, routed.scores, routed.indices, kind_of(routing_.gate)), {}};
+  return {ops::gated_scatter(c, x, delta, routed.scores, routed.indices, gate_kind(routing_.gate)), {}};
 }
 
 }  // namespace fathom

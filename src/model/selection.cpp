@@ -8,6 +8,18 @@ namespace fathom {
 
 double logit(double probability) { return std::log(probability / (1.0 - probability)); }
 
+GateKind gate_kind(Gate gate) {
+  switch (gate) {
+    case Gate::Raw:
+      return GateKind::Raw;
+    case Gate::Sigmoid:
+      return GateKind::Sigmoid;
+    case Gate::Tanh:
+      return GateKind::Tanh;
+  }
+  return GateKind::Raw;
+}
+
 SelectionRule training_rule(const RoutingConfig& routing, std::uint64_t seed, std::uint64_t step) {
   if (routing.routes_depth() && routing.selection == Selection::Stochastic) return Stochastic{seed, step};
   return TopK{};

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <variant>
 
+#include "kernels/backend.h"
 #include "src/config/config.h"
 
 namespace fathom {
@@ -30,6 +31,9 @@ using SelectionRule = std::variant<TopK, Causal, Stochastic>;
 
 /// The inverse of sigma.
 double logit(double probability);
+
+/// What the gate is to the kernels.
+GateKind gate_kind(Gate gate);
 
 /// The rule that training uses.
 SelectionRule training_rule(const RoutingConfig& routing, std::uint64_t seed, std::uint64_t step);
