@@ -55,6 +55,8 @@ Engine::Engine(Context& c, const Transformer& model, const EngineOptions& option
     throw InternalError("[engine] a pass has at least one row of one sequence");
   const std::int64_t vocab = model.config().vocab_size;
   if (options_.vocab <= 0 || options_.vocab > vocab) options_.vocab = vocab;
+  if (options.whole_steps)
+    whole_ = WholeStep::open(c, model, options.rule, cache_, options_.vocab, options.max_sequences);
   stats_.routed_rows.resize(model.routed_layers().size());
   stats_.expert_layer_rows.resize(model.expert_layers().size());
   stats_.expert_rows.assign(
@@ -113,6 +115,20 @@ void Engine::cancel(RequestId id) {
     list->erase(found);
     return;
   }
+}
+
+void Engine::assume_computed(RequestId id, double kept) {
+  const auto found =
+      std::find_if(waiting_.begin(), waiting_.end(), [&](const Running& r) { return r.id == id; });
+  if (found == waiting_.end()) throw InternalError("[engine] no such request waits");
+  if (running_.empty()) c_.backend().fill_normal(cache_.memory(), 1.0, 1, 0);
+  Running& r = *found;
+  r.computed = static_cast<std::int64_t>(r.ids.size()) - 1;
+  r.scored = r.computed + 1;
+  r.sequence = cache_.add();
+  cache_.assume(r.sequence, r.computed,
+                static_cast<std::int64_t>(std::llround(kept * static_cast<double>(r.computed))));
+  running_.splice(running_.end(), waiting_, found);
 }
 
 // Groups that the running texts will still take: for all of the ids that they have, for a first chunk in the
@@ -221,8 +237,26 @@ std::vector<Event> Engine::step() {
   finish_scored(events);
   std::vector<Part> parts = schedule();
   make_room(parts, events);
+  // Next tokens that the backend does in steps of their own, and what is one pass of the model's ops.
+  const auto whole =
+      std::stable_partition(parts.begin(), parts.end(), [&](const Part& p) { return !goes_whole(p); });
+  run({parts.begin(), whole}, events, &Engine::run_pass);
+  for (std::span<const Part> steps(whole, parts.end()); !steps.empty();) {
+    const auto n = std::min(steps.size(), static_cast<std::size_t>(whole_->most_rows()));
+    run(steps.first(n), events, &Engine::run_whole);
+    steps = steps.subspan(n);
+  }
+  if (!parts.empty()) ++stats_.steps;
+  stats_.most_bytes = std::max(stats_.most_bytes, cache_.used_bytes());
+  drop_finished();
+  return events;
+}
+
+void Engine::run(std::span<const Part> parts, std::vector<Event>& events,
+                 void (Engine::*how)(std::span<const Part>, std::vector<Event>&)) {
+  if (parts.empty()) return;
   try {
-    if (!parts.empty()) run(parts, events);
+    (this->*how)(parts, events);
   } catch (const MemoryError& e) {
     fail(parts, e.what(), events);
   } catch (const std::bad_alloc&) {
@@ -234,11 +268,9 @@ std::vector<Event> Engine::step() {
     drop_finished();
     throw;
   }
-  drop_finished();
-  return events;
 }
 
-void Engine::fail(const std::vector<Part>& parts, const std::string& error, std::vector<Event>& events) {
+void Engine::fail(std::span<const Part> parts, const std::string& error, std::vector<Event>& events) {
   for (const Part& p : parts) {
     if (p.request->finished) continue;
     Event event;
@@ -278,7 +310,47 @@ void Engine::drop_finished() {
   running_.remove_if([](const Running& r) { return r.finished; });
 }
 
-void Engine::run(const std::vector<Part>& parts, std::vector<Event>& events) {
+// Whether a part is a text's next token and nothing else.
+bool Engine::goes_whole(const Part& part) const {
+  const Running& r = *part.request;
+  const bool scored = r.request.prompt_logprobs && r.computed + 1 >= r.scored &&
+                      r.computed + 1 < static_cast<std::int64_t>(r.request.prompt.size());
+  return whole_ != nullptr && part.rows == 1 && r.left() == 1 && r.request.max_tokens > 0 && !scored;
+}
+
+// The device chooses where that needs nothing but the logits and the temperature; else it hands them over.
+void Engine::run_whole(std::span<const Part> parts, std::vector<Event>& events) {
+  std::vector<StepRow> rows;
+  for (const Part& p : parts) {
+    const Running& r = *p.request;
+    rows.push_back(
+        {r.sequence, r.ids.back(), r.computed, r.request.sampling.temperature, r.request.sampling.seed});
+  }
+  const std::vector<DecoderResult> results = whole_->run(rows);
+  ++stats_.whole_steps;
+  stats_.rows += static_cast<std::int64_t>(rows.size());
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    Running& r = *parts[i].request;
+    const DecoderResult& result = results[i];
+    for (std::size_t l = 0; l < result.kept.size(); ++l) stats_.routed_rows[l] += result.kept[l];
+    Event event;
+    event.request = r.id;
+    stats_.prompt_tokens += r.computed < static_cast<std::int64_t>(r.request.prompt.size()) ? 1 : 0;
+    const bool by_device = result.finite && !observer_ && !r.request.logprobs &&
+                           r.request.top_logprobs == 0 && r.request.sampling.temperature_alone();
+    if (by_device) {
+      take(r, {result.token, NAN}, event);
+    } else {
+      const std::vector<float> logits = whole_->logits(static_cast<std::int64_t>(i));
+      use_logits(r, r.computed + 1, std::span(logits).first(static_cast<std::size_t>(options_.vocab)), event);
+    }
+    ++r.computed;
+    if (event.finish != Finish::None) finish(r, event);
+    if (event.has_token || event.finish != Finish::None) events.push_back(std::move(event));
+  }
+}
+
+void Engine::run_pass(std::span<const Part> parts, std::vector<Event>& events) {
   const NoGrad no_grad(c_);
   HostBatch host;
   host.batch = 1;
@@ -330,8 +402,6 @@ void Engine::run(const std::vector<Part>& parts, std::vector<Event>& events) {
     if (event.has_token || event.finish != Finish::None || !event.prompt_logprobs.empty())
       events.push_back(std::move(event));
   }
-  ++stats_.steps;
-  stats_.most_bytes = std::max(stats_.most_bytes, cache_.used_bytes());
 }
 
 std::vector<float> Engine::logits_of(const Tensor& hidden, const std::vector<std::int32_t>& rows) {
@@ -367,6 +437,12 @@ void Engine::choose(Running& r, std::span<const float> logits, Event& event) {
   const std::size_t prompt = r.request.prompt.size();
   const SampledToken next = sample(logits, r.request.sampling, static_cast<std::uint64_t>(position),
                                    {ids.subspan(0, prompt), ids.subspan(prompt)}, r.request.logprobs);
+  take(r, next, event);
+  if (event.has_token && r.request.top_logprobs > 0)
+    event.alternatives = most_likely(logits, r.request.top_logprobs);
+}
+
+void Engine::take(Running& r, const SampledToken& next, Event& event) {
   const std::vector<std::int32_t>& stops = r.request.stop_tokens;
   if (std::find(stops.begin(), stops.end(), next.id) != stops.end()) {
     event.finish = Finish::Stop;
@@ -374,7 +450,7 @@ void Engine::choose(Running& r, std::span<const float> logits, Event& event) {
   }
   event.has_token = true;
   event.token = next;
-  if (r.request.top_logprobs > 0) event.alternatives = most_likely(logits, r.request.top_logprobs);
+  const auto position = static_cast<std::int64_t>(r.ids.size());
   r.ids.push_back(next.id);
   ++stats_.decoded_tokens;
   if (r.generated() >= r.request.max_tokens || position + 1 >= context()) event.finish = Finish::Length;

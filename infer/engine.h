@@ -17,6 +17,7 @@
 
 #include "infer/kv_cache.h"
 #include "infer/sampling.h"
+#include "infer/whole_step.h"
 #include "src/model/transformer.h"
 
 namespace fathom {
@@ -27,6 +28,7 @@ struct EngineOptions {
   std::int64_t max_rows = 512;       // of a pass: every running text's next token, and chunks of prompts
   Causal rule;                       // for routed models
   std::int64_t vocab = 0;            // only ids below this are chosen: the tokenizer's; 0: all of the model's
+  bool whole_steps = true;           // decode in steps of one launch, where the backend can (whole_step.h)
 };
 
 struct Request {
@@ -69,6 +71,7 @@ struct EngineStats {
   std::int64_t block_bytes = 0;
   // Since the engine began:
   std::int64_t steps = 0;
+  std::int64_t whole_steps = 0;           // and launches of whole steps
   std::int64_t prompt_tokens = 0;         // computed, again after a preemption too
   std::int64_t decoded_tokens = 0;        // chosen
   std::int64_t preemptions = 0;           // of texts that had been computed in part
@@ -96,6 +99,11 @@ class Engine {
 
   /// The same for a text that is complete as it stands: what its last event would have been.
   Event stop(RequestId id);
+
+  /// For measurements of long texts: a request that waits goes on as if all of its prompt but the last token
+  /// were computed, with random numbers for keys and values and the share `kept` of them in routed layers.
+  /// InternalError: the request does not wait, or has no place.
+  void assume_computed(RequestId id, double kept);
 
   bool idle() const { return waiting_.empty() && running_.empty(); }
   /// One pass over what there is to do; nothing when idle. A request that fails ends with an event, and the
@@ -135,12 +143,17 @@ class Engine {
   void make_room(std::vector<Part>& parts, std::vector<Event>& events);
   void preempt(Running& victim);
   void release(Running& r);
-  void run(const std::vector<Part>& parts, std::vector<Event>& events);
+  void run(std::span<const Part> parts, std::vector<Event>& events,
+           void (Engine::*how)(std::span<const Part>, std::vector<Event>&));
+  void run_pass(std::span<const Part> parts, std::vector<Event>& events);
+  void run_whole(std::span<const Part> parts, std::vector<Event>& events);
+  bool goes_whole(const Part& part) const;
   std::vector<float> logits_of(const Tensor& hidden, const std::vector<std::int32_t>& rows);
   void use_logits(Running& r, std::int64_t position, std::span<const float> logits, Event& event);
   void choose(Running& r, std::span<const float> logits, Event& event);
+  void take(Running& r, const SampledToken& next, Event& event);
   void count(const ForwardResult& result, std::int64_t rows);
-  static void fail(const std::vector<Part>& parts, const std::string& error, std::vector<Event>& events);
+  static void fail(std::span<const Part> parts, const std::string& error, std::vector<Event>& events);
   void finish_scored(std::vector<Event>& events);
   void finish(Running& r, Event& event) const;
   void drop_finished();
@@ -149,6 +162,7 @@ class Engine {
   const Transformer& model_;
   EngineOptions options_;
   KvCache cache_;
+  std::unique_ptr<WholeStep> whole_;      // null: there is none
   std::list<Running> waiting_, running_;  // both in the order of their submission
   RequestId next_ = 1;
   EngineStats stats_;

@@ -169,6 +169,50 @@ std::int32_t KvCache::take_block(Sequence& s) {
   return block;
 }
 
+void KvCache::make_room(Sequence& s, Layer& layer) {
+  if (static_cast<std::int64_t>(layer.blocks.size()) < blocks_for(layer.entries + 1))
+    layer.blocks.push_back(take_block(s));
+}
+
+void KvCache::assume(SequenceId id, std::int64_t tokens, std::int64_t entries) {
+  if (missing_groups(id, tokens, entries) > pool_.free_groups())
+    throw InternalError("[cache] more entries than there are blocks for");
+  Sequence& s = at(id);
+  s.tokens = tokens;
+  while (dense_ > 0 && static_cast<std::int64_t>(s.groups.size()) < blocks_for(tokens))
+    s.groups.push_back(pool_.take());
+  for (Layer& layer : s.routed) {
+    layer.entries = entries;
+    while (static_cast<std::int64_t>(layer.blocks.size()) < blocks_for(entries))
+      layer.blocks.push_back(take_block(s));
+  }
+}
+
+void KvCache::reserve(SequenceId id) {
+  Sequence& s = at(id);
+  if (dense_ > 0 && static_cast<std::int64_t>(s.groups.size()) < blocks_for(s.tokens + 1))
+    s.groups.push_back(pool_.take());
+  for (Layer& layer : s.routed) make_room(s, layer);
+}
+
+void KvCache::commit(SequenceId id, std::span<const std::uint8_t> kept) {
+  Sequence& s = at(id);
+  ++s.tokens;
+  for (std::size_t i = 0; i < s.routed.size(); ++i) s.routed[i].entries += kept[i] != 0 ? 1 : 0;
+}
+
+std::span<const std::int32_t> KvCache::blocks(SequenceId id, std::int64_t table) const {
+  const Sequence& s = at(id);
+  return table == 0 ? std::span(s.groups)
+                    : std::span(s.routed.at(static_cast<std::size_t>(table - 1)).blocks);
+}
+
+std::vector<std::int32_t> KvCache::routed_entries(SequenceId id) const {
+  std::vector<std::int32_t> entries;
+  for (const Layer& layer : at(id).routed) entries.push_back(static_cast<std::int32_t>(layer.entries));
+  return entries;
+}
+
 // Which of the pass's rows a routed layer keeps is known on the device only; their sequences and the blocks
 // are known here.
 KvCache::Tables KvCache::routed_tables(Context& c, std::size_t routed, const Tensor& kept) {
@@ -182,7 +226,7 @@ KvCache::Tables KvCache::routed_tables(Context& c, std::size_t routed, const Ten
     Layer& layer = s.routed[routed];
     if (id != last) blocks.push_back(&layer.blocks);
     last = id;
-    if (layer.entries % block_ == 0) layer.blocks.push_back(take_block(s));
+    make_room(s, layer);
     sequences.push_back(static_cast<std::int32_t>(blocks.size()) - 1);
     lengths.push_back(static_cast<std::int32_t>(++layer.entries));
   }

@@ -51,6 +51,24 @@ class KvCache final : public AttentionCache {
   void begin(Context& c, std::span<const NewRows> rows);
   Tensor attend(Context& c, std::int64_t layer, const Tensor& qkv, const Tensor& kept) override;
 
+  /// For measurements: as if a new sequence had so many tokens, and so many entries in each routed layer;
+  /// what is in its blocks stays what it is. InternalError: there are not as many blocks.
+  void assume(SequenceId id, std::int64_t tokens, std::int64_t entries);
+
+  // For a decoder (kernels/decoder.h), which does a step by itself:
+
+  bool has(SequenceId id) const { return sequences_.contains(id); }
+  /// Takes the blocks that one more entry in each layer needs. Fits must have said yes.
+  void reserve(SequenceId id);
+  /// The entry is there: in the dense layers, and in the routed ones that kept it.
+  void commit(SequenceId id, std::span<const std::uint8_t> kept);
+  /// Blocks of a sequence: table 0 is the dense layers', in groups; 1 + i that of routed layer number i.
+  std::span<const std::int32_t> blocks(SequenceId id, std::int64_t table) const;
+  /// Entries that a sequence has in the routed layers, in their order.
+  std::vector<std::int32_t> routed_entries(SequenceId id) const;
+  const CacheShape& shape() const { return shape_; }
+  const Tensor& memory() const { return memory_; }
+
   const BlockPool& pool() const { return pool_; }
   std::int64_t block() const { return block_; }
   std::int64_t bytes_per_block() const { return bytes_per_block_; }
@@ -81,6 +99,7 @@ class KvCache final : public AttentionCache {
                 const std::vector<std::int32_t>& sequences, const std::vector<std::int32_t>& lengths) const;
   Tables routed_tables(Context& c, std::size_t routed, const Tensor& kept);
   std::int32_t take_block(Sequence& s);
+  void make_room(Sequence& s, Layer& layer);
   static std::int64_t block_bytes(Context& c, const KvCacheOptions& options, const Transformer& model);
   static std::int64_t groups_in(Context& c, const KvCacheOptions& options, const Transformer& model);
 

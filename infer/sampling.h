@@ -27,6 +27,10 @@ struct SamplingOptions {
   std::map<std::int32_t, double> logit_bias = {};  // added to the logits of these ids
   std::uint64_t seed = 1;
 
+  /// Nothing but the temperature makes probabilities of logits.
+  bool temperature_alone() const {
+    return top_k == 0 && top_p >= 1 && min_p == 0 && !penalises() && logit_bias.empty();
+  }
   bool penalises() const {
     return repetition_penalty != 1.0 || presence_penalty != 0 || frequency_penalty != 0;
   }

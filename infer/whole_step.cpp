@@ -1,0 +1,143 @@
+#include "infer/whole_step.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "kernels/error.h"
+#include "src/model/selection.h"
+
+namespace fathom {
+
+namespace {
+
+DecoderLayer layer_of(const Transformer& model, std::int64_t l, const Causal& rule) {
+  const ParameterSet& p = model.parameters();
+  const auto get = [&](const char* name) -> ConstView {
+    return p.get(fmt::format("model.layers.{}.{}", l, name));
+  };
+  DecoderLayer d;
+  d.input_norm = get("input_layernorm.weight");
+  d.qkv = get("self_attn.qkv_proj.weight");
+  if (model.config().qk_norm) {
+    d.q_norm = get("self_attn.q_norm.weight");
+    d.k_norm = get("self_attn.k_norm.weight");
+  }
+  d.out = get("self_attn.o_proj.weight");
+  d.post_norm = get("post_attention_layernorm.weight");
+  d.gate_up = get("mlp.gate_up_proj.weight");
+  d.down = get("mlp.down_proj.weight");
+  d.routed = model.routing().routes(l);
+  if (!d.routed) return d;
+  d.router = get("router.weight");
+  if (rule.logit == Causal::Logit::Predictor) {
+    d.predictor_in = get("router_predictor.0.weight");
+    d.predictor_bias = get("router_predictor.0.bias");
+    d.predictor_out = get("router_predictor.2.weight");
+    d.predictor_last = get("router_predictor.2.bias");
+  }
+  return d;
+}
+
+DecoderModel describe(const Transformer& model, const Causal& rule, const KvCache& cache,
+                      std::int64_t choices, std::int64_t most_sequences) {
+  const ModelConfig& m = model.config();
+  const ParameterSet& p = model.parameters();
+  DecoderModel d;
+  d.vocab = m.vocab_size;
+  d.choices = choices;
+  d.width = m.width;
+  d.hidden = m.ffn_hidden;
+  d.predictor_hidden = model.routing().causal.predictor_hidden;
+  d.norm_eps = m.norm_eps;
+  d.qkv = {1, m.heads, m.kv_heads, m.head_dim(), m.rope_theta, m.norm_eps, m.rope_scaling};
+  d.gate = gate_kind(model.routing().gate);
+  d.threshold_logit = logit(rule.threshold);
+  d.embedding = p.get("model.embed_tokens.weight");
+  d.final_norm = p.get("model.norm.weight");
+  d.head = m.tie_embeddings ? d.embedding : ConstView(p.get("lm_head.weight"));
+  for (std::int64_t l = 0; l < m.depth; ++l) d.layers.push_back(layer_of(model, l, rule));
+  d.cache = cache.shape();
+  d.cache.stride = cache.pool().width();
+  d.pool = cache.memory();
+  d.most_blocks = (m.max_seq_len + cache.block() - 1) / cache.block() + 1;
+  d.slots = most_sequences;
+  d.most_rows = most_sequences;
+  return d;
+}
+
+}  // namespace
+
+std::unique_ptr<WholeStep> WholeStep::open(Context& c, const Transformer& model, const Causal& rule,
+                                           KvCache& cache, std::int64_t choices,
+                                           std::int64_t most_sequences) {
+  if (model.routing().has_experts()) return nullptr;
+  std::unique_ptr<Decoder> decoder =
+      c.backend().make_decoder(describe(model, rule, cache, choices, most_sequences));
+  if (decoder == nullptr) return nullptr;
+  const auto tables = 1 + static_cast<std::int64_t>(model.routed_layers().size());
+  return std::unique_ptr<WholeStep>(
+      new WholeStep(cache, std::move(decoder), most_sequences, tables, model.config().vocab_size));
+}
+
+WholeStep::WholeStep(KvCache& cache, std::unique_ptr<Decoder> decoder, std::int64_t slots,
+                     std::int64_t tables, std::int64_t vocab)
+    : cache_(cache),
+      decoder_(std::move(decoder)),
+      slots_(static_cast<std::size_t>(slots)),
+      tables_(tables),
+      vocab_(vocab) {}
+
+// The sequence's own; else one whose sequence is gone; else the one that has waited longest. There are as
+// many as rows of a step at least, and none of this step is taken away.
+std::int64_t WholeStep::slot_of(SequenceId id) {
+  std::size_t best = 0;
+  const auto rank = [&](const Slot& s) {
+    return s.sequence < 0 || !cache_.has(s.sequence) ? std::int64_t{-1} : s.used;
+  };
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    if (slots_[i].sequence == id) return static_cast<std::int64_t>(i);
+    if (rank(slots_[i]) < rank(slots_[best])) best = i;
+  }
+  slots_[best] = {id, 0, std::vector<std::int64_t>(static_cast<std::size_t>(tables_), 0)};
+  return static_cast<std::int64_t>(best);
+}
+
+std::vector<DecoderResult> WholeStep::run(std::span<const StepRow> rows) {
+  ++steps_;
+  std::vector<DecoderRow> to(rows.size());
+  std::vector<std::vector<std::int32_t>> entries;
+  for (const StepRow& row : rows) entries.push_back(cache_.routed_entries(row.sequence));
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const StepRow& row = rows[i];
+    cache_.reserve(row.sequence);
+    const std::int64_t number = slot_of(row.sequence);
+    Slot& slot = slots_[static_cast<std::size_t>(number)];
+    slot.used = steps_;
+    for (std::int64_t table = 0; table < tables_; ++table) {
+      const std::span<const std::int32_t> blocks = cache_.blocks(row.sequence, table);
+      std::int64_t& known = slot.known[static_cast<std::size_t>(table)];
+      const std::int64_t before = table == 0 ? row.position : entries[i][static_cast<std::size_t>(table - 1)];
+      decoder_->set_blocks(number, table, known, blocks.subspan(static_cast<std::size_t>(known)),
+                           before > known * cache_.block());
+      known = static_cast<std::int64_t>(blocks.size());
+    }
+    to[i] = {number,
+             row.token,
+             static_cast<std::int32_t>(row.position),
+             entries[i].data(),
+             row.temperature,
+             uniform(row.seed, static_cast<std::uint64_t>(row.position + 1))};
+  }
+  std::vector<DecoderResult> results = decoder_->step(to);
+  for (std::size_t i = 0; i < rows.size(); ++i) cache_.commit(rows[i].sequence, results[i].kept);
+  return results;
+}
+
+std::vector<float> WholeStep::logits(std::int64_t i) {
+  std::vector<float> values(static_cast<std::size_t>(vocab_));
+  decoder_->logits(i, values);
+  return values;
+}
+
+}  // namespace fathom
