@@ -4,6 +4,7 @@
 #include <iostream>
 #include <memory>
 #include <random>
+#include <string_view>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -32,12 +33,15 @@ struct DecodeFlags {
   std::int64_t block = 64;
   std::string precision;
   bool invariant = false;
+  bool random_cache = false;
 };
+
+constexpr std::int64_t kSettling = 400;  // steps in which the routers come to the capacity
 
 // Tokens of each text: the first ones come while the last texts' prompts still go in.
 std::int64_t new_tokens(const DecodeFlags& flags) {
   const std::int64_t rows = std::max<std::int64_t>(1, flags.chunk - flags.batch);
-  return flags.steps + flags.batch * flags.context / rows + 2 * flags.batch + 16;
+  return std::max(flags.steps, kSettling) + flags.batch * flags.context / rows + 2 * flags.batch + 16;
 }
 
 // One pass; a text that fails ends the bench.
@@ -70,10 +74,17 @@ std::vector<std::int32_t> random_ids(std::int64_t n, std::int64_t vocab, unsigne
   return ids;
 }
 
+const Tensor& bias_of(const Transformer& model, std::int64_t layer) {
+  return model.parameters().get(fmt::format("model.layers.{}.router_predictor.2.bias", layer));
+}
+
 // Random routers keep any number of tokens. The predictors' biases are set so that, of random tokens at the
 // positions [first, last) of a text, each layer keeps the capacity: first layer first, since what a layer
 // keeps changes what the next one sees. What a random model's stream is like depends on the position.
-void fit_capacity(Context& c, Transformer& model, const Causal& rule, std::int64_t first, std::int64_t last) {
+// What is left is done by settle(). Returns how wide each layer's logits are spread.
+std::vector<double> fit_capacity(Context& c, Transformer& model, const Causal& rule, std::int64_t first,
+                                 std::int64_t last) {
+  std::vector<double> spread;
   const NoGrad no_grad(c);
   const Batch batch = make_batch(c, 1, last, random_ids(last, model.config().vocab_size, 3), {});
   const std::vector<std::int64_t> layers = model.routed_layers();
@@ -82,12 +93,14 @@ void fit_capacity(Context& c, Transformer& model, const Causal& rule, std::int64
     std::vector<double> logits = to_doubles(c.backend(), pass.routing[i].predicted);
     logits.erase(logits.begin(), logits.begin() + first);
     std::sort(logits.begin(), logits.end());
-    const double share = 1 - model.routing().capacity;
-    const double border = logits[static_cast<std::size_t>(share * static_cast<double>(logits.size() - 1))];
-    const Tensor& bias =
-        model.parameters().get(fmt::format("model.layers.{}.router_predictor.2.bias", layers[i]));
-    from_doubles(c.backend(), bias, {item(c.backend(), bias) - border});
+    const auto quantile = [&](double share) {
+      return logits[static_cast<std::size_t>(share * static_cast<double>(logits.size() - 1))];
+    };
+    spread.push_back(quantile(0.84) - quantile(0.16));
+    const Tensor& bias = bias_of(model, layers[i]);
+    from_doubles(c.backend(), bias, {item(c.backend(), bias) - quantile(1 - model.routing().capacity)});
   }
+  return spread;
 }
 
 // Bytes that a step of `rows` texts has to read: each weight of what it computes once, and each text's
@@ -122,6 +135,7 @@ struct Setup {
   std::unique_ptr<Context> c;
   std::unique_ptr<Transformer> model;
   EngineOptions options;
+  std::vector<double> spread;  // of the predictors' logits, by routed layer
 };
 
 Setup prepare(const DecodeFlags& flags, const Globals& globals, bool whole_prompt) {
@@ -143,8 +157,8 @@ Setup prepare(const DecodeFlags& flags, const Globals& globals, bool whole_promp
   if (s.config.routing.has_predictor() && s.config.routing.routes_depth()) {
     constexpr std::int64_t kMost = 8192, kEnough = 1024;
     const std::int64_t last = std::min(kMost, whole_prompt ? flags.context : flags.context + flags.steps);
-    fit_capacity(*s.c, *s.model, s.options.rule, whole_prompt ? 0 : std::max<std::int64_t>(0, last - kEnough),
-                 last);
+    s.spread = fit_capacity(*s.c, *s.model, s.options.rule,
+                            whole_prompt ? 0 : std::max<std::int64_t>(0, last - kEnough), last);
   }
   const ModelConfig& m = s.config.model;
   const auto element = static_cast<std::int64_t>(size_of(s.c->compute_dtype()));
@@ -179,20 +193,56 @@ double kept_share(const EngineStats& s) {
              : kept / static_cast<double>(s.rows * static_cast<std::int64_t>(s.routed_rows.size()));
 }
 
+// Texts that have their context, and write.
+std::vector<RequestId> begin_texts(Engine& engine, const Setup& s, const DecodeFlags& flags) {
+  // Tokens as random as those that the routers were fitted to: a text of its own would have another share.
+  SamplingOptions any;
+  any.temperature = 1000;
+  std::vector<RequestId> texts;
+  const std::int64_t before = engine.stats().prompt_tokens;
+  for (std::int64_t i = 0; i < flags.batch; ++i) {
+    any.seed = static_cast<std::uint64_t>(1 + i);
+    texts.push_back(
+        engine.submit({.prompt = random_ids(flags.context, flags.model.vocab, static_cast<unsigned>(10 + i)),
+                       .max_tokens = new_tokens(flags),
+                       .sampling = any}));
+  }
+  if (flags.random_cache) {
+    for (const RequestId text : texts) engine.assume_computed(text, s.config.routing.capacity);
+  }
+  while (engine.stats().prompt_tokens - before < (flags.random_cache ? 1 : flags.context) * flags.batch)
+    step(engine);
+  return texts;
+}
+
+// Moves the predictors' biases after each step by what it kept too many or too few (Robbins and Monro 1951,
+// for a quantile), until decoding keeps the capacity: a random model's stream is another one there than in
+// one pass.
+void settle(Engine& engine, const Setup& s, const DecodeFlags& flags) {
+  const std::vector<std::int64_t> layers = s.model->routed_layers();
+  std::vector<double> bias;
+  for (const std::int64_t layer : layers) bias.push_back(item(s.c->backend(), bias_of(*s.model, layer)));
+  const std::vector<RequestId> texts = begin_texts(engine, s, flags);
+  std::vector<std::int64_t> before = engine.stats().routed_rows;
+  for (std::int64_t n = 0; n < kSettling; ++n) {
+    step(engine);
+    const std::vector<std::int64_t> now = engine.stats().routed_rows;
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      const double kept = static_cast<double>(now[i] - before[i]) / static_cast<double>(flags.batch);
+      bias[i] -= s.spread[i] * 4 / (20 + static_cast<double>(n)) * (kept - s.config.routing.capacity);
+      from_doubles(s.c->backend(), bias_of(*s.model, layers[i]), {bias[i]});
+    }
+    before = now;
+  }
+  for (const RequestId text : texts) engine.cancel(text);
+}
+
 void run_decode(const DecodeFlags& flags, const Globals& globals) {
   const Setup s = prepare(flags, globals, false);
   const double ceiling = read_rate(*s.backend);
   Engine engine(*s.c, *s.model, s.options);
-  // Tokens as random as those that the routers were fitted to: a text of its own would have another share.
-  SamplingOptions any;
-  any.temperature = 1000;
-  for (std::int64_t i = 0; i < flags.batch; ++i) {
-    engine.submit({.prompt = random_ids(flags.context, flags.model.vocab, static_cast<unsigned>(10 + i)),
-                   .max_tokens = new_tokens(flags),
-                   .sampling = any});
-  }
-  // Until every text writes.
-  while (engine.stats().prompt_tokens < flags.batch * flags.context) step(engine);
+  if (!s.spread.empty()) settle(engine, s, flags);
+  begin_texts(engine, s, flags);
   for (int i = 0; i < 3; ++i) step(engine);
   const EngineStats before = engine.stats();
   std::vector<double> times;
@@ -213,6 +263,8 @@ void run_decode(const DecodeFlags& flags, const Globals& globals) {
   json["ms"] = 1e3 * seconds;
   json["tok_s"] = static_cast<double>(flags.batch) / seconds;
   json["routed_fraction"] = s.config.routing.routes_depth() ? nlohmann::json(kept) : nullptr;
+  json["random_cache"] = flags.random_cache;
+  json["whole_steps"] = during.whole_steps > before.whole_steps;
   // Which experts' weights are read depends on the tokens; what is not known is not said.
   const bool known = !s.config.routing.has_experts();
   json["least_bytes"] = known ? nlohmann::json(bytes) : nullptr;
@@ -309,6 +361,10 @@ void add(CLI::App& bench, Globals& globals, const char* name, const char* what,
   sub->add_option("--precision", flags->precision, "bf16 | fp32; default: bf16 on a GPU, fp32 on the CPU")
       ->check(CLI::IsMember({"bf16", "fp32"}));
   sub->add_flag("--invariant", flags->invariant, "Row-invariant kernels");
+  if (std::string_view(name) == "decode") {
+    sub->add_flag("--random-cache", flags->random_cache,
+                  "The context's keys and values are random numbers, not computed");
+  }
   add_global_flags(*sub, globals);
   sub->footer(fmt::format("Example:\n  fathom bench {} --preset d6 --variant mod --json", name));
   sub->callback([flags, &globals, run] { run(*flags, globals); });
