@@ -112,6 +112,11 @@ void Ops::add_norms() {
         [dx = matrix(), dw = vector(width_), dh = matrix(), dy = matrix(), h = matrix(), w = vector(width_),
          r = vector(rows_), s](Backend& b) { b.add_rms_norm_backward(dx, dw, dh, dy, h, w, r, s); };
   });
+  op("rms_norm_backward_from_output with dh", compute(4 * n) + stat(rows_), [this, s]() -> Launch {
+    return
+        [dx = matrix(), dw = vector(width_), dh = matrix(), dy = matrix(), y = matrix(), w = vector(width_),
+         r = vector(rows_), s](Backend& b) { b.rms_norm_backward_from_output(dx, dw, dh, dy, y, w, r, s); };
+  });
 }
 
 void Ops::add_attention_rows() {

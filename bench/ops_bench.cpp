@@ -110,6 +110,8 @@ int main(int argc, char** argv) {
   add("rms_norm_backward", 3 * N, [&] { b.rms_norm_backward(z, dw, y, x, w, stat, norm); });
   add("add_rms_norm_forward", 4 * N, [&] { b.add_rms_norm_forward(h, y, stat, x, z, w, norm); });
   add("add_rms_norm_backward", 4 * N, [&] { b.add_rms_norm_backward(z, dw, h, y, x, w, stat, norm); });
+  add("rms_norm_backward_from_output", 4 * N,
+      [&] { b.rms_norm_backward_from_output(z, dw, h, y, x, w, stat, norm); });
   add("rope_forward", 2 * Q,
       [&] { b.rope_forward(packed2, View{}, packed, positions, View{}, View{}, rope); });
   add("rope_forward_in_place", 2 * Q,

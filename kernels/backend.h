@@ -33,6 +33,9 @@ struct LinearShape {
   std::int64_t batch = 1;
 };
 
+/// Of a norm, in magnitude: 2^-40, far below what a product of norms' outputs can show.
+inline constexpr float kLeastNormWeight = 0x1p-40F;
+
 struct NormShape {
   std::int64_t rows = 0;
   std::int64_t width = 0;
@@ -188,7 +191,8 @@ class Backend {
   virtual void embedding_backward_accumulate(View dtable, ConstView dout, ConstView tokens, std::int64_t rows,
                                              std::int64_t width) = 0;
 
-  // --- RMSNorm (Zhang & Sennrich 2019): y = x * rstd * w, rstd = 1/sqrt(mean(x^2) + eps) [rows]
+  // --- RMSNorm (Zhang & Sennrich 2019): y = x * rstd * w, rstd = 1/sqrt(mean(x^2) + eps) [rows]. A weight of
+  // less than kLeastNormWeight counts as that much, so that y tells x * rstd.
   virtual void rms_norm_forward(View y, View rstd, ConstView x, ConstView w, const NormShape& s) = 0;
   /// dx is overwritten, dw is added to.
   virtual void rms_norm_backward(View dx, View dw_accumulate, ConstView dy, ConstView x, ConstView w,
@@ -199,6 +203,11 @@ class Backend {
   /// dx = da = dh + (gradient of the norm at h); dx may alias dh. dh may be null: nothing else used h.
   virtual void add_rms_norm_backward(View dx, View dw_accumulate, ConstView dh, ConstView dy, ConstView h,
                                      ConstView w, ConstView rstd, const NormShape& s) = 0;
+  /// The gradients of both from the norm's output: rms_norm_backward when dh is null, else
+  /// add_rms_norm_backward. As exact as y is: x * rstd comes back as y / w. dx may alias dh.
+  virtual void rms_norm_backward_from_output(View dx, View dw_accumulate, ConstView dh, ConstView dy,
+                                             ConstView y, ConstView w, ConstView rstd,
+                                             const NormShape& s) = 0;
 
   // --- QK-norm (optional) and RoPE (Su et al. 2021), half-split as Llama in Hugging Face
   // --------------------------- qkv, out: [rows, (H+2G)*d]; positions int32 [rows]; q_weight, k_weight [d] or

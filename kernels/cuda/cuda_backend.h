@@ -77,6 +77,8 @@ class CudaBackend final : public Backend {
                             const NormShape& s) override;
   void add_rms_norm_backward(View dx, View dw_accumulate, ConstView dh, ConstView dy, ConstView h,
                              ConstView w, ConstView rstd, const NormShape& s) override;
+  void rms_norm_backward_from_output(View dx, View dw_accumulate, ConstView dh, ConstView dy, ConstView y,
+                                     ConstView w, ConstView rstd, const NormShape& s) override;
   void rope_forward(View out, View rstd, ConstView qkv, ConstView positions, ConstView q_weight,
                     ConstView k_weight, const QkvShape& s) override;
   void rope_backward(View dqkv, View dq_weight_accumulate, View dk_weight_accumulate, ConstView dout,

@@ -22,7 +22,7 @@ double mlp_rows_per_token(const Config& c, double tokens) {
   return d(c.routing.experts.count) * d(expert_tokens(c.routing.experts, whole)) / tokens;
 }
 
-// Bytes that a block keeps for its backward pass, for each token that it computes: norms and SwiGLU are made
+// Bytes that a block keeps for its backward pass, for each token that it computes: SwiGLU is made
 // again. `mlp_rows`: of its experts, or 1.
 double block_bytes_per_token(const Config& c, double mlp_rows) {
   const ModelConfig& m = c.model;
@@ -30,7 +30,7 @@ double block_bytes_per_token(const Config& c, double mlp_rows) {
   const double qkv = (heads + 2 * kv_heads) * head_dim;
   const bool foretold = c.routing.experts_choose();
   const double elements =
-      2 * d(m.width)                    // the inputs of both norms
+      2 * d(m.width)                    // the outputs of both norms
       + qkv * (m.qk_norm ? 2 : 1)       // rotated in place, unless QK-norm reads them again
       + heads * head_dim                // attention's output
       + mlp_rows * 2 * d(m.ffn_hidden)  // gate and up
