@@ -8,6 +8,7 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/column_sums.h"
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/device/order.cuh"
 #include "kernels/cuda/device/reduce.cuh"
 #include "kernels/cuda/device/row_packs.cuh"
 
@@ -64,14 +65,14 @@ __global__ void __launch_bounds__(128) forward_packed(Forward<T> p) {
   __shared__ float shared[32];
   const int lane = static_cast<int>(threadIdx.x) % kLanes, packs = static_cast<int>(p.width / kN);
   const std::int64_t row =
-      static_cast<std::int64_t>(blockIdx.x) * kRows + static_cast<int>(threadIdx.x) / kLanes;
+      static_cast<std::int64_t>(last_part_first()) * kRows + static_cast<int>(threadIdx.x) / kLanes;
   if (row >= p.rows) return;  // whole warps; with kRows = 1 there is none
   const std::int64_t start = row * p.width;
   uint4 raw[kPacks];
 #pragma unroll
   for (int k = 0; k < kPacks; ++k) {
     const int i = lane + k * kLanes;
-    raw[k] = i < packs ? load_raw(p.x + start + i * kN) : uint4{};
+    raw[k] = i < packs ? load_once_raw(p.x + start + i * kN) : uint4{};
   }
   if (p.a != nullptr) {
     uint4 other[kPacks];
@@ -88,7 +89,7 @@ __global__ void __launch_bounds__(128) forward_packed(Forward<T> p) {
 #pragma unroll
       for (int e = 0; e < kN; ++e) sum.v[e] += addend.v[e];
       raw[k] = repack(sum);
-      if (i < packs) store_raw(p.h + start + i * kN, raw[k]);
+      if (i < packs) store_once_raw(p.h + start + i * kN, raw[k]);
     }
   }
   float squares = 0;
@@ -110,7 +111,7 @@ __global__ void __launch_bounds__(128) forward_packed(Forward<T> p) {
     Pack<T> values = unpack<T>(raw[k]);
 #pragma unroll
     for (int e = 0; e < kN; ++e) values.v[e] = values.v[e] * reciprocal * held(w[e]);
-    store_raw(p.y + start + i * kN, repack(values));
+    store_once_raw(p.y + start + i * kN, repack(values));
   }
 }
 
@@ -147,14 +148,14 @@ __global__ void __launch_bounds__(kBackwardThreads, kPacks <= 4 ? 4 : 2) backwar
   const int lane = static_cast<int>(threadIdx.x) % kLanes, team = static_cast<int>(threadIdx.x) / kLanes;
   const int packs = static_cast<int>(p.width / kN);
   float dw[kPacks][kN] = {};
-  for (std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kRows + team; row < p.rows;
-       row += static_cast<std::int64_t>(gridDim.x) * kRows) {
+  for (std::int64_t row = p.rows - 1 - (static_cast<std::int64_t>(blockIdx.x) * kRows + team); row >= 0;
+       row -= static_cast<std::int64_t>(gridDim.x) * kRows) {
     const std::int64_t start = row * p.width;
     uint4 x[kPacks], dy[kPacks], dh[kPacks];
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
       const int i = lane + k * kLanes;
-      x[k] = i < packs ? load_raw(p.x + start + i * kN) : uint4{};
+      x[k] = i < packs ? load_once_raw(p.x + start + i * kN) : uint4{};
       dy[k] = i < packs ? load_raw(p.dy + start + i * kN) : uint4{};
       dh[k] = uint4{};
     }
@@ -162,7 +163,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kPacks <= 4 ? 4 : 2) backwar
 #pragma unroll
       for (int k = 0; k < kPacks; ++k) {
         const int i = lane + k * kLanes;
-        if (i < packs) dh[k] = load_raw(p.dh + start + i * kN);
+        if (i < packs) dh[k] = load_once_raw(p.dh + start + i * kN);
       }
     }
     const float reciprocal = p.rstd[row];
@@ -210,7 +211,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kPacks <= 4 ? 4 : 2) backwar
           through.v[e] += reciprocal * w[e] * douts.v[e] - pull * values.v[e];
         }
       }
-      store_raw(p.dx + start + i * kN, repack(through));
+      store_once_raw(p.dx + start + i * kN, repack(through));
     }
   }
   __shared__ float total[kRows > 1 ? 32 * kPacks * kN : 1];

@@ -6,6 +6,7 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/column_sums.h"
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/device/order.cuh"
 #include "kernels/cuda/device/sigmoid.cuh"
 #include "kernels/cuda/device/vector.cuh"
 
@@ -37,7 +38,8 @@ template <typename T, int kN, typename Index, Place kPlace>
 __global__ void __launch_bounds__(kThreads)
     swiglu_forward_kernel(T* h, const T* gate_up, Index packs, Index packs_per_row) {
   using P = Pack<T, kN>;
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * (kThreads * kUnroll) + threadIdx.x;
+  const std::int64_t first =
+      static_cast<std::int64_t>(last_part_first()) * (kThreads * kUnroll) + threadIdx.x;
   const std::int64_t hidden = static_cast<std::int64_t>(packs_per_row) * kN;
   P gate[kUnroll], up[kUnroll];
   std::int64_t at[kUnroll];
@@ -58,8 +60,8 @@ __global__ void __launch_bounds__(kThreads)
       const float silu = gate[k].v[e] * fast_sigmoid(gate[k].v[e]);
       up[k].v[e] *= kPlace == Place::Own ? silu : held(silu);
     }
-    up[k].store(kPlace == Place::Own ? h + i * kN : h + at[k] + hidden);
-    if constexpr (kPlace == Place::BesideGate) gate[k].store(h + at[k]);
+    up[k].store_once(kPlace == Place::Own ? h + i * kN : h + at[k] + hidden);
+    if constexpr (kPlace == Place::BesideGate) gate[k].store_once(h + at[k]);
   }
 }
 
@@ -68,7 +70,8 @@ template <typename T, int kN, typename Index, bool kFromOutput>
 __global__ void __launch_bounds__(kThreads)
     swiglu_backward_kernel(T* dgate_up, const T* dh, const T* gate_up, Index packs, Index packs_per_row) {
   using P = Pack<T, kN>;
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * (kThreads * kUnroll) + threadIdx.x;
+  const std::int64_t first =
+      static_cast<std::int64_t>(last_part_first()) * (kThreads * kUnroll) + threadIdx.x;
   const std::int64_t hidden = static_cast<std::int64_t>(packs_per_row) * kN;
   P gate[kUnroll], up[kUnroll], d[kUnroll];
   std::int64_t at[kUnroll];
@@ -77,8 +80,8 @@ __global__ void __launch_bounds__(kThreads)
     const std::int64_t i = first + k * kThreads;
     if (i >= packs) continue;
     at[k] = in_pairs(static_cast<Index>(i), packs_per_row, kN);
-    gate[k] = P::load(gate_up + at[k]);
-    up[k] = P::load(gate_up + at[k] + hidden);
+    gate[k] = P::load_once(gate_up + at[k]);
+    up[k] = P::load_once(gate_up + at[k] + hidden);
     d[k] = P::load(dh + i * kN);
   }
 #pragma unroll
@@ -92,8 +95,8 @@ __global__ void __launch_bounds__(kThreads)
       gate[k].v[e] = d[k].v[e] * u * (p + silu * (1.0F - p));
       up[k].v[e] = d[k].v[e] * silu;
     }
-    gate[k].store(dgate_up + at[k]);
-    up[k].store(dgate_up + at[k] + hidden);
+    gate[k].store_once(dgate_up + at[k]);
+    up[k].store_once(dgate_up + at[k] + hidden);
   }
 }
 
