@@ -7,6 +7,7 @@
 #include "kernels/cuda/column_sums.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/device/order.cuh"
+#include "kernels/cuda/device/raw_pack.cuh"
 #include "kernels/cuda/device/sigmoid.cuh"
 #include "kernels/cuda/device/vector.cuh"
 
@@ -102,6 +103,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // The bias kernels: a warp has 32 packs of columns and walks rows, kWarps of them side by side in a block.
 constexpr int kWarps = 8;
+constexpr int kAhead = 4;
 constexpr std::int64_t kMostRowBlocks = 256;  // the partial sums of dbias
 
 template <typename T>
@@ -116,37 +118,43 @@ struct BiasSilu {
 };
 
 /// Forward: reads x, writes h: 2 * rows * width elements. Backward: reads dh and x, writes dx: 3 * rows *
-/// width.
+/// width. A warp asks for kAhead rows before it computes the first.
 template <typename T, int kN, bool kBackward>
 __global__ void __launch_bounds__(32 * kWarps) bias_silu_kernel(BiasSilu<T> p) {
-  using P = Pack<T, kN>;
+  using Raw = RawPack<T, kN>;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const std::int64_t column = (static_cast<std::int64_t>(blockIdx.y) * 32 + lane) * kN;
   const bool inside = column < p.width;
   float bias[kN], sums[kN] = {};
 #pragma unroll
   for (int e = 0; e < kN; ++e) bias[e] = inside ? p.bias[column + e] : 0.0F;
-  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kWarps;
-#pragma unroll 2
-  for (std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kWarps + warp; inside && row < p.rows;
-       row += step) {
-    P x = P::load(p.x + row * p.width + column);
-    if constexpr (kBackward) {
-      const P d = P::load(p.dh + row * p.width + column);
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kWarps * kAhead;
+  for (std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kWarps * kAhead + warp;
+       inside && first < p.rows; first += step) {
+    Raw x[kAhead], d[kAhead];
 #pragma unroll
-      for (int e = 0; e < kN; ++e) {
-        const float z = x.v[e] + bias[e], s = fast_sigmoid(z);
-        x.v[e] = d.v[e] * (s + z * s * (1.0F - s));
-        sums[e] += x.v[e];
-      }
-    } else {
-#pragma unroll
-      for (int e = 0; e < kN; ++e) {
-        const float z = x.v[e] + bias[e];
-        x.v[e] = z * fast_sigmoid(z);
-      }
+    for (int u = 0; u < kAhead; ++u) {
+      const std::int64_t row = first + u * kWarps;
+      if (row >= p.rows) continue;
+      x[u] = Raw::load(p.x + row * p.width + column);
+      if constexpr (kBackward) d[u] = Raw::load(p.dh + row * p.width + column);
     }
-    x.store(p.out + row * p.width + column);
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      const std::int64_t row = first + u * kWarps;
+      if (row >= p.rows) continue;
+#pragma unroll
+      for (int e = 0; e < kN; ++e) {
+        const float z = x[u].get(e) + bias[e], s = fast_sigmoid(z);
+        float result = z * s;
+        if constexpr (kBackward) {
+          result = d[u].get(e) * (s + z * s * (1.0F - s));
+          sums[e] += result;
+        }
+        x[u].set(e, result);
+      }
+      x[u].store(p.out + row * p.width + column);
+    }
   }
   if constexpr (kBackward) {
     __shared__ float shared[kWarps][32][kN];
@@ -219,7 +227,7 @@ template <bool kBackward, typename T>
 std::int64_t launch_bias_silu(cudaStream_t stream, const char* op, const BiasSilu<T>& p) {
   if (p.rows == 0 || p.width == 0) return 0;
   const bool packed = packs<T>(p.x, p.width) && packs<T>(p.out, p.width) && packs<T>(p.dh, p.width);
-  const std::int64_t needed = blocks_for(p.rows, kWarps);
+  const std::int64_t needed = blocks_for(p.rows, kWarps * kAhead);
   const std::int64_t blocks = kBackward && needed > kMostRowBlocks ? kMostRowBlocks : needed;
   const std::int64_t columns = 32 * (packed ? kPack<T> : 1);
   const dim3 grid(static_cast<unsigned>(blocks), blocks_for(p.width, columns));
