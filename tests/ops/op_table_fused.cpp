@@ -18,8 +18,12 @@ using Outputs = std::vector<Tensor>;
 
 }  // namespace
 
-void add_fused(std::vector<OpCase>& table) {
-  const LinearShape shapes[] = {{5, 7, 3}, {1, 3, 4}, {33, 20, 17}, {130, 17, 40}};
+void add_fused(std::vector<OpCase>& table, Size size) {
+  const std::vector<LinearShape> small = {{5, 7, 3}, {1, 3, 4}, {33, 20, 17}, {130, 17, 40}};
+  // More rows than a GPU computes at once, and rows of each of its classes of width.
+  const std::vector<LinearShape> large = {{9000, 64, 24},   {4700, 768, 40}, {4701, 1024, 16},
+                                          {2300, 2048, 64}, {700, 4096, 24}, {400, 8192, 16}};
+  const std::vector<LinearShape>& shapes = size == Size::Small ? small : large;
   for (const LinearShape& s : shapes) {
     const std::string variant = fmt::format("{}x{}x{}", s.rows, s.in, s.out);
     const Shape stream{s.rows, s.in};
