@@ -143,17 +143,19 @@ __global__ void __launch_bounds__(32 * kWarps) bias_silu_kernel(BiasSilu<T> p) {
     for (int u = 0; u < kAhead; ++u) {
       const std::int64_t row = first + u * kWarps;
       if (row >= p.rows) continue;
+      Pack<T, kN> values = x[u].values();
+      [[maybe_unused]] Pack<T, kN> gradient;
+      if constexpr (kBackward) gradient = d[u].values();
 #pragma unroll
       for (int e = 0; e < kN; ++e) {
-        const float z = x[u].get(e) + bias[e], s = fast_sigmoid(z);
-        float result = z * s;
+        const float z = values.v[e] + bias[e], s = fast_sigmoid(z);
+        values.v[e] = z * s;
         if constexpr (kBackward) {
-          result = d[u].get(e) * (s + z * s * (1.0F - s));
-          sums[e] += result;
+          values.v[e] = gradient.v[e] * (s + z * s * (1.0F - s));
+          sums[e] += values.v[e];
         }
-        x[u].set(e, result);
       }
-      x[u].store(p.out + row * p.width + column);
+      Raw::of(values).store(p.out + row * p.width + column);
     }
   }
   if constexpr (kBackward) {
