@@ -104,9 +104,9 @@ void backward_from_output(T* dx, T* dw, const T* dh, const T* dy, const T* y, co
         dw_piece[j] += dout[j] * (out[j] / held(weights[j]));
       }
       const T reciprocal = rstd[i], pull = product / static_cast<T>(width);
-      const T* through = dh != nullptr ? dh + i * width : nullptr;
       T* to = dx + i * width;
-      if (through != nullptr) {
+      if (dh != nullptr) {
+        const T* through = dh + i * width;
 #pragma omp simd
         for (std::int64_t j = 0; j < width; ++j) {
           const T weight = held(w[j]);
