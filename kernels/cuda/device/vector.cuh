@@ -39,7 +39,8 @@ struct Pack {
   float v[N];
 
   __device__ __forceinline__ static Pack load(const T* from) {
-    return of(*reinterpret_cast<const Raw*>(from));
+    const Raw raw = *reinterpret_cast<const Raw*>(from);  // a reference would be read an element at a time
+    return of(raw);
   }
   __device__ __forceinline__ void store(T* to) const { *reinterpret_cast<Raw*>(to) = raw(); }
 
