@@ -14,7 +14,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 
@@ -195,13 +194,6 @@ class Backend {
   virtual void linear_backward_weight(View dw, ConstView dy, ConstView x, const LinearShape& s) = 0;
   virtual void linear_backward_weight_accumulate(View dw, ConstView dy, ConstView x,
                                                  const LinearShape& s) = 0;
-  /// Two pieces of work, of gradients of linear layers and nothing else, of which neither needs or touches
-  /// what the other writes: one after the other, or side by side where that is faster. The results are the
-  /// same.
-  virtual void side_by_side(const std::function<void()>& first, const std::function<void()>& second) {
-    first();
-    second();
-  }
 
   // --- embedding: table [V, D], tokens int32 [rows]
   virtual void embedding_forward(View out, ConstView table, ConstView tokens, std::int64_t rows,

@@ -96,7 +96,7 @@ std::int64_t CudaBackend::free_memory_bytes() const {
 }
 
 std::int64_t CudaBackend::workspace_bytes() const {
-  return static_cast<std::int64_t>(scratch_.held_bytes() + gemm_->held_bytes());
+  return static_cast<std::int64_t>(scratch_.held_bytes() + Gemm::kWorkspaceBytes);
 }
 
 void CudaBackend::release(void* data, std::size_t) noexcept {

@@ -66,9 +66,6 @@ class CudaBackend final : public Backend {
   void linear_backward_input(View dx, ConstView dy, ConstView w, const LinearShape& s) override;
   void linear_backward_weight(View dw, ConstView dy, ConstView x, const LinearShape& s) override;
   void linear_backward_weight_accumulate(View dw, ConstView dy, ConstView x, const LinearShape& s) override;
-  /// In captured work the first goes on a second stream: as its last blocks finish, the multiprocessors that
-  /// have none left begin with the second.
-  void side_by_side(const std::function<void()>& first, const std::function<void()>& second) override;
   void embedding_forward(View out, ConstView table, ConstView tokens, std::int64_t rows,
                          std::int64_t width) override;
   void embedding_backward_accumulate(View dtable, ConstView dout, ConstView tokens, std::int64_t rows,
@@ -173,8 +170,6 @@ class CudaBackend final : public Backend {
   std::string name_;
   StreamHandle stream_owner_;      // all that follows goes before it does
   cudaStream_t stream_ = nullptr;  // the same
-  StreamHandle side_owner_;        // made when it is first needed, with the events
-  EventHandle forked_, joined_;
   bool capturing_ = false;
   bool launches_block_ = false;
   Scratch scratch_;                   // its blocks are freed with the backend

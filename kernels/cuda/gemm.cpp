@@ -191,21 +191,21 @@ struct Gemm::State {
   cublasLtHandle_t handle = nullptr;
   ChoicesOnDisk disk;
   DeviceMemory workspace;
-  DeviceMemory workspace_beside;    // made when it is first needed
-  cudaStream_t on = stream;         // where products are launched
-  void* work_in = workspace.get();  // and their workspace
   // compute-sanitizer's initcheck does not see what cuBLASLt writes with Hopper's bulk copies, and takes its
   // outputs for never written (docs/cuda.md). With this variable they are cleared first.
   bool clear_outputs = std::getenv("FATHOM_INITCHECK") != nullptr;
 
-  void clear(void* data, std::size_t bytes) const { check(cudaMemsetAsync(data, 0, bytes, on), "linear"); }
+  void clear(void* data, std::size_t bytes) const {
+    check(cudaMemsetAsync(data, 0, bytes, stream), "linear");
+  }
 
   void launch(const Descriptors& d, const cublasLtMatmulAlgo_t& algorithm, void* c, const void* a,
               const void* b, const GemmShape& s) const {
     const float one = 1.0F, kept = s.accumulate ? 1.0F : 0.0F;
-    check_lt(cublaslt().matmul(handle, d.product, &one, b, d.layouts[0], a, d.layouts[1], &kept, c,
-                               d.layouts[2], c, d.layouts[2], &algorithm, work_in, kWorkspaceBytes, on),
-             s);
+    check_lt(
+        cublaslt().matmul(handle, d.product, &one, b, d.layouts[0], a, d.layouts[1], &kept, c, d.layouts[2],
+                          c, d.layouts[2], &algorithm, workspace.get(), kWorkspaceBytes, stream),
+        s);
   }
 
   // `aligned`: bytes that the addresses of all operands are multiples of.
@@ -377,21 +377,6 @@ Gemm::Gemm(cudaStream_t stream, const std::string& device_name, bool determinist
     : state_(std::make_unique<State>(stream, device_name, deterministic)) {}
 
 Gemm::~Gemm() = default;
-
-Gemm::Beside::Beside(Gemm& gemm, cudaStream_t stream) : gemm_(gemm) {
-  State& s = *gemm.state_;
-  if (!s.workspace_beside) s.workspace_beside = make_device_memory("linear", kWorkspaceBytes);
-  s.on = stream;
-  s.work_in = s.workspace_beside.get();
-}
-
-Gemm::Beside::~Beside() {
-  State& s = *gemm_.state_;
-  s.on = s.stream;
-  s.work_in = s.workspace.get();
-}
-
-std::size_t Gemm::held_bytes() const { return (state_->workspace_beside ? 2 : 1) * kWorkspaceBytes; }
 
 void Gemm::run(void* c, const void* a, const void* b, const GemmShape& s) {
   if (s.m == 0 || s.n == 0 || s.batch == 0) return;

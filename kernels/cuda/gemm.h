@@ -48,20 +48,6 @@ class Gemm {
   /// Products of no rows or columns do nothing; k = 0 gives zeros.
   void run(void* c, const void* a, const void* b, const GemmShape& s);
 
-  /// While it lives, run() launches on another stream, with a workspace of its own.
-  class Beside {
-   public:
-    Beside(Gemm& gemm, cudaStream_t stream);
-    ~Beside();
-    Beside(const Beside&) = delete;
-    Beside& operator=(const Beside&) = delete;
-
-   private:
-    Gemm& gemm_;
-  };
-  /// Of all workspaces.
-  std::size_t held_bytes() const;
-
  private:
   struct Plan;
   struct State;

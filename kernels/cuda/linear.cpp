@@ -93,28 +93,4 @@ void CudaBackend::linear_backward_weight_accumulate(View dw, ConstView dy, Const
   gemm_->run(dw.data, dy.data, x.data, weight_gradient(s, dy.dtype, true));
 }
 
-void CudaBackend::side_by_side(const std::function<void()>& first, const std::function<void()>& second) {
-  if (!capturing_) {  // the first time a product comes it is timed, alone
-    first();
-    second();
-    return;
-  }
-  const char* op = "linear backward";
-  if (!side_owner_) {
-    side_owner_ = make_stream(op);
-    forked_ = make_event(op, cudaEventDisableTiming);
-    joined_ = make_event(op, cudaEventDisableTiming);
-  }
-  const cudaStream_t side = side_owner_.get();
-  check(cudaEventRecord(forked_.get(), stream_), op);
-  check(cudaStreamWaitEvent(side, forked_.get(), 0), op);
-  {
-    const Gemm::Beside beside(*gemm_, side);
-    first();
-  }
-  second();
-  check(cudaEventRecord(joined_.get(), side), op);
-  check(cudaStreamWaitEvent(stream_, joined_.get(), 0), op);
-}
-
 }  // namespace fathom::cuda

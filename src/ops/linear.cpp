@@ -13,9 +13,10 @@ Tensor linear(Context& c, const Tensor& x, const Tensor& w) {
   if (wants_record(c, {x, w})) {
     c.tape()->record("linear", {y}, [&c, x, w, s](Tape& t) {
       const Tensor dy = t.gradient();
-      if (!x.requires_grad()) return add_weight_gradient(c, t, w, dy, x, s);
+      add_weight_gradient(c, t, w, dy, x, s);
+      if (!x.requires_grad()) return;
       Tensor dx = c.empty(x.shape());
-      add_linear_gradients(c, t, dx, w, dy, x, s);
+      c.backend().linear_backward_input(dx, dy, w, s);
       t.give(x, std::move(dx));
     });
   }

@@ -32,7 +32,8 @@ Tensor linear_cross_entropy(Context& c, const Tensor& x, const Tensor& w, const 
     backend.cross_entropy(losses.rows(begin, end), recording ? part.view() : View{}, part,
                           targets.rows(begin, end), s.rows, vocab, options.gradient_scale);
     if (!recording) continue;
-    add_linear_gradients(c, *c.tape(), dx.rows(begin, end), w, part, x_part, s);
+    backend.linear_backward_input(dx.rows(begin, end), part, w, s);
+    add_weight_gradient(c, *c.tape(), w, part, x_part, s);
   }
   c.check("cross_entropy", "", losses);
   if (recording) {

@@ -54,8 +54,10 @@ Tensor swiglu_linear(Context& c, Tensor gate_up, const Tensor& w) {
         "swiglu_linear", {y},
         [&c, input = gate_up.without_data(), gate_h = std::move(gate_h), w, rows, hidden, s](Tape& t) {
           const Tensor dy = t.gradient();
+          // The weight's gradient first: so dh is read as soon as it is written, partly from a cache.
+          add_weight_gradient(c, t, w, dy, second_halves(gate_h, hidden), s);
           const Tensor dh = c.empty({rows, hidden});
-          add_linear_gradients(c, t, dh, w, dy, second_halves(gate_h, hidden), s);
+          c.backend().linear_backward_input(dh, dy, w, {s.rows, s.in, s.out, s.batch});
           // What was kept has been read for the last time.
           Tensor dgate_up = gate_h.owners() == 1 ? gate_h : c.empty(gate_h.shape());
           c.backend().swiglu_backward_from_output(dgate_up, dh, gate_h, rows, hidden);

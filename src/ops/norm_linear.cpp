@@ -35,8 +35,9 @@ Tensor product(Context& c, const char* op, const Saved& s) {
 // The gradient of the norm's input; those of both weights are added on the way. dh: what else reaches the
 // input, or undefined.
 Tensor backward(Context& c, Tape& t, const Tensor& dh, const Tensor& dy, const Saved& s) {
+  add_weight_gradient(c, t, s.w, dy, s.normed, s.linear_shape);
   const Tensor dnormed = c.empty(s.normed.shape());
-  add_linear_gradients(c, t, dnormed, s.w, dy, s.normed, s.linear_shape);
+  c.backend().linear_backward_input(dnormed, dy, s.w, s.linear_shape);
   Tensor dx = c.empty(s.normed.shape());
   c.backend().rms_norm_backward_from_output(dx, t.sum_into(s.norm), dh, dnormed, s.normed, s.norm, s.rstd,
                                             s.norm_shape);

@@ -9,8 +9,4 @@ namespace fathom::ops {
 void add_weight_gradient(Context& c, Tape& t, const Tensor& w, const Tensor& dy, ConstView x,
                          const LinearShape& s);
 
-/// That, and dx = dy W: both gradients of a linear layer, side by side where the backend can.
-void add_linear_gradients(Context& c, Tape& t, const Tensor& dx, const Tensor& w, const Tensor& dy,
-                          ConstView x, const LinearShape& s);
-
 }  // namespace fathom::ops
