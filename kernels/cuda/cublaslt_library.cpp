@@ -55,7 +55,6 @@ CublasLt load() {
   find(out.matmul_preference_set_attribute, library, "cublasLtMatmulPreferenceSetAttribute");
   find(out.matmul_algo_get_heuristic, library, "cublasLtMatmulAlgoGetHeuristic");
   find(out.matmul_algo_check, library, "cublasLtMatmulAlgoCheck");
-  find(out.matmul_algo_config_set_attribute, library, "cublasLtMatmulAlgoConfigSetAttribute");
   find(out.get_status_string, library, "cublasLtGetStatusString");
   find(out.get_version, library, "cublasLtGetVersion");
   const std::size_t major = out.get_version() / 10000;  // CUBLAS_VERSION's digits

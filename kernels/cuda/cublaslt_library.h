@@ -20,7 +20,6 @@ struct CublasLt {
   decltype(&cublasLtMatmulPreferenceSetAttribute) matmul_preference_set_attribute;
   decltype(&cublasLtMatmulAlgoGetHeuristic) matmul_algo_get_heuristic;
   decltype(&cublasLtMatmulAlgoCheck) matmul_algo_check;
-  decltype(&cublasLtMatmulAlgoConfigSetAttribute) matmul_algo_config_set_attribute;
   decltype(&cublasLtGetStatusString) get_status_string;
   decltype(&cublasLtGetVersion) get_version;
 };

@@ -239,38 +239,6 @@ struct Gemm::State {
     return found;
   }
 
-  // A product of few tiles and a long sum, such as a weight's gradient, fills the device when the sum is
-  // split. How often, cuBLASLt's heuristic seldom offers a choice of, so its first candidates are split here
-  // as well. Every part has a sum in fp32, and they are added in order.
-  void add_splits(const Descriptors& d, std::vector<cublasLtMatmulHeuristicResult_t>& all,
-                  const GemmShape& s) const {
-    constexpr std::int64_t kLongSum = 4096, kFewElements = std::int64_t{512} * 128 * 256;
-    constexpr std::size_t kFirst = 8;
-    if (s.k < kLongSum || s.batch * s.m * s.n > kFewElements) return;
-    const CublasLt& lt = cublaslt();
-    const std::size_t count = std::min(all.size(), kFirst);
-    const std::uint32_t scheme = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
-    for (std::size_t i = 0; i < count; ++i) {
-      for (const std::int32_t parts : {2, 3, 4, 6, 8}) {
-        cublasLtMatmulHeuristicResult_t split{};
-        cublasLtMatmulAlgo_t algorithm = all[i].algo;
-        const auto set = [&](cublasLtMatmulAlgoConfigAttributes_t attribute, const auto& value) {
-          return lt.matmul_algo_config_set_attribute(&algorithm, attribute, &value, sizeof value) ==
-                 CUBLAS_STATUS_SUCCESS;
-        };
-        if (!set(CUBLASLT_ALGO_CONFIG_SPLITK_NUM, parts) ||
-            !set(CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, scheme) ||
-            lt.matmul_algo_check(handle, d.product, d.layouts[0], d.layouts[1], d.layouts[2], d.layouts[2],
-                                 &algorithm, &split) != CUBLAS_STATUS_SUCCESS ||
-            split.workspaceSize > kWorkspaceBytes) {
-          continue;
-        }
-        split.algo = algorithm;
-        all.push_back(split);
-      }
-    }
-  }
-
   bool capturing() const {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
     check(cudaStreamIsCapturing(stream, &status), "linear");
@@ -348,7 +316,7 @@ struct Gemm::State {
 
   cublasLtMatmulAlgo_t choose(const Descriptors& d, const void* a, const void* b, std::uint32_t aligned,
                               const GemmShape& s) {
-    auto all = candidates(d, aligned, s);
+    const auto all = candidates(d, aligned, s);
     // Timing has noise, and another choice other rounding.
     if (deterministic || !worth_timing(s) || capturing()) return all.front().algo;
     // An algorithm may rely on the addresses that it was chosen for.
@@ -365,7 +333,6 @@ struct Gemm::State {
         result.workspaceSize <= kWorkspaceBytes) {
       return algorithm;
     }
-    add_splits(d, all, s);
     const auto best = fastest(d, all, a, b, s);
     if (!best) return all.front().algo;
     disk.keep(shape, *best);
