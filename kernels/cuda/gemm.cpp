@@ -110,8 +110,8 @@ std::array<std::uint32_t, 3> alignments_of(const void* a, const void* b, const v
           alignment_of(c, s.m * s.n, s.out, s)};
 }
 
-// A file of lines "<shape> <algorithm in hexadecimal>", for one device, version of cuBLASLt and workspace. It
-// saves time and nothing else: what cannot be read or written is passed over.
+// A file of lines "<shape> <algorithm in hexadecimal>", for one device and one version of cuBLASLt. It saves
+// time and nothing else: what cannot be read or written is passed over.
 class ChoicesOnDisk {
  public:
   explicit ChoicesOnDisk(const std::string& device_name) {
@@ -128,8 +128,7 @@ class ChoicesOnDisk {
     std::replace_if(
         device.begin(), device.end(),
         [](char ch) { return std::isalnum(static_cast<unsigned char>(ch)) == 0; }, '-');
-    path_ = folder / fmt::format("gemm-{}-cublaslt-{}-workspace-{}.txt", device, cublaslt().get_version(),
-                                 Gemm::kWorkspaceBytes >> 20);
+    path_ = folder / fmt::format("gemm-{}-cublaslt-{}.txt", device, cublaslt().get_version());
     std::ifstream in(path_);
     for (std::string line; std::getline(in, line);) {
       const auto space = line.rfind(' ');

@@ -41,9 +41,8 @@ class Gemm {
   Gemm(const Gemm&) = delete;
   Gemm& operator=(const Gemm&) = delete;
 
-  /// Of device memory. NVIDIA recommends 32 MiB for Hopper, but a weight's gradient has few tiles and many
-  /// rows to add up: it fills the device in several parts, each a whole output in fp32.
-  static constexpr std::size_t kWorkspaceBytes = 128U << 20;
+  /// Of device memory; what NVIDIA recommends for Hopper.
+  static constexpr std::size_t kWorkspaceBytes = 32U << 20;
 
   /// Products of no rows or columns do nothing; k = 0 gives zeros.
   void run(void* c, const void* a, const void* b, const GemmShape& s);
