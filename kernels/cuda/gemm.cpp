@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -266,8 +265,7 @@ struct Gemm::State {
   }
 
   // The fastest of the candidates, on the operands at hand and an output of its own; none where there is no
-  // memory for that, or where every candidate refuses. The device's clock changes while they run, so the best
-  // few are timed again in turns.
+  // memory for that, or where every candidate refuses.
   std::optional<cublasLtMatmulAlgo_t> fastest(const Descriptors& d,
                                               const std::vector<cublasLtMatmulHeuristicResult_t>& all,
                                               const void* a, const void* b, const GemmShape& s) const {
@@ -279,31 +277,14 @@ struct Gemm::State {
     }
     const DeviceMemory c(data);
     clear(data, bytes);
-    struct Timed {
-      const cublasLtMatmulAlgo_t* algorithm;
-      std::vector<float> times;
-    };
-    std::vector<Timed> timed;
+    std::optional<cublasLtMatmulAlgo_t> best;
+    float least = std::numeric_limits<float>::infinity();
     for (const cublasLtMatmulHeuristicResult_t& candidate : all) {
       const float t = time(d, candidate.algo, data, a, b, s);
-      if (std::isfinite(t)) timed.push_back({&candidate.algo, {t}});
+      if (t < least) least = t, best = candidate.algo;
     }
-    if (timed.empty()) return std::nullopt;
-    const auto by_first = [](const Timed& x, const Timed& y) { return x.times[0] < y.times[0]; };
-    std::stable_sort(timed.begin(), timed.end(), by_first);
-    constexpr std::size_t kFinalists = 5, kTurns = 6;
-    constexpr float kNear = 1.1F;  // times the best
-    while (timed.size() > kFinalists || timed.back().times[0] > kNear * timed[0].times[0]) timed.pop_back();
-    for (std::size_t turn = 0; turn < kTurns && timed.size() > 1; ++turn) {
-      for (Timed& finalist : timed) finalist.times.push_back(time(d, *finalist.algorithm, data, a, b, s));
-    }
-    for (Timed& finalist : timed) std::sort(finalist.times.begin(), finalist.times.end());
-    const auto by_median = [](const Timed& x, const Timed& y) {
-      return x.times[x.times.size() / 2] < y.times[y.times.size() / 2];
-    };
-    const auto best = std::min_element(timed.begin(), timed.end(), by_median);
     check(cudaStreamSynchronize(stream), "linear");
-    return *best->algorithm;
+    return best;
   }
 
   // Shapes of training are round; those of ragged batches come once and are not worth the timing.
