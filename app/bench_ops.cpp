@@ -112,6 +112,11 @@ void Ops::add_norms() {
         [dx = matrix(), dw = vector(width_), dh = matrix(), dy = matrix(), h = matrix(), w = vector(width_),
          r = vector(rows_), s](Backend& b) { b.add_rms_norm_backward(dx, dw, dh, dy, h, w, r, s); };
   });
+  op("rms_norm_backward_from_output with dh", compute(4 * n) + stat(rows_), [this, s]() -> Launch {
+    return
+        [dx = matrix(), dw = vector(width_), dh = matrix(), dy = matrix(), y = matrix(), w = vector(width_),
+         r = vector(rows_), s](Backend& b) { b.rms_norm_backward_from_output(dx, dw, dh, dy, y, w, r, s); };
+  });
 }
 
 void Ops::add_attention_rows() {
@@ -151,7 +156,16 @@ void Ops::add_activations() {
   });
   op("swiglu_backward", compute(5 * rows * hidden), [=, this]() -> Launch {
     return [dx = matrix(rows, 2 * hidden), dh = matrix(rows, hidden), x = matrix(rows, 2 * hidden), rows,
-            hidden](Backend& b) { b.swiglu_backward(dx, View{}, dh, x, rows, hidden); };
+            hidden](Backend& b) { b.swiglu_backward(dx, dh, x, rows, hidden); };
+  });
+  op("swiglu_forward_beside_gate", compute(4 * rows * hidden), [=, this]() -> Launch {
+    return [h = matrix(rows, 2 * hidden), x = matrix(rows, 2 * hidden), rows, hidden](Backend& b) {
+      b.swiglu_forward_beside_gate(h, x, rows, hidden);
+    };
+  });
+  op("swiglu_backward_from_output", compute(5 * rows * hidden), [=, this]() -> Launch {
+    return [dx = matrix(rows, 2 * hidden), dh = matrix(rows, hidden), x = matrix(rows, 2 * hidden), rows,
+            hidden](Backend& b) { b.swiglu_backward_from_output(dx, dh, x, rows, hidden); };
   });
   op("bias_silu_forward", compute(2 * rows * width), [=, this]() -> Launch {
     return [h = matrix(), x = matrix(), bias = vector(width), rows, width](Backend& b) {

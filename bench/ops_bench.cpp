@@ -110,6 +110,8 @@ int main(int argc, char** argv) {
   add("rms_norm_backward", 3 * N, [&] { b.rms_norm_backward(z, dw, y, x, w, stat, norm); });
   add("add_rms_norm_forward", 4 * N, [&] { b.add_rms_norm_forward(h, y, stat, x, z, w, norm); });
   add("add_rms_norm_backward", 4 * N, [&] { b.add_rms_norm_backward(z, dw, h, y, x, w, stat, norm); });
+  add("rms_norm_backward_from_output", 4 * N,
+      [&] { b.rms_norm_backward_from_output(z, dw, h, y, x, w, stat, norm); });
   add("rope_forward", 2 * Q,
       [&] { b.rope_forward(packed2, View{}, packed, positions, View{}, View{}, rope); });
   add("rope_forward_in_place", 2 * Q,
@@ -119,8 +121,11 @@ int main(int argc, char** argv) {
   add("rope_backward_qk_norm", 3 * Q,
       [&] { b.rope_backward(packed2, dqw, dkw, packed, packed, rstd2, positions, qw, kw, rope); });
   add("swiglu_forward", 3 * F, [&] { b.swiglu_forward(hidden, gate_up, kRows, kHidden); });
-  add("swiglu_backward", 5 * F,
-      [&] { b.swiglu_backward(dgate_up, View{}, hidden, gate_up, kRows, kHidden); });
+  add("swiglu_backward", 5 * F, [&] { b.swiglu_backward(dgate_up, hidden, gate_up, kRows, kHidden); });
+  add("swiglu_forward_beside_gate", 4 * F,
+      [&] { b.swiglu_forward_beside_gate(dgate_up, gate_up, kRows, kHidden); });
+  add("swiglu_backward_from_output", 5 * F,
+      [&] { b.swiglu_backward_from_output(dgate_up, hidden, gate_up, kRows, kHidden); });
   add("bias_silu_forward", 2 * N, [&] { b.bias_silu_forward(y, x, w, kRows, kWidth); });
   add("bias_silu_backward", 3 * N, [&] { b.bias_silu_backward(z, dw, y, x, w, kRows, kWidth); });
   add("row_score_forward", N, [&] { b.row_score_forward(stat, x, w, one, kRows, kWidth); });

@@ -31,7 +31,20 @@ struct LinearShape {
   std::int64_t out = 0;
   /// So many products side by side, each of `rows` rows and weights of its own: operands are [batch, ...].
   std::int64_t batch = 1;
+  /// Elements from one row of x to the next, where x is part of wider rows; 0: `in`. The view of x then ends
+  /// with its last row. For linear_forward and the gradients of the weights.
+  std::int64_t x_stride = 0;
+
+  constexpr std::int64_t x_row() const { return x_stride > 0 ? x_stride : in; }
+  /// Elements of the view of x.
+  std::int64_t x_size() const { return batch * rows > 0 ? (batch * rows - 1) * x_row() + in : 0; }
 };
+
+/// Of a norm, in magnitude: 2^-40, far below what a product of norms' outputs can show.
+inline constexpr float kLeastNormWeight = 0x1p-40F;
+
+/// Of a gate, in magnitude: 2^-60.
+inline constexpr float kLeastSilu = 0x1p-60F;
 
 struct NormShape {
   std::int64_t rows = 0;
@@ -191,7 +204,8 @@ class Backend {
   virtual void embedding_backward_accumulate(View dtable, ConstView dout, ConstView tokens, std::int64_t rows,
                                              std::int64_t width) = 0;
 
-  // --- RMSNorm (Zhang & Sennrich 2019): y = x * rstd * w, rstd = 1/sqrt(mean(x^2) + eps) [rows]
+  // --- RMSNorm (Zhang & Sennrich 2019): y = x * rstd * w, rstd = 1/sqrt(mean(x^2) + eps) [rows]. A weight of
+  // less than kLeastNormWeight counts as that much, so that y tells x * rstd.
   virtual void rms_norm_forward(View y, View rstd, ConstView x, ConstView w, const NormShape& s) = 0;
   /// dx is overwritten, dw is added to.
   virtual void rms_norm_backward(View dx, View dw_accumulate, ConstView dy, ConstView x, ConstView w,
@@ -202,6 +216,11 @@ class Backend {
   /// dx = da = dh + (gradient of the norm at h); dx may alias dh. dh may be null: nothing else used h.
   virtual void add_rms_norm_backward(View dx, View dw_accumulate, ConstView dh, ConstView dy, ConstView h,
                                      ConstView w, ConstView rstd, const NormShape& s) = 0;
+  /// The gradients of both from the norm's output: rms_norm_backward when dh is null, else
+  /// add_rms_norm_backward. As exact as y is: x * rstd comes back as y / w. dx may alias dh.
+  virtual void rms_norm_backward_from_output(View dx, View dw_accumulate, ConstView dh, ConstView dy,
+                                             ConstView y, ConstView w, ConstView rstd,
+                                             const NormShape& s) = 0;
 
   // --- QK-norm (optional) and RoPE (Su et al. 2021), half-split as Llama in Hugging Face
   // --------------------------- qkv, out: [rows, (H+2G)*d]; positions int32 [rows]; q_weight, k_weight [d] or
@@ -243,9 +262,15 @@ class Backend {
 
   // --- SwiGLU (Shazeer 2020): gate_up [rows, 2F] holds gate then up; h = silu(gate) * up [rows, F]
   virtual void swiglu_forward(View h, ConstView gate_up, std::int64_t rows, std::int64_t hidden) = 0;
-  /// `h`, when not null, gets the forward's output again.
-  virtual void swiglu_backward(View dgate_up, View h, ConstView dh, ConstView gate_up, std::int64_t rows,
+  virtual void swiglu_backward(View dgate_up, ConstView dh, ConstView gate_up, std::int64_t rows,
                                std::int64_t hidden) = 0;
+  /// The same with h in up's place: gate_h [rows, 2F] holds gate, then h; may alias gate_up. A silu(gate) of
+  /// less than kLeastSilu counts as that much, so that h tells up.
+  virtual void swiglu_forward_beside_gate(View gate_h, ConstView gate_up, std::int64_t rows,
+                                          std::int64_t hidden) = 0;
+  /// As exact as h is: up comes back as h / silu(gate). dgate_up may alias gate_h.
+  virtual void swiglu_backward_from_output(View dgate_up, ConstView dh, ConstView gate_h, std::int64_t rows,
+                                           std::int64_t hidden) = 0;
 
   // --- h = silu(x + bias): x, h [rows, width], bias [width] (the predictor's hidden layer)
   virtual void bias_silu_forward(View h, ConstView x, ConstView bias, std::int64_t rows,

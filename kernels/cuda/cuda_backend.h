@@ -77,6 +77,8 @@ class CudaBackend final : public Backend {
                             const NormShape& s) override;
   void add_rms_norm_backward(View dx, View dw_accumulate, ConstView dh, ConstView dy, ConstView h,
                              ConstView w, ConstView rstd, const NormShape& s) override;
+  void rms_norm_backward_from_output(View dx, View dw_accumulate, ConstView dh, ConstView dy, ConstView y,
+                                     ConstView w, ConstView rstd, const NormShape& s) override;
   void rope_forward(View out, View rstd, ConstView qkv, ConstView positions, ConstView q_weight,
                     ConstView k_weight, const QkvShape& s) override;
   void rope_backward(View dqkv, View dq_weight_accumulate, View dk_weight_accumulate, ConstView dout,
@@ -93,8 +95,12 @@ class CudaBackend final : public Backend {
                         ConstView lengths, const CacheShape& s) override;
   std::unique_ptr<Decoder> make_decoder(const DecoderModel& model) override;
   void swiglu_forward(View h, ConstView gate_up, std::int64_t rows, std::int64_t hidden) override;
-  void swiglu_backward(View dgate_up, View h, ConstView dh, ConstView gate_up, std::int64_t rows,
+  void swiglu_backward(View dgate_up, ConstView dh, ConstView gate_up, std::int64_t rows,
                        std::int64_t hidden) override;
+  void swiglu_forward_beside_gate(View gate_h, ConstView gate_up, std::int64_t rows,
+                                  std::int64_t hidden) override;
+  void swiglu_backward_from_output(View dgate_up, ConstView dh, ConstView gate_h, std::int64_t rows,
+                                   std::int64_t hidden) override;
   void bias_silu_forward(View h, ConstView x, ConstView bias, std::int64_t rows, std::int64_t width) override;
   void bias_silu_backward(View dx, View dbias_accumulate, ConstView dh, ConstView x, ConstView bias,
                           std::int64_t rows, std::int64_t width) override;

@@ -67,8 +67,9 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(Combine<T> a) {
 #pragma unroll
         for (int u = 0; u < kInFlight; ++u) {
           if (begin + (32 * u + lane) * N >= width) continue;
+          const Pack<T, N> values = f[u].values();
 #pragma unroll
-          for (int i = 0; i < N; ++i) sum[u][i] = fmaf(factor, f[u].get(i), sum[u][i]);
+          for (int i = 0; i < N; ++i) sum[u][i] = fmaf(factor, values.v[i], sum[u][i]);
         }
       }
     }
@@ -76,9 +77,9 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(Combine<T> a) {
     for (int u = 0; u < kInFlight; ++u) {
       const std::int64_t column = begin + (32 * u + lane) * N;
       if (column >= width) continue;
-      RawPack<T, N> out;
+      Pack<T, N> out;
 #pragma unroll
-      for (int i = 0; i < N; ++i) out.set(i, sum[u][i]);
+      for (int i = 0; i < N; ++i) out.v[i] = sum[u][i];
       out.store(to + column);
     }
   }
@@ -134,12 +135,17 @@ __global__ void __launch_bounds__(kThreads) combine_backward_kernel(CombineBackw
     for (int u = 0; u < kInFlight; ++u) {
       const std::int64_t column = begin + 32 * N * u;
       if (column >= width) continue;
+      Pack<T, N> gradient{};
+      if (taken) {
+        gradient = d[u].values();
+        const Pack<T, N> values = value[u].values();
 #pragma unroll
-      for (int i = 0; i < N; ++i) {
-        if (taken) product = fmaf(d[u].get(i), value[u].get(i), product);
-        d[u].set(i, taken ? weight * d[u].get(i) : 0.0F);
+        for (int i = 0; i < N; ++i) {
+          product = fmaf(gradient.v[i], values.v[i], product);
+          gradient.v[i] *= weight;
+        }
       }
-      d[u].store(df + column);
+      RawPack<T, N>::of(gradient).store(df + column);
     }
   }
   product = warp_reduce(product, Sum{});

@@ -81,21 +81,31 @@ __global__ void __launch_bounds__(kThreads) scatter_kernel(Scatter<T> a) {
     position = warp_lower_bound(a.indices, a.shape.rows, static_cast<std::int32_t>(row));
     kept = position < a.shape.rows && a.indices[position] == row;
   }
-  const float gate = kept ? gate_of(a.r[row], a.gate).value : 0.0F;
+  const float score = kept ? a.r[row] : 0.0F;
   const T* from = a.x + row * width;
   const T* added = a.f + position * width;
   T* to = a.y + row * width;
+  if (kInPlace) {  // beside the score: the gate waits for it, and no load is to wait for the gate
+    load(x, from, lane * N);
+  } else if (kept) {
+    load(f, added, lane * N);
+  }
+  const float gate = kept ? gate_of(score, a.gate).value : 0.0F;
   for (std::int64_t begin = lane * N; begin < width; begin += 32 * N * kInFlight) {
-    const bool first = begin == lane * N;
-    if (kInPlace || !first) load(x, from, begin);
-    if (kept && !(kInPlace && first)) load(f, added, begin);
+    if (begin != lane * N) {
+      load(x, from, begin);
+      if (kept) load(f, added, begin);
+    }
 #pragma unroll
     for (int u = 0; u < kInFlight; ++u) {
       const std::int64_t column = begin + 32 * N * u;
       if (column >= width) continue;
       if (kept) {
+        Pack<T, N> sum = x[u].values();
+        const Pack<T, N> addend = f[u].values();
 #pragma unroll
-        for (int i = 0; i < N; ++i) x[u].set(i, fmaf(gate, f[u].get(i), x[u].get(i)));
+        for (int i = 0; i < N; ++i) sum.v[i] = fmaf(gate, addend.v[i], sum.v[i]);
+        x[u] = RawPack<T, N>::of(sum);
       }
       x[u].store(to + column);
     }
@@ -134,12 +144,14 @@ __global__ void __launch_bounds__(kThreads) scatter_backward_kernel(ScatterBackw
     for (int u = 0; u < kInFlight; ++u) {
       const std::int64_t column = begin + 32 * N * u;
       if (column >= width) continue;
+      Pack<T, N> gradient = d[u].values();
+      const Pack<T, N> values = value[u].values();
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        product = fmaf(d[u].get(i), value[u].get(i), product);
-        d[u].set(i, gate.value * d[u].get(i));
+        product = fmaf(gradient.v[i], values.v[i], product);
+        gradient.v[i] *= gate.value;
       }
-      d[u].store(df + column);
+      RawPack<T, N>::of(gradient).store(df + column);
     }
   }
   product = warp_reduce(product, Sum{});

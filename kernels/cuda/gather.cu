@@ -30,23 +30,29 @@ __global__ void __launch_bounds__(kThreads) add_rows_kernel(RowAdd<T> a) {
   const std::int64_t row = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
   if (row >= a.rows) return;
   const T* from = a.dout + row * a.width;
-  T* to = a.dx + a.indices[row] * a.width;
+  const std::int64_t index = a.indices[row];
+  T* to = a.dx + index * a.width;
   for (std::int64_t begin = lane * N; begin < a.width; begin += 32 * N * kInFlight) {
     RawPack<T, N> sum[kInFlight], part[kInFlight];
 #pragma unroll
+    for (int u = 0; u < kInFlight; ++u) {  // these do not wait for the index
+      const std::int64_t column = begin + 32 * N * u;
+      if (column < a.width) part[u] = RawPack<T, N>::load(from + column);
+    }
+#pragma unroll
     for (int u = 0; u < kInFlight; ++u) {
       const std::int64_t column = begin + 32 * N * u;
-      if (column >= a.width) continue;
-      part[u] = RawPack<T, N>::load(from + column);
-      sum[u] = RawPack<T, N>::load(to + column);
+      if (column < a.width) sum[u] = RawPack<T, N>::load(to + column);
     }
 #pragma unroll
     for (int u = 0; u < kInFlight; ++u) {
       const std::int64_t column = begin + 32 * N * u;
       if (column >= a.width) continue;
+      Pack<T, N> total = sum[u].values();
+      const Pack<T, N> addend = part[u].values();
 #pragma unroll
-      for (int i = 0; i < N; ++i) sum[u].set(i, sum[u].get(i) + part[u].get(i));
-      sum[u].store(to + column);
+      for (int i = 0; i < N; ++i) total.v[i] += addend.v[i];
+      RawPack<T, N>::of(total).store(to + column);
     }
   }
 }

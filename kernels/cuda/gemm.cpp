@@ -57,9 +57,9 @@ struct Descriptors {
     const cublasOperation_t second = s.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
     check_lt(lt.matmul_desc_set_attribute(product, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first), s);
     check_lt(lt.matmul_desc_set_attribute(product, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second), s);
-    layout(0, s.in, s.transpose_b ? s.k : s.n, s.transpose_b ? s.n : s.k, s);
-    layout(1, s.in, s.transpose_a ? s.m : s.k, s.transpose_a ? s.k : s.m, s);
-    layout(2, s.out, s.n, s.m, s);
+    layout(0, s.in, s.transpose_b ? s.k : s.n, s.transpose_b ? s.n : s.k, s.b_stride, s);
+    layout(1, s.in, s.transpose_a ? s.m : s.k, s.transpose_a ? s.k : s.m, s.a_stride, s);
+    layout(2, s.out, s.n, s.m, 0, s);
   }
   ~Descriptors() {
     const CublasLt& lt = cublaslt();
@@ -72,13 +72,15 @@ struct Descriptors {
   Descriptors& operator=(const Descriptors&) = delete;
 
  private:
-  void layout(std::size_t i, DType t, std::int64_t rows, std::int64_t columns, const GemmShape& s) {
+  void layout(std::size_t i, DType t, std::int64_t rows, std::int64_t columns, std::int64_t stride,
+              const GemmShape& s) {
+    const std::int64_t apart_columns = stride > 0 ? stride : rows;
     check_lt(cublaslt().matrix_layout_create(&layouts[i], type_of(t), static_cast<std::uint64_t>(rows),
-                                             static_cast<std::uint64_t>(columns), rows),
+                                             static_cast<std::uint64_t>(columns), apart_columns),
              s);
     if (s.batch == 1) return;
     const auto count = static_cast<std::int32_t>(s.batch);
-    const std::int64_t apart = rows * columns;  // elements
+    const std::int64_t apart = apart_columns * columns;  // elements
     const auto set = [&](cublasLtMatrixLayoutAttribute_t attribute, const auto& value) {
       check_lt(cublaslt().matrix_layout_set_attribute(layouts[i], attribute, &value, sizeof value), s);
     };
@@ -101,7 +103,9 @@ std::uint32_t alignment_of(const void* data, std::int64_t elements, DType t, con
 
 /// Of A, B and C.
 std::array<std::uint32_t, 3> alignments_of(const void* a, const void* b, const void* c, const GemmShape& s) {
-  return {alignment_of(a, s.m * s.k, s.in, s), alignment_of(b, s.k * s.n, s.in, s),
+  const std::int64_t rows_of_a = s.transpose_a ? s.k : s.m, rows_of_b = s.transpose_b ? s.n : s.k;
+  return {alignment_of(a, s.a_stride > 0 ? rows_of_a * s.a_stride : s.m * s.k, s.in, s),
+          alignment_of(b, s.b_stride > 0 ? rows_of_b * s.b_stride : s.k * s.n, s.in, s),
           alignment_of(c, s.m * s.n, s.out, s)};
 }
 
@@ -300,6 +304,7 @@ struct Gemm::State {
                                     s.transpose_b ? "t" : "n", name_of(s.in), name_of(s.out),
                                     s.accumulate ? "accumulate" : "overwrite", aligned);
     if (s.batch > 1) shape += fmt::format(" batch {}", s.batch);
+    if (s.a_stride > 0 || s.b_stride > 0) shape += fmt::format(" strides {} {}", s.a_stride, s.b_stride);
     cublasLtMatmulAlgo_t algorithm{};
     cublasLtMatmulHeuristicResult_t result{};
     if (disk.find(shape, algorithm) &&

@@ -24,8 +24,12 @@ struct GemmShape {
   DType out = DType::F32;    // of C
   bool accumulate = false;   // C += A B
   std::int64_t batch = 1;    // products side by side: A, B and C are so many, one after the other
+  // Elements from a row of A or B, as they are stored, to the next; 0: they are contiguous.
+  std::int64_t a_stride = 0, b_stride = 0;
 
-  auto key() const { return std::tuple(m, n, k, transpose_a, transpose_b, in, out, accumulate, batch); }
+  auto key() const {
+    return std::tuple(m, n, k, transpose_a, transpose_b, in, out, accumulate, batch, a_stride, b_stride);
+  }
 };
 
 class Gemm {

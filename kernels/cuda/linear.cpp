@@ -15,7 +15,7 @@ void check_shape(const char* op, ConstView rows_in, ConstView weight, ConstView 
   if (t != DType::F32 && t != DType::BF16) fail_dtype(op, t);
   if (weight.dtype != weight_dtype) fail_type(op, "w", weight.dtype, weight_dtype);
   if (s.batch < 1) fail(op, "batch", s.batch, 1);
-  if (rows_in.size != s.batch * s.rows * s.in) fail(op, "x", rows_in.size, s.batch * s.rows * s.in);
+  if (rows_in.size != s.x_size()) fail(op, "x", rows_in.size, s.x_size());
   if (rows_out.size != s.batch * s.rows * s.out) fail(op, "y", rows_out.size, s.batch * s.rows * s.out);
   if (weight.size != s.batch * s.out * s.in) fail(op, "w", weight.size, s.batch * s.out * s.in);
 }
@@ -29,7 +29,7 @@ template <typename T, typename Out>
 void invariant(View y, ConstView x, ConstView w, const LinearShape& s, cudaStream_t stream) {
   for (std::int64_t e = 0; e < s.batch; ++e) {
     linear_invariant(static_cast<Out*>(y.data) + e * s.rows * s.out,
-                     static_cast<const T*>(x.data) + e * s.rows * s.in,
+                     static_cast<const T*>(x.data) + e * s.rows * s.x_row(),
                      static_cast<const T*>(w.data) + e * s.out * s.in, s, stream);
   }
 }
@@ -42,7 +42,8 @@ GemmShape weight_gradient(const LinearShape& s, DType in, bool accumulate) {
           .in = in,
           .out = DType::F32,
           .accumulate = accumulate,
-          .batch = s.batch};
+          .batch = s.batch,
+          .b_stride = s.x_stride};
 }
 
 }  // namespace
@@ -65,7 +66,8 @@ void CudaBackend::linear_forward(View y, ConstView x, ConstView w, const LinearS
               .transpose_b = true,
               .in = x.dtype,
               .out = y.dtype,
-              .batch = s.batch});
+              .batch = s.batch,
+              .a_stride = s.x_stride});
 }
 
 void CudaBackend::linear_backward_input(View dx, ConstView dy, ConstView w, const LinearShape& s) {

@@ -23,12 +23,13 @@ __global__ void __launch_bounds__(kThreads) invariant_product(Out* y, const T* x
   const std::int64_t row0 = static_cast<std::int64_t>(blockIdx.y) * kTile;
   const std::int64_t column0 = static_cast<std::int64_t>(blockIdx.x) * kTile;
   const int tx = static_cast<int>(threadIdx.x) % 16, ty = static_cast<int>(threadIdx.x) / 16;
+  const std::int64_t x_row = s.x_row();
   float sum[kEach][kEach] = {};
   for (std::int64_t k0 = 0; k0 < s.in; k0 += kDepth) {
     for (int i = static_cast<int>(threadIdx.x); i < kTile * kDepth; i += kThreads) {
       const int k = i % kDepth, r = i / kDepth;
       const bool inside = k0 + k < s.in;
-      x_tile[k][r] = inside && row0 + r < s.rows ? to_float(x[(row0 + r) * s.in + k0 + k]) : 0.0F;
+      x_tile[k][r] = inside && row0 + r < s.rows ? to_float(x[(row0 + r) * x_row + k0 + k]) : 0.0F;
       w_tile[k][r] = inside && column0 + r < s.out ? to_float(w[(column0 + r) * s.in + k0 + k]) : 0.0F;
     }
     __syncthreads();
@@ -68,7 +69,7 @@ void linear_invariant(Out* y, const T* x, const T* w, const LinearShape& s, cuda
     LinearShape part = s;
     part.rows = s.rows - done < kMostRows ? s.rows - done : kMostRows;
     const dim3 grid(blocks_for(s.out, kTile), blocks_for(part.rows, kTile));
-    invariant_product<T, Out><<<grid, kThreads, 0, stream>>>(y + done * s.out, x + done * s.in, w, part);
+    invariant_product<T, Out><<<grid, kThreads, 0, stream>>>(y + done * s.out, x + done * s.x_row(), w, part);
     check_launch("linear");
   }
 }

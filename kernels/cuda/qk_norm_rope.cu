@@ -4,6 +4,7 @@
 // 2, 4, ... or 32 packs of 16 bytes, that many neighbouring lanes hold a head, each a pack of either half:
 // memory sees each element once. Other heads take a warp each, and two passes.
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/device/mma.cuh"
 #include "kernels/cuda/device/reduce.cuh"
 #include "kernels/cuda/device/rotation.cuh"
 #include "kernels/cuda/device/row_packs.cuh"
@@ -16,6 +17,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kBackwardBlocks = 2;  // of a multiprocessor: what the registers allow
+constexpr int kStages = 3;  // items of a thread, 64 bytes each, that the backward has in shared memory
 
 struct Sizes {
   std::int64_t rows;
@@ -133,81 +135,140 @@ __device__ void add_weight_sums(float* partial, float* shared, const float (&sum
   __syncthreads();
 }
 
+/// sums += (a xa, b xb) factor.
+template <typename T>
+__device__ __forceinline__ void add_products(float (&sums)[2][kPack<T>], const Pack<T>& a, const Pack<T>& b,
+                                             const Pack<T>& xa, const Pack<T>& xb, float factor) {
+#pragma unroll
+  for (int e = 0; e < kPack<T>; ++e) {
+    sums[0][e] += a.v[e] * xa.v[e] * factor;
+    sums[1][e] += b.v[e] * xb.v[e] * factor;
+  }
+}
+
+/// Walks over the items of a block's groups of rows, kThreads at a time; groups lie `stride` rows apart.
+struct Walk {
+  std::int64_t first;  // row of the group
+  int base;            // item of the group
+
+  __device__ void advance(int items_of_group, std::int64_t stride) {
+    base += kThreads;
+    if (base < items_of_group) return;
+    base = 0;
+    first += stride;
+  }
+};
+
 /// Reads dout and qkv, writes dqkv: 3 * rows * row_size elements (2 of the values). Blocks walk over groups
-/// of rows; a thread's pack is the same in all of them, since packs divides the number of threads.
+/// of rows; a thread's pack is the same in all of them, since packs divides the number of threads. What a
+/// thread needs of the next two items is on its way to shared memory while it computes one.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kBackwardBlocks) backward_packed(QkNormBackward<T> p, Sizes s) {
   constexpr int kN = kPack<T>;
-  extern __shared__ float shared[];
+  extern __shared__ __align__(16) float shared[];
   const int half = s.head_dim / 2, packs = half / kN;
-  RotationTable table(shared, s.rows_per_block, half);
+  uint4* const stages = reinterpret_cast<uint4*>(shared) + threadIdx.x;  // [kStages, 4, kThreads]
+  float* const room = shared + kStages * 4 * kThreads * 4;
+  RotationTable table(room, s.rows_per_block, half);
   float dq[2][kN] = {}, dk[2][kN] = {};
-  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * s.rows_per_block;
-  for (std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * s.rows_per_block; first < s.rows;
-       first += step) {
+  const std::int64_t stride = static_cast<std::int64_t>(gridDim.x) * s.rows_per_block;
+  const int items_of_group = s.rows_per_block * s.heads * packs;
+  const auto rows_of = [&](std::int64_t first) {
     const std::int64_t left = s.rows - first;
-    const int rows = left < s.rows_per_block ? static_cast<int>(left) : s.rows_per_block;
-    table.make(p.positions + first, p.frequencies, rows, half);
-    __syncthreads();
-    const int items = rows * s.heads * packs;
-    for (int base = 0; base < items; base += kThreads) {
-      const int item = base + static_cast<int>(threadIdx.x);
-      const bool active = item < items;
-      const Place place(item, packs, s.heads, kN);
-      const bool normed = active && place.head < s.turned;
-      const std::int64_t at = (first + place.row) * s.row_size + place.head * s.head_dim + place.first;
-      const uint4 raw_a = active ? load_raw(p.dout + at) : uint4{};
-      const uint4 raw_b = active ? load_raw(p.dout + at + half) : uint4{};
-      const uint4 raw_xa = normed ? load_raw(p.qkv + at) : uint4{};
-      const uint4 raw_xb = normed ? load_raw(p.qkv + at + half) : uint4{};
-      Pack<T> a = unpack<T>(raw_a), b = unpack<T>(raw_b);
-      const Pack<T> xa = unpack<T>(raw_xa), xb = unpack<T>(raw_xb);
-      const bool query = place.head < s.queries;
-      const float* weight = (query ? p.q_weight : p.k_weight) + place.first;
-      float reciprocal = 0, product = 0;
-      if (normed) {
-        const int angle = place.row * half + place.first;
-        reciprocal = p.rstd[(first + place.row) * s.turned + place.head];
-        float wa[kN], wb[kN], cosines[kN], sines[kN];
-        load_floats(wa, weight);
-        load_floats(wb, weight + half);
-        load_floats(cosines, table.cosines + angle);
-        load_floats(sines, table.sines + angle);
-#pragma unroll
-        for (int e = 0; e < kN; ++e) {
-          rotate(a.v[e], b.v[e], cosines[e], -sines[e]);
-          const float ta = a.v[e] * xa.v[e], tb = b.v[e] * xb.v[e];
-          product += ta * wa[e] + tb * wb[e];
-          dq[0][e] += query ? ta * reciprocal : 0.0F;
-          dq[1][e] += query ? tb * reciprocal : 0.0F;
-          dk[0][e] += query ? 0.0F : ta * reciprocal;
-          dk[1][e] += query ? 0.0F : tb * reciprocal;
+    return left < s.rows_per_block ? static_cast<int>(left) : s.rows_per_block;
+  };
+  Walk asked{static_cast<std::int64_t>(blockIdx.x) * s.rows_per_block, 0};
+  int to = 0;
+  const auto ask = [&] {
+    if (asked.first < s.rows) {
+      const int item = asked.base + static_cast<int>(threadIdx.x);
+      if (item < rows_of(asked.first) * s.heads * packs) {
+        const Place place(item, packs, s.heads, kN);
+        const std::int64_t at =
+            (asked.first + place.row) * s.row_size + place.head * s.head_dim + place.first;
+        uint4* const stage = stages + to * 4 * kThreads;
+        copy_async(stage, p.dout + at, true);
+        copy_async(stage + kThreads, p.dout + at + half, true);
+        if (place.head < s.turned) {
+          copy_async(stage + 2 * kThreads, p.qkv + at, true);
+          copy_async(stage + 3 * kThreads, p.qkv + at + half, true);
         }
       }
-      product = group_sum(product, packs);
-      if (!active) continue;
-      if (!normed) {
-        store_raw(p.dqkv + at, raw_a);
-        store_raw(p.dqkv + at + half, raw_b);
-        continue;
-      }
-      const float pull = reciprocal * reciprocal * reciprocal * (product / static_cast<float>(s.head_dim));
-      float wa[kN], wb[kN];
+      asked.advance(items_of_group, stride);
+    }
+    to = to + 1 < kStages ? to + 1 : 0;
+    commit_copies();
+  };
+#pragma unroll
+  for (int k = 0; k < kStages - 1; ++k) ask();
+  int from = 0;
+  for (Walk at_work{static_cast<std::int64_t>(blockIdx.x) * s.rows_per_block, 0}; at_work.first < s.rows;
+       at_work.advance(items_of_group, stride)) {
+    const std::int64_t first = at_work.first;
+    const int rows = rows_of(first);
+    if (at_work.base == 0) {
+      __syncthreads();  // the table of the rows before has been read
+      table.make(p.positions + first, p.frequencies, rows, half);
+      __syncthreads();
+    }
+    ask();
+    wait_copies<kStages - 1>();
+    const uint4* const stage = stages + from * 4 * kThreads;
+    from = from + 1 < kStages ? from + 1 : 0;
+    const int item = at_work.base + static_cast<int>(threadIdx.x);
+    const bool active = item < rows * s.heads * packs;
+    const Place place(item, packs, s.heads, kN);
+    const bool normed = active && place.head < s.turned;
+    const std::int64_t at = (first + place.row) * s.row_size + place.head * s.head_dim + place.first;
+    const uint4 raw_a = stage[0], raw_b = stage[kThreads];
+    const bool query = place.head < s.queries;
+    const float* weight = (query ? p.q_weight : p.k_weight) + place.first;
+    Pack<T> a = unpack<T>(raw_a), b = unpack<T>(raw_b), xa{}, xb{};
+    float reciprocal = 0, product = 0;
+    if (normed) {
+      xa = unpack<T>(stage[2 * kThreads]);
+      xb = unpack<T>(stage[3 * kThreads]);
+      const int angle = place.row * half + place.first;
+      reciprocal = p.rstd[(first + place.row) * s.turned + place.head];
+      float wa[kN], wb[kN], cosines[kN], sines[kN];
       load_floats(wa, weight);
       load_floats(wb, weight + half);
+      load_floats(cosines, table.cosines + angle);
+      load_floats(sines, table.sines + angle);
 #pragma unroll
       for (int e = 0; e < kN; ++e) {
-        a.v[e] = reciprocal * wa[e] * a.v[e] - pull * xa.v[e];
-        b.v[e] = reciprocal * wb[e] * b.v[e] - pull * xb.v[e];
+        rotate(a.v[e], b.v[e], cosines[e], -sines[e]);
+        product += a.v[e] * xa.v[e] * wa[e] + b.v[e] * xb.v[e] * wb[e];
       }
-      store_raw(p.dqkv + at, repack(a));
-      store_raw(p.dqkv + at + half, repack(b));
+      if (query) {
+        add_products<T>(dq, a, b, xa, xb, reciprocal);
+      } else {
+        add_products<T>(dk, a, b, xa, xb, reciprocal);
+      }
     }
-    __syncthreads();  // before the table of the next rows, or the sums, take its place
+    product = group_sum(product, packs);
+    if (!active) continue;
+    if (!normed) {
+      store_raw(p.dqkv + at, raw_a);
+      store_raw(p.dqkv + at + half, raw_b);
+      continue;
+    }
+    const float pull = reciprocal * reciprocal * reciprocal * (product / static_cast<float>(s.head_dim));
+    float wa[kN], wb[kN];
+    load_floats(wa, weight);
+    load_floats(wb, weight + half);
+#pragma unroll
+    for (int e = 0; e < kN; ++e) {
+      a.v[e] = reciprocal * wa[e] * a.v[e] - pull * xa.v[e];
+      b.v[e] = reciprocal * wb[e] * b.v[e] - pull * xb.v[e];
+    }
+    store_raw(p.dqkv + at, repack(a));
+    store_raw(p.dqkv + at + half, repack(b));
   }
+  __syncthreads();  // the sums take the table's place
   float* partial = p.weight_partials + static_cast<std::int64_t>(blockIdx.x) * 2 * s.head_dim;
-  add_weight_sums(partial, shared, dq, packs, half);
-  add_weight_sums(partial + s.head_dim, shared, dk, packs, half);
+  add_weight_sums(partial, room, dq, packs, half);
+  add_weight_sums(partial + s.head_dim, room, dk, packs, half);
 }
 
 /// A warp a head, in two passes.
@@ -348,7 +409,10 @@ std::int64_t qk_norm_rope_backward(const QkNormBackward<T>& p, const QkvShape& s
   const auto grid = static_cast<unsigned>(blocks);
   if (packed) {
     const std::size_t sums = static_cast<std::size_t>(kWarps * s.head_dim) * sizeof(float);
-    const std::size_t shared = table_bytes(s) > sums ? table_bytes(s) : sums;
+    const std::size_t shared = kStages * 4 * kThreads * 16 + (table_bytes(s) > sums ? table_bytes(s) : sums);
+    check(cudaFuncSetAttribute(backward_packed<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared)),
+          "rope_backward");
     backward_packed<T><<<grid, kThreads, shared, stream>>>(p, s);
   } else {
     backward_any<T><<<blocks_for(s.rows * s.heads, kWarps), kThreads, 0, stream>>>(p, s);

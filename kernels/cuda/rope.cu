@@ -9,6 +9,7 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/column_sums.h"
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/device/order.cuh"
 #include "kernels/cuda/device/rotation.cuh"
 #include "kernels/cuda/device/vector.cuh"
 #include "kernels/cuda/qk_norm_rope.h"
@@ -40,7 +41,7 @@ __global__ void __launch_bounds__(kThreads) turn_heads(Turn<T> p) {
   using P = Pack<T, kN>;
   extern __shared__ float shared[];
   const int half = p.head_dim / 2;
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * p.rows_per_block;
+  const std::int64_t first = static_cast<std::int64_t>(last_part_first()) * p.rows_per_block;
   const std::int64_t left = p.rows - first;
   const int rows = left < p.rows_per_block ? static_cast<int>(left) : p.rows_per_block;
   RotationTable table(shared, p.rows_per_block, half);

@@ -95,12 +95,14 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Backward<T> b) {
 #pragma unroll
       for (int u = 0; u < kRows; ++u) {
         if (row[u] < 0) continue;
+        const Pack<T, kN> values = x[u].values();
 #pragma unroll
-        for (int e = 0; e < kN; ++e) sum[e] += d[u] * x[u].get(e);
+        for (int e = 0; e < kN; ++e) sum[e] += d[u] * values.v[e];
         if (b.dx == nullptr) continue;
+        Pack<T, kN> gradient = dx[u].values();
 #pragma unroll
-        for (int e = 0; e < kN; ++e) dx[u].set(e, dx[u].get(e) + d[u] * weight[e]);
-        dx[u].store(b.dx + (begin + row[u]) * b.width + column);
+        for (int e = 0; e < kN; ++e) gradient.v[e] += d[u] * weight[e];
+        RawPack<T, kN>::of(gradient).store(b.dx + (begin + row[u]) * b.width + column);
       }
     }
   }

@@ -22,18 +22,18 @@ double mlp_rows_per_token(const Config& c, double tokens) {
   return d(c.routing.experts.count) * d(expert_tokens(c.routing.experts, whole)) / tokens;
 }
 
-// Bytes that a block keeps for its backward pass, for each token that it computes: norms and SwiGLU are made
-// again. `mlp_rows`: of its experts, or 1.
+// Bytes that a block keeps for its backward pass, for each token that it computes. `mlp_rows`: of its
+// experts, or 1.
 double block_bytes_per_token(const Config& c, double mlp_rows) {
   const ModelConfig& m = c.model;
   const double heads = d(m.heads), kv_heads = d(m.kv_heads), head_dim = d(m.head_dim());
   const double qkv = (heads + 2 * kv_heads) * head_dim;
   const bool foretold = c.routing.experts_choose();
   const double elements =
-      2 * d(m.width)                    // the inputs of both norms
+      2 * d(m.width)                    // the outputs of both norms
       + qkv * (m.qk_norm ? 2 : 1)       // rotated in place, unless QK-norm reads them again
       + heads * head_dim                // attention's output
-      + mlp_rows * 2 * d(m.ffn_hidden)  // gate and up
+      + mlp_rows * 2 * d(m.ffn_hidden)  // gate, and the product of silu(gate) and up
       // experts: the norm's output, the rows that they take and what they make of them
       + (c.routing.has_experts() ? (1 + 2 * mlp_rows) * d(m.width) : 0) +
       (foretold && c.routing.has_predictor() ? 2 * d(c.routing.causal.predictor_hidden) : 0);
@@ -48,11 +48,11 @@ double block_bytes_per_token(const Config& c, double mlp_rows) {
   return compute_bytes(c) * elements + kStatBytes * statistics;
 }
 
-// Bytes a token at the widest point of a block's backward pass: the gradients of gate, up and their product,
-// that product again, and the residual's gradient.
+// Bytes a token at the widest point of a block's backward pass: the gradient of SwiGLU's output, while those
+// of gate and up take the place of what was kept, and the residual's gradient.
 double backward_bytes_per_token(const Config& c, double mlp_rows) {
   const double rows_and_back = c.routing.has_experts() ? 2 * mlp_rows * d(c.model.width) : 0;
-  return compute_bytes(c) * (mlp_rows * 4 * d(c.model.ffn_hidden) + 2 * d(c.model.width) + rows_and_back);
+  return compute_bytes(c) * (mlp_rows * d(c.model.ffn_hidden) + 2 * d(c.model.width) + rows_and_back);
 }
 
 // What the backends return, for a plan that opens none.

@@ -240,10 +240,9 @@ Tensor Transformer::attention_of(Context& c, std::int64_t layer, const Tensor& x
 std::pair<Tensor, Tensor> Transformer::mlp_after(Context& c, std::int64_t layer, const Tensor& x,
                                                  const Tensor& a) const {
   const FlopItem item(c, "mlp");
-  const auto [h, gate_up] =
-      ops::add_rms_norm_linear(c, x, a, weight(layer, "post_attention_layernorm.weight"),
-                               weight(layer, "mlp.gate_up_proj.weight"), model_.norm_eps);
-  return {h, ops::swiglu_linear(c, gate_up, weight(layer, "mlp.down_proj.weight"))};
+  auto [h, gate_up] = ops::add_rms_norm_linear(c, x, a, weight(layer, "post_attention_layernorm.weight"),
+                                               weight(layer, "mlp.gate_up_proj.weight"), model_.norm_eps);
+  return {h, ops::swiglu_linear(c, std::move(gate_up), weight(layer, "mlp.down_proj.weight"))};
 }
 
 std::vector<Tensor> Transformer::body(Context& c, const BlockFunction& f,

@@ -20,8 +20,8 @@ std::int64_t expect_rows(const Context& c, const char* op, const char* what, con
                          std::int64_t width);
 
 /// The products x W^T of rows with one weight [out, in], or of E equal runs of rows with weights [E, out,
-/// in], where x has `in` columns.
-LinearShape linear_shape(const Context& c, const char* op, const char* what, const Tensor& x,
-                         const Tensor& w);
+/// in], where x has `in` columns; or `parts` times as many, of which the product reads one part.
+LinearShape linear_shape(const Context& c, const char* op, const char* what, const Tensor& x, const Tensor& w,
+                         std::int64_t parts = 1);
 
 }  // namespace fathom::ops

@@ -1,5 +1,8 @@
 #include "src/ops/mlp.h"
 
+#include <cstddef>
+#include <utility>
+
 #include "src/ops/check.h"
 #include "src/ops/weight_gradient.h"
 
@@ -17,38 +20,49 @@ Tensor swiglu(Context& c, const Tensor& gate_up) {
     c.tape()->record("swiglu", {h}, [&c, gate_up, rows, hidden](Tape& t) {
       const Tensor dh = t.gradient();
       Tensor dgate_up = c.empty(gate_up.shape());
-      c.backend().swiglu_backward(dgate_up, View{}, dh, gate_up, rows, hidden);
+      c.backend().swiglu_backward(dgate_up, dh, gate_up, rows, hidden);
       t.give(gate_up, std::move(dgate_up));
     });
   }
   return h;
 }
 
-Tensor swiglu_linear(Context& c, const Tensor& gate_up, const Tensor& w) {
+namespace {
+
+// The second half of each row of [rows, 2 hidden], from the first row's to the end of the last.
+ConstView second_halves(const Tensor& pairs, std::int64_t hidden) {
+  if (pairs.size() == 0) return pairs;
+  const auto bytes = static_cast<std::size_t>(hidden) * size_of(pairs.dtype());
+  return {static_cast<const std::byte*>(pairs.data()) + bytes, pairs.size() - hidden, pairs.dtype()};
+}
+
+}  // namespace
+
+// By value: who gives the only handle away lets it be written over.
+// NOLINTNEXTLINE(performance-unnecessary-value-param)
+Tensor swiglu_linear(Context& c, Tensor gate_up, const Tensor& w) {
   expect_matrix(c, "swiglu_linear", "gate_up", gate_up);
-  const std::int64_t rows = gate_up.dim(0), hidden = w.shape()[-1];
-  expect_shape(c, "swiglu_linear", "gate_up", gate_up, {rows, 2 * hidden});
-  Tensor y;
-  LinearShape s;
-  {
-    const Tensor h = c.empty({rows, hidden});
-    s = linear_shape(c, "swiglu_linear", "h", h, w);
-    y = c.empty({rows, s.out});
-    c.backend().swiglu_forward(h, gate_up, rows, hidden);
-    c.backend().linear_forward(y, h, w, s);
-  }
+  const LinearShape s = linear_shape(c, "swiglu_linear", "gate_up", gate_up, w, 2);
+  const std::int64_t rows = gate_up.dim(0), hidden = s.in;
+  Tensor gate_h = gate_up.owners() == 1 ? gate_up.detach() : c.empty(gate_up.shape());
+  c.backend().swiglu_forward_beside_gate(gate_h, gate_up, rows, hidden);
+  Tensor y = c.empty({rows, s.out});
+  c.backend().linear_forward(y, second_halves(gate_h, hidden), w, s);
   c.check("swiglu_linear", "", y);
   if (wants_record(c, {gate_up, w})) {
-    c.tape()->record("swiglu_linear", {y}, [&c, gate_up, w, rows, s](Tape& t) {
-      const Tensor dy = t.gradient();
-      const Tensor dh = c.empty({rows, s.in});
-      const Tensor h = c.empty({rows, s.in});
-      Tensor dgate_up = c.empty(gate_up.shape());
-      c.backend().linear_backward_input(dh, dy, w, s);
-      c.backend().swiglu_backward(dgate_up, h, dh, gate_up, rows, s.in);
-      add_weight_gradient(c, t, w, dy, h, s);
-      t.give(gate_up, std::move(dgate_up));
-    });
+    c.tape()->record(
+        "swiglu_linear", {y},
+        [&c, input = gate_up.without_data(), gate_h = std::move(gate_h), w, rows, hidden, s](Tape& t) {
+          const Tensor dy = t.gradient();
+          // The weight's gradient first: so dh is read as soon as it is written, partly from a cache.
+          add_weight_gradient(c, t, w, dy, second_halves(gate_h, hidden), s);
+          const Tensor dh = c.empty({rows, hidden});
+          c.backend().linear_backward_input(dh, dy, w, {s.rows, s.in, s.out, s.batch});
+          // What was kept has been read for the last time.
+          Tensor dgate_up = gate_h.owners() == 1 ? gate_h : c.empty(gate_h.shape());
+          c.backend().swiglu_backward_from_output(dgate_up, dh, gate_h, rows, hidden);
+          t.give(input, std::move(dgate_up));
+        });
   }
   return y;
 }

@@ -7,9 +7,9 @@ namespace fathom::ops {
 
 namespace {
 
-// What both ops keep: the norm's input, and the shapes.
+// What both ops keep: the norm's output, and the shapes.
 struct Saved {
-  Tensor h;
+  Tensor normed;
   Tensor rstd;
   Tensor norm;
   Tensor w;
@@ -25,43 +25,35 @@ Saved check(Context& c, const char* op, const Tensor& x, const Tensor& norm, con
   return {{}, c.empty_stat({rows}), norm, w, {rows, width, eps}, {rows, width, w.dim(0)}};
 }
 
-Tensor product(Context& c, const char* op, const Tensor& normed, const Saved& s) {
+Tensor product(Context& c, const char* op, const Saved& s) {
   Tensor y = c.empty({s.linear_shape.rows, s.linear_shape.out});
-  c.backend().linear_forward(y, normed, s.w, s.linear_shape);
+  c.backend().linear_forward(y, s.normed, s.w, s.linear_shape);
   c.check(op, "", y);
   return y;
 }
 
-// The gradient of the norm's output; the weight's gradient is added on the way.
-Tensor backward_to_norm(Context& c, Tape& t, const Tensor& dy, const Saved& s) {
-  Tensor normed = c.empty(s.h.shape());
-  if (s.w.requires_grad()) {
-    c.backend().rms_norm_forward(normed, s.rstd, s.h, s.norm,
-                                 s.norm_shape);  // the same numbers as the first time
-    add_weight_gradient(c, t, s.w, dy, normed, s.linear_shape);
-  }
-  c.backend().linear_backward_input(normed, dy, s.w,
-                                    s.linear_shape);  // its old values were read for the last time
-  return normed;
+// The gradient of the norm's input; those of both weights are added on the way. dh: what else reaches the
+// input, or undefined.
+Tensor backward(Context& c, Tape& t, const Tensor& dh, const Tensor& dy, const Saved& s) {
+  add_weight_gradient(c, t, s.w, dy, s.normed, s.linear_shape);
+  const Tensor dnormed = c.empty(s.normed.shape());
+  c.backend().linear_backward_input(dnormed, dy, s.w, s.linear_shape);
+  Tensor dx = c.empty(s.normed.shape());
+  c.backend().rms_norm_backward_from_output(dx, t.sum_into(s.norm), dh, dnormed, s.normed, s.norm, s.rstd,
+                                            s.norm_shape);
+  return dx;
 }
 
 }  // namespace
 
 Tensor rms_norm_linear(Context& c, const Tensor& x, const Tensor& norm, const Tensor& w, double eps) {
   Saved s = check(c, "rms_norm_linear", x, norm, w, eps);
-  Tensor y;
-  {
-    const Tensor normed = c.empty(x.shape());
-    c.backend().rms_norm_forward(normed, s.rstd, x, norm, s.norm_shape);
-    y = product(c, "rms_norm_linear", normed, s);
-  }
+  s.normed = c.empty(x.shape());
+  c.backend().rms_norm_forward(s.normed, s.rstd, x, norm, s.norm_shape);
+  Tensor y = product(c, "rms_norm_linear", s);
   if (wants_record(c, {x, norm, w})) {
-    s.h = x;
-    c.tape()->record("rms_norm_linear", {y}, [&c, s](Tape& t) {
-      const Tensor dnormed = backward_to_norm(c, t, t.gradient(), s);
-      Tensor dx = c.empty(s.h.shape());
-      c.backend().rms_norm_backward(dx, t.sum_into(s.norm), dnormed, s.h, s.norm, s.rstd, s.norm_shape);
-      t.give(s.h, std::move(dx));
+    c.tape()->record("rms_norm_linear", {y}, [&c, s, x = x.without_data()](Tape& t) {
+      t.give(x, backward(c, t, Tensor(), t.gradient(), s));
     });
   }
   return y;
@@ -72,27 +64,16 @@ std::pair<Tensor, Tensor> add_rms_norm_linear(Context& c, const Tensor& x, const
   Saved s = check(c, "add_rms_norm_linear", x, norm, w, eps);
   expect_shape(c, "add_rms_norm_linear", "a", a, x.shape());
   Tensor h = c.empty(x.shape());
-  Tensor y;
-  {
-    const Tensor normed = c.empty(x.shape());
-    c.backend().add_rms_norm_forward(h, normed, s.rstd, x, a, norm, s.norm_shape);
-    y = product(c, "add_rms_norm_linear", normed, s);
-  }
+  s.normed = c.empty(x.shape());
+  c.backend().add_rms_norm_forward(h, s.normed, s.rstd, x, a, norm, s.norm_shape);
+  Tensor y = product(c, "add_rms_norm_linear", s);
   if (wants_record(c, {x, a, norm, w})) {
-    s.h = h.detach();  // an output: detached, so that the tape does not keep itself alive
     c.tape()->record("add_rms_norm_linear", {h, y},
                      [&c, s, x = x.without_data(), a = a.without_data()](Tape& t) {
                        const Tensor dh = t.gradient(0);
                        const Tensor dy = t.gradient(1);
-                       if (!dy.defined()) {  // nothing read the product: h is a plain sum
-                         t.give(x, dh);
-                         t.give(a, dh);
-                         return;
-                       }
-                       const Tensor dnormed = backward_to_norm(c, t, dy, s);
-                       Tensor dx = c.empty(s.h.shape());
-                       c.backend().add_rms_norm_backward(dx, t.sum_into(s.norm), dh, dnormed, s.h, s.norm,
-                                                         s.rstd, s.norm_shape);
+                       // Where nothing read the product, h is a plain sum.
+                       const Tensor dx = dy.defined() ? backward(c, t, dh, dy, s) : dh;
                        t.give(x, dx);
                        t.give(a, dx);
                      });

@@ -1,6 +1,6 @@
-// A norm and the product that reads it, as one op: the norm's output is not kept for the backward, which
-// makes it again from the norm's input (one read and one write of [N, D], against keeping [N, D] of every
-// layer).
+// A norm and the product that reads it, as one op: of the norm's input and output the backward keeps the
+// output alone. The product's gradient reads it, and the norm's finds in it what it needs of the input
+// (rms_norm_backward_from_output), so neither are two [N, D] kept for every layer nor one made again.
 #pragma once
 
 #include <utility>

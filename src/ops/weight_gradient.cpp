@@ -2,7 +2,7 @@
 
 namespace fathom::ops {
 
-void add_weight_gradient(Context& c, Tape& t, const Tensor& w, const Tensor& dy, const Tensor& x,
+void add_weight_gradient(Context& c, Tape& t, const Tensor& w, const Tensor& dy, ConstView x,
                          const LinearShape& s) {
   if (!w.requires_grad()) return;
   const Tape::Sum sum = t.begin_or_sum(w);

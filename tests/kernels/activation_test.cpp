@@ -17,20 +17,28 @@ TEST_P(Activation, Swiglu) {
     on_threads([&, rows = rows, hidden = hidden](Backend& b) {
       const std::int64_t n = rows * hidden;
       const Buffer x = random(dtype(), 2 * n, 1, 3.0), dh = random(dtype(), n, 2);
-      Buffer h(dtype(), n), again(dtype(), n), dx(dtype(), 2 * n);
+      Buffer h(dtype(), n), dx(dtype(), 2 * n), gate_h(dtype(), 2 * n), over = x, again(dtype(), 2 * n);
       b.swiglu_forward(h.view(), x.view(), rows, hidden);
-      b.swiglu_backward(dx.view(), again.view(), dh.view(), x.view(), rows, hidden);
+      b.swiglu_backward(dx.view(), dh.view(), x.view(), rows, hidden);
+      b.swiglu_forward_beside_gate(gate_h.view(), x.view(), rows, hidden);
+      b.swiglu_forward_beside_gate(over.view(), over.view(), rows, hidden);
+      EXPECT_EQ(over.bytes(), gate_h.bytes());
+      b.swiglu_backward_from_output(again.view(), dh.view(), gate_h.view(), rows, hidden);
+      b.swiglu_backward_from_output(over.view(), dh.view(), over.view(), rows, hidden);
+      EXPECT_EQ(over.bytes(), again.bytes());
       Values rh(at(n)), rdx(at(2 * n));
       for (std::int64_t i = 0; i < n; ++i) {
         const std::int64_t gate = i / hidden * 2 * hidden + i % hidden, up = gate + hidden;
         rh[at(i)] = x[gate] * sigmoid(x[gate]) * x[up];
         rdx[at(gate)] = dh[i] * x[up] * silu_slope(x[gate]);
         rdx[at(up)] = dh[i] * x[gate] * sigmoid(x[gate]);
+        EXPECT_EQ(gate_h[gate], x[gate]);
+        EXPECT_EQ(gate_h[up], h[i]);
       }
       expect_close(h, rh, tolerance(4), "h");
       expect_close(dx, rdx, tolerance(8), "dx");
-      EXPECT_EQ(again.bytes(), h.bytes());
-      return std::vector<Buffer>{h, dx};
+      expect_close(again, rdx, tolerance(16), "dx from the output");
+      return std::vector<Buffer>{h, dx, again};
     });
   }
 }
@@ -40,8 +48,14 @@ TEST_P(Activation, SwigluAtTheEnds) {
   Buffer h(dtype(), 5), dx(dtype(), 10);
   const Buffer dh(dtype(), 5, 1.0);
   backend()->swiglu_forward(h.view(), x.view(), 1, 5);
-  backend()->swiglu_backward(dx.view(), View{}, dh.view(), x.view(), 1, 5);
+  backend()->swiglu_backward(dx.view(), dh.view(), x.view(), 1, 5);
   expect_close(h, {0, 0, 200, 0, std::nan("")}, tolerance(2), "h");
+  expect_close(dx, {0, 0, 1, 0.5, std::nan(""), 0, 0, 200, 0, std::nan("")}, tolerance(2), "dx");
+  // From a product of almost nothing `up` comes back all the same: the slope at a gate of zero is a half.
+  Buffer gate_h(dtype(), 10);
+  backend()->swiglu_forward_beside_gate(gate_h.view(), x.view(), 1, 5);
+  expect_close(gate_h, {-1e30, -200, 200, 0, std::nan(""), 0, 0, 200, 0, std::nan("")}, tolerance(2), "h");
+  backend()->swiglu_backward_from_output(dx.view(), dh.view(), gate_h.view(), 1, 5);
   expect_close(dx, {0, 0, 1, 0.5, std::nan(""), 0, 0, 200, 0, std::nan("")}, tolerance(2), "dx");
 }
 
@@ -148,7 +162,7 @@ TEST_P(Activation, Refusals) {
   const auto b = backend();
   Buffer x(dtype(), 6), h(dtype(), 4), r(dtype(), 2), tokens = integers({0, 3}), index(DType::I32, 6);
   expect_error([&] { b->swiglu_forward(h.view(), x.view(), 2, 2); }, "swiglu_forward", "got 6, expected 8");
-  expect_error([&] { b->swiglu_backward(x.view(), View{}, h.view(), x.view(), 2, 2); }, "swiglu_backward",
+  expect_error([&] { b->swiglu_backward(x.view(), h.view(), x.view(), 2, 2); }, "swiglu_backward",
                "got 6, expected 8");
   expect_error([&] { b->bias_silu_forward(x.view(), x.view(), x.view(), 2, 3); }, "bias_silu", "bias");
   expect_error([&] { b->row_score_forward(r.view(), x.view(), x.view(), View{}, 2, 3); }, "row_score",

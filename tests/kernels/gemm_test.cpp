@@ -117,6 +117,42 @@ TYPED_TEST(Gemm, InvariantRowsAreBitEqualForAnyNumberOfRowsAndThreads) {
   }
 }
 
+// x as part of wider rows is x.
+TYPED_TEST(Gemm, RowsOfAWiderMatrix) {
+  using T = TypeParam;
+  for (const std::string& isa : isas()) {
+    for (const bool invariant : {false, true}) {
+      const auto backend = backend_for(isa, 2, invariant);
+      for (LinearShape s : kShapes) {
+        for (const std::int64_t batch : {1, 2}) {
+          SCOPED_TRACE(fmt::format("{} invariant {} rows {} in {} out {} batch {}", isa, invariant, s.rows,
+                                   s.in, s.out, batch));
+          s.batch = batch, s.x_stride = 0;
+          const std::int64_t rows = batch * s.rows, stride = 2 * s.in + 1;
+          const auto wide = normal<T>(rows * stride, 1);
+          const auto w = normal<T>(batch * s.out * s.in, 2), dy = normal<T>(rows * s.out, 3);
+          std::vector<T> x(rows * s.in);
+          for (std::int64_t r = 0; r < rows; ++r) {
+            for (std::int64_t k = 0; k < s.in; ++k) x[r * s.in + k] = wide[r * stride + s.in + k];
+          }
+          std::vector<T> y(rows * s.out, T(NAN)), y_wide = y, dw(batch * s.out * s.in, T(1)), dw_wide = dw;
+          backend->linear_forward(view(y), view(x), view(w), s);
+          backend->linear_backward_weight_accumulate(view(dw), view(dy), view(x), s);
+          s.x_stride = stride;
+          const ConstView part(wide.data() + s.in, s.x_size(), dtype_of<T>::value);
+          backend->linear_forward(view(y_wide), part, view(w), s);
+          backend->linear_backward_weight_accumulate(view(dw_wide), view(dy), part, s);
+          if (invariant) {
+            EXPECT_EQ(y_wide, y);
+          }
+          expect_close(y_wide, std::vector<double>(y.begin(), y.end()), tolerance<T>(s.in));
+          expect_close(dw_wide, std::vector<double>(dw.begin(), dw.end()), tolerance<T>(s.rows));
+        }
+      }
+    }
+  }
+}
+
 TYPED_TEST(Gemm, RepeatedCallsGiveTheSameBits) {
   using T = TypeParam;
   const LinearShape s{130, 96, 70};

@@ -10,6 +10,12 @@ INSTANTIATE_TEST_SUITE_P(Cpu, NormRope, ::testing::ValuesIn(cases()), name_of_ca
 
 std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
 
+Values values_of(const Buffer& b) {
+  Values v;
+  for (std::int64_t i = 0; i < b.size(); ++i) v.push_back(b[i]);
+  return v;
+}
+
 struct NormReference {
   Values y, rstd, dx, dw;
 };
@@ -51,6 +57,37 @@ TEST_P(NormRope, RmsNorm) {
       expect_close(dx, r.dx, tolerance(64), "dx");
       expect_close(dw, r.dw, tolerance(64), "dw");
       return std::vector<Buffer>{y, rstd, dx, dw};
+    });
+  }
+}
+
+// Also for weights so near to zero that they count as a little more.
+TEST_P(NormRope, RmsNormBackwardFromOutput) {
+  for (const auto& [rows, width] : shapes()) {
+    on_threads([&, rows = rows, width = width](Backend& b) {
+      const NormShape s{rows, width, 1e-5};
+      const std::int64_t n = rows * width;
+      const Buffer x = random(dtype(), n, 1), dy = random(dtype(), n, 3), dh = random(dtype(), n, 4);
+      Buffer w = random(dtype(), width, 2), counted = w;
+      for (std::int64_t j = 0; j < width; j += 3) {
+        w.set(j, j % 2 == 0 ? 0.0 : -1e-20);
+        counted.set(j, j % 2 == 0 ? kLeastNormWeight : -kLeastNormWeight);
+      }
+      Buffer y(dtype(), n), rstd(dtype(), rows), dx(dtype(), n), dw(dtype(), width, 1.0);
+      b.rms_norm_forward(y.view(), rstd.view(), x.view(), w.view(), s);
+      b.rms_norm_backward_from_output(dx.view(), dw.view(), View{}, dy.view(), y.view(), w.view(),
+                                      rstd.view(), s);
+      NormReference r = norm_reference(values_of(x), counted, dy, rows, width, 1e-5);
+      for (double& d : r.dw) d += 1.0;
+      expect_close(dx, r.dx, tolerance(64), "dx");
+      expect_close(dw, r.dw, tolerance(64), "dw");
+      Buffer sum = dh, dw_again(dtype(), width, 1.0);
+      b.rms_norm_backward_from_output(sum.view(), dw_again.view(), sum.view(), dy.view(), y.view(), w.view(),
+                                      rstd.view(), s);
+      for (std::int64_t i = 0; i < n; ++i) r.dx[at(i)] += dh[i];
+      expect_close(sum, r.dx, tolerance(64), "dx and dh");
+      EXPECT_EQ(dw.bytes(), dw_again.bytes());
+      return std::vector<Buffer>{dx, dw, sum};
     });
   }
 }
@@ -152,12 +189,6 @@ Values rope_reference(const Values& qkv, const Buffer& positions, const Values& 
     }
   }
   return out;
-}
-
-Values values_of(const Buffer& b) {
-  Values v;
-  for (std::int64_t i = 0; i < b.size(); ++i) v.push_back(b[i]);
-  return v;
 }
 
 TEST_P(NormRope, RopeAndQkNorm) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -60,9 +61,14 @@ const Shapes kSmall = {
 };
 
 const Shapes kLarge = {
-    .linear = {{256, 768, 2304}, {512, 1024, 768}, {64, 2048, 1024}, {257, 33, 100}, {1000, 128, 33}},
-    .matrices = {{512, 768}, {300, 1024}, {130, 2048}, {1000, 33}, {3, 5000}},
-    .rope = {{256, 12, 12, 64}, {257, 8, 2, 128}, {33, 3, 1, 34}},
+    .linear = {{256, 768, 2304},
+               {512, 1024, 768},
+               {64, 2048, 1024},
+               {257, 33, 100},
+               {1000, 128, 33},
+               {4096, 512, 256}},
+    .matrices = {{512, 768}, {300, 1024}, {130, 2048}, {1000, 33}, {3, 5000}, {9000, 64}, {4801, 1024}},
+    .rope = {{256, 12, 12, 64}, {257, 8, 2, 128}, {33, 3, 1, 34}, {4500, 4, 2, 64}},
     .attention = {{{2, 256, 2, 2}, 64},
                   {{1, 257, 4, 1}, 64},
                   {{1, 1000, 2, 1}, 64},
@@ -74,7 +80,12 @@ const Shapes kLarge = {
     .documents = {1, 37},
     .rows = {{2048, 256, 768}, {512, 64, 2048}, {1000, 125, 1024}, {700, 333, 33}},
     .embedding_vocab = 5,  // a token has hundreds of rows
-    .heads = {{64, 64, 32768, 512}, {100, 48, 4099, 33}, {33, 64, 777, 512}},
+    .heads = {{64, 64, 32768, 512},
+              {100, 48, 4099, 33},
+              {33, 64, 777, 512},
+              {600, 64, 32768, 600},
+              {900, 32, 8192, 900},
+              {300, 32, 50304, 300}},
     .members = {{4096, 512}, {40001, 5000}},
 };
 
@@ -157,7 +168,9 @@ void add_rope(Table& t, const Shapes& shapes) {
     scaled.scaling = {RopeScalingKind::Llama3, 4.0, 1.0, 4.0, 64};
     const std::string variant = fmt::format("{}rows{}heads{}kv{}d", s.rows, s.heads, s.kv_heads, s.head_dim);
     const Operand qkv = real("qkv", {s.rows, s.row_size()}, 1);
-    const Operand positions = index("positions", gaps(s.rows));
+    std::vector<double> at = gaps(s.rows);
+    for (std::size_t i = 300; i < at.size(); ++i) at[i] = at[i - 300];  // a large angle is a rounded one
+    const Operand positions = index("positions", std::move(at));
     t.push_back({.op = "rope",
                  .variant = variant,
                  .operands = {qkv, positions},
@@ -322,13 +335,14 @@ Table table_of(const Shapes& shapes) {
 
 std::vector<OpCase> op_table() {
   Table t = table_of(kSmall);
-  add_fused(t);
+  add_fused(t, Size::Small);
   add_experts(t, Size::Small);
   return t;
 }
 
 std::vector<OpCase> large_op_table() {
   Table t = table_of(kLarge);
+  add_fused(t, Size::Large);
   add_experts(t, Size::Large);
   // Sums are longer and positions larger: what is rounded is rounded more often.
   for (OpCase& of : t) of.tolerance *= of.op == "rope" ? 8 : 4;

@@ -47,10 +47,9 @@ struct OpCase {
   friend void PrintTo(const OpCase& c, std::ostream* out) { *out << c.name(); }
 };
 
-/// Ops that make again in their backward what they did not keep (op_table_fused.cpp).
-void add_fused(std::vector<OpCase>& table);
-
 enum class Size : std::uint8_t { Small, Large };
+/// Ops whose backward finds in what they kept what they did not keep (op_table_fused.cpp).
+void add_fused(std::vector<OpCase>& table, Size size);
 /// Expert layers (op_table_experts.cpp).
 void add_experts(std::vector<OpCase>& table, Size size);
 

@@ -18,20 +18,32 @@ using Outputs = std::vector<Tensor>;
 
 }  // namespace
 
-void add_fused(std::vector<OpCase>& table) {
-  const LinearShape shapes[] = {{5, 7, 3}, {1, 3, 4}, {33, 20, 17}, {130, 17, 40}};
+void add_fused(std::vector<OpCase>& table, Size size) {
+  const std::vector<LinearShape> small = {{5, 7, 3}, {1, 3, 4}, {33, 20, 17}, {130, 17, 40}};
+  // More rows than a GPU computes at once, and rows of each of its classes of width.
+  const std::vector<LinearShape> large = {{9000, 64, 24},   {4700, 768, 40}, {4701, 1024, 16},
+                                          {2300, 2048, 64}, {700, 4096, 24}, {400, 8192, 16}};
+  const std::vector<LinearShape>& shapes = size == Size::Small ? small : large;
   for (const LinearShape& s : shapes) {
     const std::string variant = fmt::format("{}x{}x{}", s.rows, s.in, s.out);
     const Shape stream{s.rows, s.in};
     const Operand x = real("x", stream, 1), a = real("a", stream, 2), w = weight("w", {s.out, s.in}, 3);
     const Operand norm = stat("norm", {s.in}, 4, 1);
-    table.push_back({.op = "rms_norm_linear",
-                     .variant = variant,
-                     .operands = {x, norm, w},
-                     .run = [](Context& c, const Inputs& in) -> Outputs {
-                       return {ops::rms_norm_linear(c, in[0], in[1], in[2], kEps)};
-                     },
-                     .tolerance = 4e-6});
+    // The backward divides by it.
+    const Operand zeros = {"norm", {s.in}, Element::Stat, [in = s.in] {
+                             std::vector<double> values = normal(in, 4, 1);
+                             for (std::size_t j = 0; j < values.size(); j += 3) values[j] = 0;
+                             return values;
+                           }};
+    for (const bool some_zeros : {false, true}) {
+      table.push_back({.op = "rms_norm_linear",
+                       .variant = variant + (some_zeros ? "_zeros" : ""),
+                       .operands = {x, some_zeros ? zeros : norm, w},
+                       .run = [](Context& c, const Inputs& in) -> Outputs {
+                         return {ops::rms_norm_linear(c, in[0], in[1], in[2], kEps)};
+                       },
+                       .tolerance = 4e-6});
+    }
     const std::pair<const char*, std::vector<std::size_t>> uses[] = {
         {"both", {0, 1}}, {"sum_only", {0}}, {"product_only", {1}}};
     for (const auto& [which, used] : uses) {

@@ -25,20 +25,20 @@ constexpr int kOutsOfOneRow = 8;
 
 enum class Transpose : std::uint8_t { No, Yes };
 
-/// C [m, n] = op(A) op(B) + beta C, all row-major and contiguous.
+/// C [m, n] = op(A) op(B) + beta C, all row-major; a_row, b_row: elements of a row of A and B as they lie.
 void library_gemm(Transpose ta, Transpose tb, std::int64_t m, std::int64_t n, std::int64_t k, const float* a,
-                  const float* b, float beta, float* c) {
+                  std::int64_t a_row, const float* b, std::int64_t b_row, float beta, float* c) {
   cblas_sgemm(CblasRowMajor, ta == Transpose::Yes ? CblasTrans : CblasNoTrans,
               tb == Transpose::Yes ? CblasTrans : CblasNoTrans, static_cast<int>(m), static_cast<int>(n),
-              static_cast<int>(k), 1.0F, a, static_cast<int>(ta == Transpose::Yes ? m : k), b,
-              static_cast<int>(tb == Transpose::Yes ? k : n), beta, c, static_cast<int>(n));
+              static_cast<int>(k), 1.0F, a, static_cast<int>(a_row), b, static_cast<int>(b_row), beta, c,
+              static_cast<int>(n));
 }
 void library_gemm(Transpose ta, Transpose tb, std::int64_t m, std::int64_t n, std::int64_t k, const double* a,
-                  const double* b, double beta, double* c) {
+                  std::int64_t a_row, const double* b, std::int64_t b_row, double beta, double* c) {
   cblas_dgemm(CblasRowMajor, ta == Transpose::Yes ? CblasTrans : CblasNoTrans,
               tb == Transpose::Yes ? CblasTrans : CblasNoTrans, static_cast<int>(m), static_cast<int>(n),
-              static_cast<int>(k), 1.0, a, static_cast<int>(ta == Transpose::Yes ? m : k), b,
-              static_cast<int>(tb == Transpose::Yes ? k : n), beta, c, static_cast<int>(n));
+              static_cast<int>(k), 1.0, a, static_cast<int>(a_row), b, static_cast<int>(b_row), beta, c,
+              static_cast<int>(n));
 }
 
 /// The lanes' sum, halves added to halves.
@@ -58,14 +58,14 @@ template <typename T>
 /// y [rows, outs] of `rows` rows of x and `outs` of w: each weight that is loaded serves all rows, and a
 /// row's sums do not depend on how many there are.
 template <typename T, int rows, int outs>
-void dot_products(T* y, std::int64_t ld_y, const T* x, const T* w, std::int64_t in) {
+void dot_products(T* y, std::int64_t ld_y, const T* x, std::int64_t x_row, const T* w, std::int64_t in) {
   constexpr int W = kLanes<T>;
   Vec<T> sum[rows][outs] = {};
   std::int64_t k = 0;
   for (; k + W <= in; k += W) {
     Vec<T> xs[rows];
 #pragma GCC unroll 8
-    for (int r = 0; r < rows; ++r) xs[r] = load<T>(x + r * in + k);
+    for (int r = 0; r < rows; ++r) xs[r] = load<T>(x + r * x_row + k);
 #pragma GCC unroll 8
     for (int o = 0; o < outs; ++o) {
       const Vec<T> weights = load<T>(w + o * in + k);
@@ -76,7 +76,7 @@ void dot_products(T* y, std::int64_t ld_y, const T* x, const T* w, std::int64_t 
   for (int r = 0; r < rows; ++r) {
     for (int o = 0; o < outs; ++o) {
       T total = sum_of_lanes<T>(sum[r][o]);
-      for (std::int64_t i = k; i < in; ++i) total += w[o * in + i] * x[r * in + i];
+      for (std::int64_t i = k; i < in; ++i) total += w[o * in + i] * x[r * x_row + i];
       y[r * ld_y + o] = total;
     }
   }
@@ -87,9 +87,10 @@ template <typename T, int outs>
 void few_rows_of(T* y, const T* x, const T* w, const LinearShape& s) {
   std::int64_t r = 0;
   for (; r + kRowsAtOnce <= s.rows; r += kRowsAtOnce) {
-    dot_products<T, kRowsAtOnce, outs>(y + r * s.out, s.out, x + r * s.in, w, s.in);
+    dot_products<T, kRowsAtOnce, outs>(y + r * s.out, s.out, x + r * s.x_row(), s.x_row(), w, s.in);
   }
-  for (; r < s.rows; ++r) dot_products<T, 1, outs>(y + r * s.out, s.out, x + r * s.in, w, s.in);
+  for (; r < s.rows; ++r)
+    dot_products<T, 1, outs>(y + r * s.out, s.out, x + r * s.x_row(), s.x_row(), w, s.in);
 }
 
 /// Few rows: every weight is read once from memory, for all rows.
@@ -125,7 +126,7 @@ void product(T* y, const T* x, const T* w, const LinearShape& s, bool invariant)
   } else if (invariant || s.rows <= kSomeRows) {
     linear_invariant<T>(y, x, w, s);
   } else {
-    library_gemm(Transpose::No, Transpose::Yes, s.rows, s.out, s.in, x, w, T(0), y);
+    library_gemm(Transpose::No, Transpose::Yes, s.rows, s.out, s.in, x, s.x_row(), w, s.in, T(0), y);
   }
 }
 
@@ -134,11 +135,11 @@ template <typename T>
 void weight_gradient(const char* op, View dw, ConstView dy, ConstView x, const LinearShape& s, T kept) {
   T* out = output<T>(op, "dw", dw, s.batch * s.in * s.out);
   const T* gradient = input<T>(op, "dy", dy, s.batch * s.rows * s.out);
-  const T* in = input<T>(op, "x", x, s.batch * s.rows * s.in);
+  const T* in = input<T>(op, "x", x, s.x_size());
   if (s.rows > 0 && dw.size > 0) {
     for (std::int64_t e = 0; e < s.batch; ++e) {
-      library_gemm(Transpose::Yes, Transpose::No, s.out, s.in, s.rows, gradient + e * s.rows * s.out,
-                   in + e * s.rows * s.in, kept, out + e * s.out * s.in);
+      library_gemm(Transpose::Yes, Transpose::No, s.out, s.in, s.rows, gradient + e * s.rows * s.out, s.out,
+                   in + e * s.rows * s.x_row(), s.x_row(), kept, out + e * s.out * s.in);
     }
   } else if (kept == T(0)) {
     for (std::int64_t i = 0; i < dw.size; ++i) out[i] = T(0);
@@ -153,11 +154,11 @@ void CpuBackend::linear_forward(View y, ConstView x, ConstView w, const LinearSh
   for_compute_type(op, w.dtype, [&](auto zero) {
     using T = decltype(zero);
     T* out = output<T>(op, "y", y, s.batch * s.rows * s.out);
-    const T* in = input<T>(op, "x", x, s.batch * s.rows * s.in);
+    const T* in = input<T>(op, "x", x, s.x_size());
     const T* weights = input<T>(op, "w", w, s.batch * s.in * s.out);
     flop_log.gemm(s.batch * s.rows, s.out, s.in);
     for (std::int64_t e = 0; e < s.batch; ++e) {
-      product<T>(out + e * s.rows * s.out, in + e * s.rows * s.in, weights + e * s.out * s.in, s,
+      product<T>(out + e * s.rows * s.out, in + e * s.rows * s.x_row(), weights + e * s.out * s.in, s,
                  options_.invariant);
     }
   });
@@ -174,8 +175,8 @@ void CpuBackend::linear_backward_input(View dx, ConstView dy, ConstView w, const
     flop_log.gemm(s.batch * s.rows, s.in, s.out);
     if (dx.size == 0) return;
     for (std::int64_t e = 0; e < s.batch; ++e) {
-      library_gemm(Transpose::No, Transpose::No, s.rows, s.in, s.out, in + e * s.rows * s.out,
-                   weights + e * s.out * s.in, T(0), out + e * s.rows * s.in);
+      library_gemm(Transpose::No, Transpose::No, s.rows, s.in, s.out, in + e * s.rows * s.out, s.out,
+                   weights + e * s.out * s.in, s.in, T(0), out + e * s.rows * s.in);
     }
   });
 }

@@ -42,8 +42,8 @@ void linear_invariant_many_rows(T* y, const T* x, const T* w, const LinearShape&
         const TileStart start = k == 0 ? TileStart::Zero : TileStart::Accumulate;
         transpose_in<T>(panel, kPanel, w + o * s.in + k, s.in, columns, depth, T(1));
         const std::int64_t whole = columns / W;
-        tile_gemm<T>(r1 - r0, whole, depth, {x + r0 * s.in + k, s.in, 1}, panel, kPanel, y + r0 * s.out + o,
-                     s.out, start);
+        tile_gemm<T>(r1 - r0, whole, depth, {x + r0 * s.x_row() + k, s.x_row(), 1}, panel, kPanel,
+                     y + r0 * s.out + o, s.out, start);
         const std::int64_t rest = columns - whole * W;
         if (rest == 0) continue;
         // The last columns go through a padded tile, a few rows at a time.
@@ -55,8 +55,8 @@ void linear_invariant_many_rows(T* y, const T* x, const T* w, const LinearShape&
               for (std::int64_t c = 0; c < rest; ++c) edge[i * W + c] = out[i * s.out + c];
             }
           }
-          tile_gemm<T>(rows, 1, depth, {x + r * s.in + k, s.in, 1}, panel + whole * W, kPanel, edge, W,
-                       start);
+          tile_gemm<T>(rows, 1, depth, {x + r * s.x_row() + k, s.x_row(), 1}, panel + whole * W, kPanel, edge,
+                       W, start);
           for (std::int64_t i = 0; i < rows; ++i) {
             for (std::int64_t c = 0; c < rest; ++c) out[i * s.out + c] = edge[i * W + c];
           }
@@ -81,7 +81,7 @@ void linear_invariant_some_rows(T* y, const T* x, const T* w, const LinearShape&
   T* columns = parts.take<T>(s.in * width);
   T* ones = parts.take<T>(width);
   char* tiles = parts.take<char>(0);
-  transpose_in<T>(columns, width, x, s.in, s.rows, s.in, T(1));
+  transpose_in<T>(columns, width, x, s.x_row(), s.rows, s.in, T(1));
   for (std::int64_t i = 0; i < width; ++i) ones[i] = 1;
   parallel_for(items, grain, [&](std::int64_t begin, std::int64_t end) {
     T* tile = reinterpret_cast<T*>(tiles + begin / grain * bytes);

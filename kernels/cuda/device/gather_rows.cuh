@@ -20,7 +20,7 @@ struct RowGather {
 
 /// A warp copies a row, up to 4 chunks of every lane in flight. An index outside [0, source_rows), which the
 /// CPU backend throws on, gives a row of zeros. Traffic: each gathered row read and written once, and the
-/// indices.
+/// indices. Rows of a table come again: what is written leaves the L2 cache to them.
 template <typename Chunk>
 __global__ void __launch_bounds__(256) gather_rows_kernel(RowGather<Chunk> g) {
   constexpr int kInFlight = 4;
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(256) gather_rows_kernel(RowGather<Chunk> g) {
     }
 #pragma unroll
     for (int u = 0; u < kInFlight; ++u) {
-      if (begin + 32 * u < g.width) to[begin + 32 * u] = chunk[u];
+      if (begin + 32 * u < g.width) __stcs(to + begin + 32 * u, chunk[u]);
     }
   }
 }

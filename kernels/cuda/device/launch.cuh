@@ -19,7 +19,8 @@ template <typename Arguments>
 void launch(const char* op, void (*kernel)(Arguments), const LaunchSize& size, cudaStream_t stream,
             const Arguments& arguments) {
   if (size.blocks == 0) return;
-  if (size.shared_bytes > 48 * 1024) {
+  constexpr std::size_t kOwnShared = 1024;  // what a kernel declares itself counts as well
+  if (size.shared_bytes + kOwnShared > 48 * 1024) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(size.shared_bytes)),
           op);
