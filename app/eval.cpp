@@ -36,6 +36,7 @@ struct EvalFlags {
   bool invariant = false;
   bool by_engine = false;
   EngineFlags engine;
+  std::string precision = "fp32";
 };
 
 // Tokens of a sequence of a model that others trained, which says how long texts may be, not how long they
@@ -220,7 +221,7 @@ void run(const EvalFlags& flags, Globals& globals) {
     require_no_input("--dump-logits", flags.dump_logits,
                      std::vector{flags.model, find_checkpoint(flags.model).string(), flags.data});
   }
-  const TrainedModel model = open_model(flags.model, flags.invariant, globals);
+  const TrainedModel model = open_model(flags.model, flags.invariant, globals, flags.precision);
   Context& context = *model.context;
   const LoadedModel& loaded = model.loaded;
   const Config config = with_flags(loaded.config, flags);
@@ -277,6 +278,7 @@ void add_eval(CLI::App& app, Globals& globals) {
       "--invariant", flags->invariant,
       "Row-invariant kernels, as with invariant: true in the model's config: a token's result depends "
       "on nothing after it, to the bit");
+  add_precision_flag(*sub, flags->precision, "bf16 (on a GPU) | fp32 | auto: bf16 on a GPU, fp32 on the CPU");
   sub->add_option("--dump-logits", flags->dump_logits,
                   "Write the causal fp32 logits of --prompt-ids to this HDF5 file");
   sub->add_option("--prompt-ids", flags->prompt_ids, "Token ids, comma-separated")->delimiter(',');

@@ -34,6 +34,7 @@ struct GenerateFlags {
   std::vector<std::string> stops;
   double threshold = -1;
   bool invariant = false;
+  std::string precision = "auto";
   bool logprobs = false;
   std::int64_t top_logprobs = 0;
   EngineFlags engine;
@@ -308,7 +309,7 @@ void run(GenerateFlags flags, Globals& globals) {
   for (const std::string& stop : flags.stops) {
     if (stop.empty()) throw UsageError("--stop is empty, which every text begins with.");
   }
-  const TrainedModel model = open_model(flags.model, flags.invariant, globals);
+  const TrainedModel model = open_model(flags.model, flags.invariant, globals, flags.precision);
   const LoadedModel& loaded = model.loaded;
   RoutingConfig routing = loaded.config.routing;
   if (flags.threshold >= 0) routing.causal.threshold = flags.threshold;
@@ -382,6 +383,7 @@ void add_generate(CLI::App& app, Globals& globals) {
       ->check(number_from_to(0.001, 0.999));
   sub->add_flag("--invariant", flags->invariant,
                 "Row-invariant kernels, as with invariant: true in the model's config");
+  add_precision_flag(*sub, flags->precision, "bf16 | fp32 | auto: bf16 on a GPU, fp32 on the CPU");
   sub->add_flag("--logprobs", flags->logprobs, "With --json: log-probability of each new token");
   sub->add_option("--top-logprobs", flags->top_logprobs,
                   "With --json: so many of the most likely tokens beside each new one")

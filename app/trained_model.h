@@ -15,8 +15,12 @@ struct TrainedModel {
   LoadedModel loaded;
 };
 
-/// Opens the model of a run folder or a checkpoint file, in fp32, on --device. Row-invariant kernels when the
-/// flag or the model's config asks for them.
-TrainedModel open_model(const std::string& path, bool invariant, const Globals& globals);
+/// Opens the model of a run folder or a checkpoint file, on --device. Row-invariant kernels when the flag or
+/// the model's config asks for them. `precision`: fp32, bf16 (UsageError on the CPU), or auto: bf16 on a GPU,
+/// whose engine is made for it, and fp32 on the CPU.
+TrainedModel open_model(const std::string& path, bool invariant, const Globals& globals,
+                        const std::string& precision = "fp32");
+/// --precision, of commands that compute with a trained model.
+void add_precision_flag(CLI::App& sub, std::string& precision, const char* what);
 
 }  // namespace fathom::app
