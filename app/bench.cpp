@@ -156,6 +156,7 @@ void add_bench(CLI::App& app, Globals& globals) {
   bench->require_subcommand(1);
   add_kernel_benches(*bench, globals);
   add_bench_decode(*bench, globals);
+  add_bench_requests(*bench, globals);
   CLI::App* sub = bench->add_subcommand(
       "train", "Training steps on random tokens: tok/s, FLOP/s, share of the GEMM rate");
   add_bench_model_flags(*sub, flags->model);

@@ -24,14 +24,15 @@ TEST(Docs, CommandsListsTheFlagsOfEveryCommand) {
   std::string command;
   static const std::regex title(
       "## fathom ([a-z]+( "
-      "(prepare|inspect|synthetic|train|decode|prefill|copy|gemm|attention|ops|plan|run|status|fit|report))?)"
+      "(prepare|inspect|synthetic|train|decode|prefill|requests|copy|gemm|attention|ops|plan|run|status|fit|"
+      "report))?)"
       ".*");
   for (std::string line; std::getline(page, line);) {
     std::smatch match;
     if (std::regex_match(line, match, title)) command = match[1];
     if (!command.empty()) sections[command] += line + "\n";
   }
-  EXPECT_EQ(sections.size(), 27u);
+  EXPECT_EQ(sections.size(), 28u);
   for (const auto& [name, text] : sections) {
     const testing::Outcome help = testing::fathom_command(folder, name + " --help");
     ASSERT_EQ(help.status, 0) << name;

@@ -131,6 +131,34 @@ TEST_F(EngineCommands, BenchesSayWhatTheyAreHeldAgainst) {
     EXPECT_GT(line.at("routed_fraction").get<double>(), 0);
   }
   expect_refusal(fathom_command(e, "bench decode --preset d2 --kv-heads 3"), 2, {"--kv-heads 3"});
+  // A random cache stands for a context that is not computed: one pass of the last token begins the text.
+  const auto filled =
+      lines(
+          "bench decode --preset d2 --variant mod --vocab 512 --context 3000 --random-cache --steps 4 --json")
+          .at(0);
+  EXPECT_EQ(filled.at("random_cache"), true);
+  EXPECT_EQ(filled.at("whole_steps"), false);  // the CPU has none
+  EXPECT_GT(filled.at("tok_s").get<double>(), 0);
+}
+
+// The same requests on a model and its routed twin: all are answered, and the twin's cache is smaller.
+TEST_F(EngineCommands, RequestsOfMixedLengthsAreMeasured) {
+  const auto run = [&](const std::string& variant) {
+    return lines("bench requests --preset d2 --variant " + variant +
+                 " --vocab 512 --requests 12 --sequences 5 --prompt-min 100 --prompt-max 300 --new-min 2 "
+                 "--new-max 9 "
+                 "--block 16 --json")
+        .at(0);
+  };
+  const auto dense = run("dense"), mod = run("mod");
+  EXPECT_EQ(dense.at("new_tokens"), mod.at("new_tokens"));
+  EXPECT_EQ(dense.at("prompt_tokens"), mod.at("prompt_tokens"));
+  EXPECT_GE(dense.at("new_tokens").get<int>(), 12 * 2);
+  EXPECT_GE(dense.at("prompt_tokens").get<int>(), 12 * 100);
+  EXPECT_LT(mod.at("cache_bytes").get<double>(), 0.75 * dense.at("cache_bytes").get<double>());
+  EXPECT_GT(mod.at("routed_fraction").get<double>(), 0);
+  expect_refusal(fathom_command(e, "bench requests --preset d2 --prompt-min 9 --prompt-max 8"), 2,
+                 {"--prompt-min"});
 }
 
 }  // namespace
