@@ -34,8 +34,7 @@ std::int64_t new_tokens(const DecodeFlags& flags) {
 
 // Bytes that a step of `rows` texts has to read: each weight of what it computes once, and each text's
 // entries. A routed block's weights are read when any of the texts goes through it.
-double least_bytes(const Config& config, std::size_t element, std::int64_t rows, double kept,
-                   double context) {
+double least_bytes(const Config& config, const Context& c, std::int64_t rows, double kept, double context) {
   const ModelConfig& m = config.model;
   double weights = static_cast<double>(m.vocab_size * m.width), entries = 0;  // the head; a row of the table
   const auto block_weights =
@@ -49,7 +48,8 @@ double least_bytes(const Config& config, std::size_t element, std::int64_t rows,
     entries += static_cast<double>(rows) * (routed ? kept * kept : 1.0) * context * entry;
     if (routed) weights += static_cast<double>(m.width * (1 + config.routing.causal.predictor_hidden));
   }
-  return (weights + entries) * static_cast<double>(element);
+  return weights * static_cast<double>(size_of(c.weight_dtype())) +
+         entries * static_cast<double>(size_of(c.compute_dtype()));
 }
 
 double median(std::vector<double> values) {
@@ -125,8 +125,7 @@ void run_decode(const DecodeFlags& flags, const Globals& globals) {
   during.rows -= before.rows;
   for (std::size_t i = 0; i < during.routed_rows.size(); ++i) during.routed_rows[i] -= before.routed_rows[i];
   const double kept = kept_share(during), seconds = median(times);
-  const double bytes = least_bytes(s.config, size_of(s.c->compute_dtype()), flags.batch, kept,
-                                   static_cast<double>(flags.context));
+  const double bytes = least_bytes(s.config, *s.c, flags.batch, kept, static_cast<double>(flags.context));
   nlohmann::json json = line_of("decode", flags, s);
   json["ms"] = 1e3 * seconds;
   json["tok_s"] = static_cast<double>(flags.batch) / seconds;

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "app/device.h"
+#include "app/trained_model.h"
 #include "kernels/error.h"
 #include "src/config/resolve.h"
 #include "src/flops/flops.h"
@@ -66,7 +67,8 @@ void add_engine_bench_flags(CLI::App& sub, EngineBenchFlags& flags, Globals& glo
   sub.add_option("--block", flags.block, "Tokens of a block of the cache, a multiple of 16")
       ->capture_default_str()
       ->check(number_from_to(16, 1024));
-  sub.add_option("--precision", flags.precision, "bf16 | fp32; default: bf16 on a GPU, fp32 on the CPU")
+  sub.add_option("--precision", flags.precision,
+                 "bf16 (on the CPU the weights alone) | fp32; default: bf16 on a GPU, fp32 on the CPU")
       ->check(CLI::IsMember({"bf16", "fp32"}));
   sub.add_flag("--invariant", flags.invariant, "Row-invariant kernels");
   add_global_flags(sub, globals);
@@ -83,9 +85,7 @@ EngineBench prepare_engine(const EngineBenchFlags& flags, const Globals& globals
   s.config.train.precision = !flags.precision.empty() ? flags.precision
                              : s.backend->is_cpu()    ? "fp32"
                                                       : "bf16";
-  require_precision(*s.backend, {"--precision", s.config.train.precision, "--precision fp32"}, globals,
-                    s.config);
-  s.c = std::make_unique<Context>(s.backend, compute_dtype(*s.backend, s.config));
+  s.c = inference_context(s.backend, s.config.train.precision);
   s.model = std::make_unique<Transformer>(*s.c, s.config.model, s.config.routing, false);
   s.model->initialise(*s.c, 1);
   if (s.config.routing.kind != RoutingKind::None) s.options.rule = causal_rule(s.config.routing);

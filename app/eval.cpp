@@ -278,7 +278,8 @@ void add_eval(CLI::App& app, Globals& globals) {
       "--invariant", flags->invariant,
       "Row-invariant kernels, as with invariant: true in the model's config: a token's result depends "
       "on nothing after it, to the bit");
-  add_precision_flag(*sub, flags->precision, "bf16 (on a GPU) | fp32 | auto: bf16 on a GPU, fp32 on the CPU");
+  add_precision_flag(*sub, flags->precision,
+                     "fp32 | bf16 (on the CPU the weights alone) | auto: bf16 on a GPU, fp32 on the CPU");
   sub->add_option("--dump-logits", flags->dump_logits,
                   "Write the causal fp32 logits of --prompt-ids to this HDF5 file");
   sub->add_option("--prompt-ids", flags->prompt_ids, "Token ids, comma-separated")->delimiter(',');

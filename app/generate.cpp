@@ -383,7 +383,8 @@ void add_generate(CLI::App& app, Globals& globals) {
       ->check(number_from_to(0.001, 0.999));
   sub->add_flag("--invariant", flags->invariant,
                 "Row-invariant kernels, as with invariant: true in the model's config");
-  add_precision_flag(*sub, flags->precision, "bf16 | fp32 | auto: bf16 on a GPU, fp32 on the CPU");
+  add_precision_flag(*sub, flags->precision,
+                     "fp32 | bf16 (on the CPU the weights alone) | auto: bf16 on a GPU, fp32 on the CPU");
   sub->add_flag("--logprobs", flags->logprobs, "With --json: log-probability of each new token");
   sub->add_option("--top-logprobs", flags->top_logprobs,
                   "With --json: so many of the most likely tokens beside each new one")

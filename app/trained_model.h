@@ -20,6 +20,8 @@ struct TrainedModel {
 /// whose engine is made for it, and fp32 on the CPU.
 TrainedModel open_model(const std::string& path, bool invariant, const Globals& globals,
                         const std::string& precision = "fp32");
+/// fp32, or bf16: on a GPU all of it, on the CPU the weights of products and lookups, computed with in fp32.
+std::unique_ptr<Context> inference_context(std::shared_ptr<Backend> backend, const std::string& precision);
 /// --precision, of commands that compute with a trained model.
 void add_precision_flag(CLI::App& sub, std::string& precision, const char* what);
 

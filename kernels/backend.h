@@ -192,6 +192,7 @@ class Backend {
 
   // --- y = x W^T: x [rows, in], W [out, in], y [rows, out], of the compute dtype; y of the stat dtype for
   // ------------------------------------------------------ scores. All with a leading [batch] (LinearShape).
+  /// On the CPU W may be bf16 beside fp32 (forward only), and so may the table of embedding_forward.
   virtual void linear_forward(View y, ConstView x, ConstView w, const LinearShape& s) = 0;
   virtual void linear_backward_input(View dx, ConstView dy, ConstView w, const LinearShape& s) = 0;
   virtual void linear_backward_weight(View dw, ConstView dy, ConstView x, const LinearShape& s) = 0;

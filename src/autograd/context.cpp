@@ -2,8 +2,8 @@
 
 namespace fathom {
 
-Context::Context(std::shared_ptr<Backend> backend, DType compute)
-    : backend_(std::move(backend)), allocator_(backend_), compute_(compute) {}
+Context::Context(std::shared_ptr<Backend> backend, DType compute, DType weights)
+    : backend_(std::move(backend)), allocator_(backend_), compute_(compute), weights_(weights) {}
 
 Tensor Context::empty(Shape shape, DType dtype, MemoryTag tag) {
   const std::size_t bytes = static_cast<std::size_t>(shape.size()) * size_of(dtype);

@@ -46,8 +46,8 @@ void ParameterSet::allocate(Context& c, bool gradients) {
     ranges_[g].size = total - ranges_[g].begin;
   }
   masters_ = c.zeros({total}, c.stat_dtype(), MemoryTag::Parameters);
-  if (c.compute_dtype() != c.stat_dtype())
-    working_ = c.zeros({total}, c.compute_dtype(), MemoryTag::Parameters);
+  const DType weights = gradients ? c.compute_dtype() : c.weight_dtype();
+  if (weights != c.stat_dtype()) working_ = c.zeros({total}, weights, MemoryTag::Parameters);
   if (gradients) gradients_ = c.zeros({total}, c.stat_dtype(), MemoryTag::Gradients);
   for (const ParameterSpec& spec : specs_) {
     const std::int64_t offset = offsets.at(spec.name);
@@ -82,6 +82,18 @@ void ParameterSet::initialise(Context& c, std::uint64_t seed) {
 
 void ParameterSet::refresh_working_copy(Context& c) {
   if (working_.defined()) c.backend().cast(working_, masters_);
+}
+
+void ParameterSet::forget_masters(Context& c) {
+  if (!working_.defined() || gradients_.defined()) return;
+  for (const ParameterSpec& spec : specs_) {
+    if (!spec.is_vector()) continue;
+    Tensor own = c.empty(spec.shape, masters_.dtype(), MemoryTag::Parameters);
+    c.backend().copy(own, tensors_.at(spec.name));
+    tensors_[spec.name] = own;
+  }
+  master_tensors_.clear();
+  masters_ = Tensor();
 }
 
 const Tensor& ParameterSet::get(const std::string& name) const {

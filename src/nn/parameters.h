@@ -1,6 +1,7 @@
 // The parameters of a model, in flat arenas of one layout: the masters and the gradients in the stat dtype,
-// and, where that is not the compute dtype, a working copy in the compute dtype. Ordered by optimizer group,
-// so that the optimizer, the gradient norm and an all-reduce are a few launches over flat memory.
+// and, where that is not the compute dtype (for inference: the context's weight dtype), a working copy in
+// that. Ordered by optimizer group, so that the optimizer, the gradient norm and an all-reduce are a few
+// launches over flat memory.
 #pragma once
 
 #include <cstdint>
@@ -56,6 +57,10 @@ class ParameterSet {
   void initialise(Context& c, std::uint64_t seed);
   /// Rounds the masters into the working copy, after they were set from outside (loading a checkpoint).
   void refresh_working_copy(Context& c);
+
+  /// For inference, where matrices have a working copy: the memory of their masters is free again. What reads
+  /// masters afterwards is an InternalError.
+  void forget_masters(Context& c);
 
   const std::vector<ParameterSpec>& specs() const { return specs_; }
   bool has(const std::string& name) const { return tensors_.contains(name); }

@@ -215,5 +215,53 @@ TEST(GemmCalls, WrongSizesNameTheOpAndTheView) {
                         {"linear_backward_weight_accumulate", "dw"});
 }
 
+/// The upper halves of floats, which are then numbers of bf16.
+std::vector<std::uint16_t> to_bf16(std::vector<float>& values) {
+  std::vector<std::uint16_t> halves;
+  for (float& x : values) {
+    std::uint32_t word = 0;
+    std::memcpy(&word, &x, sizeof(word));
+    word &= 0xffff0000U;
+    std::memcpy(&x, &word, sizeof(word));
+    halves.push_back(static_cast<std::uint16_t>(word >> 16));
+  }
+  return halves;
+}
+ConstView bf16_view(const std::vector<std::uint16_t>& v) {
+  return {v.data(), static_cast<std::int64_t>(v.size()), DType::BF16};
+}
+
+// Weights of bf16 are those numbers in fp32; in the row-invariant mode to the bit (in the fast one the
+// compiler may add up the last columns otherwise).
+TEST(GemmOfBf16Weights, AreTheSameWeightsInFp32) {
+  for (const std::string& isa : isas()) {
+    for (const bool invariant : {false, true}) {
+      const auto backend = backend_for(isa, 2, invariant);
+      for (const LinearShape& s : kShapes) {
+        SCOPED_TRACE(
+            fmt::format("{} invariant {} rows {} in {} out {}", isa, invariant, s.rows, s.in, s.out));
+        const auto x = normal<float>(s.rows * s.in, 1);
+        auto w = normal<float>(s.out * s.in, 2);
+        const std::vector<std::uint16_t> halves = to_bf16(w);
+        std::vector<float> whole(s.rows * s.out, NAN), from_halves(s.rows * s.out, NAN);
+        backend->linear_forward(view(whole), view(x), view(w), s);
+        backend->linear_forward(view(from_halves), view(x), bf16_view(halves), s);
+        expect_close(from_halves, reference_forward(x, w, s), tolerance<float>(s.in));
+        if (invariant) {
+          EXPECT_TRUE(same_bits(whole.data(), from_halves.data(), whole.size()));
+        }
+      }
+    }
+    const auto backend = backend_for(isa, 2, false);
+    auto table = normal<float>(7 * 19, 3);
+    const std::vector<std::uint16_t> halves = to_bf16(table);
+    const std::vector<std::int32_t> tokens = {6, 0, 3, 3};
+    std::vector<float> whole(4 * 19, NAN), from_halves(4 * 19, NAN);
+    backend->embedding_forward(view(whole), view(table), view(tokens), 4, 19);
+    backend->embedding_forward(view(from_halves), bf16_view(halves), view(tokens), 4, 19);
+    EXPECT_TRUE(same_bits(whole.data(), from_halves.data(), whole.size())) << isa;
+  }
+}
+
 }  // namespace
 }  // namespace fathom

@@ -119,6 +119,30 @@ TEST_F(EngineCommands, WhatCannotBeIsRefused) {
   EXPECT_THAT(err, HasSubstr("2 of 3 prompts"));
 }
 
+// Weights of bf16 are the weights of a bf16 export, whichever file they come from; and eval has one loss for
+// both.
+TEST_F(EngineCommands, WeightsOfBf16AreThoseOfABf16Export) {
+  for (const std::string kind : {"dense", "mod"}) {
+    SCOPED_TRACE(kind);
+    e.trained(kind, kind);
+    ASSERT_EQ(fathom_command(e, "export " + kind + " -o " + kind + "16 --precision bf16").status, 0);
+    const std::string how =
+        " -p 'Mara lives' -n 40 --temperature 0.9 --seed 5 --json --logprobs --precision ";
+    const auto halves = lines("generate " + kind + how + "bf16").at(0);
+    const auto exported = lines("generate " + kind + "16" + how + "fp32").at(0);
+    EXPECT_EQ(halves.at("tokens"), exported.at("tokens"));
+    // Norms and biases are fp32 here, and of bf16 in the file.
+    for (std::size_t i = 0; i < halves.at("logprobs").size(); ++i)
+      EXPECT_NEAR(halves["logprobs"][i].get<double>(), exported["logprobs"].at(i).get<double>(), 0.02) << i;
+    const auto whole = lines("generate " + kind + how + "fp32").at(0);
+    EXPECT_NE(halves.at("logprobs"), whole.at("logprobs"));
+    const double loss = lines("eval " + kind + " --tokens 2000 --json --precision bf16").at(0).at("loss");
+    const double of_fp32 = lines("eval " + kind + " --tokens 2000 --json").at(0).at("loss");
+    EXPECT_NE(loss, of_fp32);
+    EXPECT_NEAR(loss, of_fp32, 0.02);
+  }
+}
+
 TEST_F(EngineCommands, BenchesSayWhatTheyAreHeldAgainst) {
   for (const std::string bench : {"decode", "prefill"}) {
     SCOPED_TRACE(bench);

@@ -24,6 +24,20 @@ void forward(T* out, const T* table, const std::int32_t* tokens, std::int64_t ro
   });
 }
 
+/// Rows of a table of bf16, as floats.
+void forward_from_bf16(float* out, const std::uint16_t* table, const std::int32_t* tokens, std::int64_t rows,
+                       std::int64_t width) {
+  parallel_for(rows, row_grain(width), [=](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::uint16_t* from = table + tokens[i] * width;
+      for (std::int64_t j = 0; j < width; ++j) {
+        const std::uint32_t word = static_cast<std::uint32_t>(from[j]) << 16;
+        memcpy(out + i * width + j, &word, sizeof(word));
+      }
+    }
+  });
+}
+
 /// Threads own columns, and each adds the rows in their order: every element's sum has one order.
 template <typename T>
 void backward(T* dtable, const T* dout, const std::int32_t* tokens, std::int64_t rows, std::int64_t width) {
@@ -47,6 +61,12 @@ void CpuBackend::embedding_forward(View out, ConstView table, ConstView tokens, 
   const std::int64_t vocab = rows_of_table(op, table, width);
   const auto* ids = input<std::int32_t>(op, "tokens", tokens, rows);
   check_indices(op, "a token", ids, rows, 0, vocab);
+  if (table.dtype == DType::BF16 && out.dtype == DType::F32) {
+    if (table.data == nullptr) fail_null(op, "table");
+    forward_from_bf16(output<float>(op, "out", out, rows * width),
+                      static_cast<const std::uint16_t*>(table.data), ids, rows, width);
+    return;
+  }
   for_compute_type(op, out.dtype, [&](auto zero) {
     using T = decltype(zero);
     forward(output<T>(op, "out", out, rows * width), input<T>(op, "table", table, vocab * width), ids, rows,

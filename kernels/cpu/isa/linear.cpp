@@ -6,6 +6,7 @@
 #include "kernels/cpu/isa/linear_invariant.h"
 #include "kernels/cpu/isa/parallel.h"
 #include "kernels/cpu/isa/simd.h"
+#include "kernels/cpu/isa/tile_memory.h"
 #include "kernels/cpu/isa/views.h"
 
 namespace fathom::cpu::FATHOM_ISA {
@@ -55,10 +56,34 @@ template <typename T>
   return lanes[0];
 }
 
+/// A weight of bf16, which is read as it lies and computed with in fp32.
+struct Bf16 {
+  std::uint16_t bits;
+};
+template <typename T>
+[[gnu::always_inline]] inline Vec<T> load_weights(const T* w) {
+  return load<T>(w);
+}
+template <typename T>
+[[gnu::always_inline]] inline Vec<float> load_weights(const Bf16* w) {
+  return load_bf16(&w->bits);
+}
+template <typename T>
+T weight_of(T w) {
+  return w;
+}
+template <typename T>
+float weight_of(Bf16 w) {
+  const std::uint32_t word = static_cast<std::uint32_t>(w.bits) << 16;
+  float value;
+  __builtin_memcpy(&value, &word, sizeof(value));
+  return value;
+}
+
 /// y [rows, outs] of `rows` rows of x and `outs` of w: each weight that is loaded serves all rows, and a
 /// row's sums do not depend on how many there are.
-template <typename T, int rows, int outs>
-void dot_products(T* y, std::int64_t ld_y, const T* x, std::int64_t x_row, const T* w, std::int64_t in) {
+template <typename T, typename Weight, int rows, int outs>
+void dot_products(T* y, std::int64_t ld_y, const T* x, std::int64_t x_row, const Weight* w, std::int64_t in) {
   constexpr int W = kLanes<T>;
   Vec<T> sum[rows][outs] = {};
   std::int64_t k = 0;
@@ -68,7 +93,7 @@ void dot_products(T* y, std::int64_t ld_y, const T* x, std::int64_t x_row, const
     for (int r = 0; r < rows; ++r) xs[r] = load<T>(x + r * x_row + k);
 #pragma GCC unroll 8
     for (int o = 0; o < outs; ++o) {
-      const Vec<T> weights = load<T>(w + o * in + k);
+      const Vec<T> weights = load_weights<T>(w + o * in + k);
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) sum[r][o] += weights * xs[r];
     }
@@ -76,26 +101,26 @@ void dot_products(T* y, std::int64_t ld_y, const T* x, std::int64_t x_row, const
   for (int r = 0; r < rows; ++r) {
     for (int o = 0; o < outs; ++o) {
       T total = sum_of_lanes<T>(sum[r][o]);
-      for (std::int64_t i = k; i < in; ++i) total += w[o * in + i] * x[r * x_row + i];
+      for (std::int64_t i = k; i < in; ++i) total += weight_of<T>(w[o * in + i]) * x[r * x_row + i];
       y[r * ld_y + o] = total;
     }
   }
 }
 
 /// `outs` columns of y for all rows, `kRowsAtOnce` at a time: then the weights lie in the first-level cache.
-template <typename T, int outs>
-void few_rows_of(T* y, const T* x, const T* w, const LinearShape& s) {
+template <typename T, typename Weight, int outs>
+void few_rows_of(T* y, const T* x, const Weight* w, const LinearShape& s) {
   std::int64_t r = 0;
   for (; r + kRowsAtOnce <= s.rows; r += kRowsAtOnce) {
-    dot_products<T, kRowsAtOnce, outs>(y + r * s.out, s.out, x + r * s.x_row(), s.x_row(), w, s.in);
+    dot_products<T, Weight, kRowsAtOnce, outs>(y + r * s.out, s.out, x + r * s.x_row(), s.x_row(), w, s.in);
   }
   for (; r < s.rows; ++r)
-    dot_products<T, 1, outs>(y + r * s.out, s.out, x + r * s.x_row(), s.x_row(), w, s.in);
+    dot_products<T, Weight, 1, outs>(y + r * s.out, s.out, x + r * s.x_row(), s.x_row(), w, s.in);
 }
 
 /// Few rows: every weight is read once from memory, for all rows.
-template <typename T>
-void few_rows(T* y, const T* x, const T* w, const LinearShape& s) {
+template <typename T, typename Weight>
+void few_rows(T* y, const T* x, const Weight* w, const LinearShape& s) {
   const std::int64_t outs = s.rows < kRowsAtOnce ? kOutsOfOneRow : kOutsAtOnce;
   // A piece is worth a thread from some 64 Ki multiply-adds.
   const std::int64_t grain = (65536 / (s.in * s.rows) + outs) / outs * outs;
@@ -103,12 +128,12 @@ void few_rows(T* y, const T* x, const T* w, const LinearShape& s) {
     std::int64_t o = begin;
     for (; o + outs <= end; o += outs) {
       if (s.rows < kRowsAtOnce) {
-        few_rows_of<T, kOutsOfOneRow>(y + o, x, w + o * s.in, s);
+        few_rows_of<T, Weight, kOutsOfOneRow>(y + o, x, w + o * s.in, s);
       } else {
-        few_rows_of<T, kOutsAtOnce>(y + o, x, w + o * s.in, s);
+        few_rows_of<T, Weight, kOutsAtOnce>(y + o, x, w + o * s.in, s);
       }
     }
-    for (; o < end; ++o) few_rows_of<T, 1>(y + o, x, w + o * s.in, s);
+    for (; o < end; ++o) few_rows_of<T, Weight, 1>(y + o, x, w + o * s.in, s);
   });
 }
 
@@ -122,12 +147,31 @@ template <typename T>
 void product(T* y, const T* x, const T* w, const LinearShape& s, bool invariant) {
   if (s.rows * s.out == 0) return;
   if (!invariant && s.rows <= kFewRows) {
-    few_rows<T>(y, x, w, s);
+    few_rows<T, T>(y, x, w, s);
   } else if (invariant || s.rows <= kSomeRows) {
     linear_invariant<T>(y, x, w, s);
   } else {
     library_gemm(Transpose::No, Transpose::Yes, s.rows, s.out, s.in, x, s.x_row(), w, s.in, T(0), y);
   }
+}
+
+/// The same with weights of bf16. Many rows would wait for the conversion more than once: the weights become
+/// fp32 first, for this product.
+void product_of_bf16(float* y, const float* x, const Bf16* w, const LinearShape& s, bool invariant) {
+  if (s.rows * s.out == 0) return;
+  if (!invariant && s.rows <= kFewRows) {
+    few_rows<float, Bf16>(y, x, w, s);
+    return;
+  }
+  const TileMemory memory(s.out * s.in * static_cast<std::int64_t>(sizeof(float)));
+  auto* const weights = static_cast<float*>(memory.data());
+  parallel_for(s.out, 65536 / s.in + 1, [=](std::int64_t begin, std::int64_t end) {
+    std::int64_t i = begin * s.in;
+    const std::int64_t last = end * s.in;
+    for (; i + kLanes<float> <= last; i += kLanes<float>) store<float>(weights + i, load_bf16(&w[i].bits));
+    for (; i < last; ++i) weights[i] = weight_of<float>(w[i]);
+  });
+  product<float>(y, x, weights, s, invariant);
 }
 
 /// dw = dy^T x + kept * dw. Without rows the library would leave dw as it is.
@@ -151,6 +195,18 @@ void weight_gradient(const char* op, View dw, ConstView dy, ConstView x, const L
 void CpuBackend::linear_forward(View y, ConstView x, ConstView w, const LinearShape& s) {
   const char* op = "linear_forward";
   check_shape(op, s);
+  if (w.dtype == DType::BF16) {
+    auto* out = output<float>(op, "y", y, s.batch * s.rows * s.out);
+    const auto* in = input<float>(op, "x", x, s.x_size());
+    check_size(op, "w", w.size, s.batch * s.in * s.out);
+    const auto* weights = static_cast<const Bf16*>(w.data);
+    flop_log.gemm(s.batch * s.rows, s.out, s.in);
+    for (std::int64_t e = 0; e < s.batch; ++e) {
+      product_of_bf16(out + e * s.rows * s.out, in + e * s.rows * s.x_row(), weights + e * s.out * s.in, s,
+                      options_.invariant);
+    }
+    return;
+  }
   for_compute_type(op, w.dtype, [&](auto zero) {
     using T = decltype(zero);
     T* out = output<T>(op, "y", y, s.batch * s.rows * s.out);

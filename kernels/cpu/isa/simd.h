@@ -39,6 +39,17 @@ template <typename T>
   __builtin_memcpy(&v, p, sizeof(v));
   return v;
 }
+/// Numbers of bf16 as floats: the upper halves of their words.
+[[gnu::always_inline]] inline Vec<float> load_bf16(const std::uint16_t* p) {
+  using Halves [[gnu::vector_size(kVectorBytes / 2)]] = std::uint16_t;
+  using Words [[gnu::vector_size(kVectorBytes)]] = std::uint32_t;
+  Halves halves;
+  __builtin_memcpy(&halves, p, sizeof(halves));
+  const Words words = __builtin_convertvector(halves, Words) << 16;
+  Vec<float> v;
+  __builtin_memcpy(&v, &words, sizeof(v));
+  return v;
+}
 template <typename T>
 [[gnu::always_inline]] inline void store(T* p, Vec<T> v) {
   __builtin_memcpy(p, &v, sizeof(v));
