@@ -11,13 +11,14 @@ namespace fathom::cuda {
 
 inline constexpr int kDecodeRows = 16;  // of a step, at the most: what two halves of a tensor-core tile hold
 inline constexpr int kDecodeRouted = 64;   // routed layers, at the most
-inline constexpr int kDecodeLayers = 256;  // layers
+inline constexpr int kDecodeLayers = 256;  // of both kinds, at the most
 inline constexpr int kDecodeGroup = 8;     // query heads of a key/value head, at the most
-inline constexpr int kDecodeSplits = 40;   // pieces of a row's entries, at the most
-inline constexpr int kDecodeUpdates = 64;  // new blocks told with the launch
+inline constexpr int kDecodeSplits = 40;   // pieces of a row's entries for one head, at the most ([splits])
+inline constexpr int kDecodeUpdates = 64;  // entries of the tables that a launch brings along, at the most
 inline constexpr int kDecodeThreads = 256;
 inline constexpr int kDecodeWarps = kDecodeThreads / 32;
 
+/// A layer's parameters (kernels/decoder.h); null: it has none.
 struct DecodeLayer {
   const __nv_bfloat16 *qkv, *out, *gate_up, *down, *predictor_in;
   const float *input_norm, *post_norm, *q_norm, *k_norm;
@@ -30,21 +31,22 @@ struct DecodeLayer {
 struct DecodeCandidate {
   float value;
   int id;
-  int finite;
+  int finite;  // all that it looked at
 };
 
 struct DecodeRow {
-  int slot, token, position;
+  int slot, token, position;  // dense layers have `position` entries before it
   float inverse_temperature;  // 0: the most likely token
-  double uniform;
+  double uniform;             // of [0, 1): what is drawn
 };
 
+/// An entry of the tables: a block that holds no entries yet.
 struct DecodeUpdate {
-  int at;  // of the tables
+  int at;
   int block;
 };
 
-/// What the host reads afterwards.
+/// What the host reads afterwards. `kept`: by routed layer.
 struct DecodeOutcome {
   int token[kDecodeRows];
   int finite[kDecodeRows];
@@ -73,22 +75,22 @@ struct DecodeStep {
   __nv_bfloat16* to_norm;       // the stream, or with the branch, as norms and routers read it, [rows][D]
   float* qkv;                   // [rows][(H+2G)*d]
   __nv_bfloat16* parts;         // attention over a piece of the entries, [rows*H][splits][d]
-  float2* part_weights;         // its greatest score and the sum of exponentials, [rows*H][splits]
-  __nv_bfloat16* mixed;         // attention before its projection, [rows][H*d]
+  float2* part_weights;         // its greatest score and its sum of exponentials, [rows*H][splits]
+  __nv_bfloat16* mixed;         // attention before its projection, where joined by a phase, [rows][H*d]
   __nv_bfloat16* activations;   // [rows][F]
   float* predicted;             // predictors' hidden layers, [2][rows][P]
   float* logits;                // [rows][V]
   DecodeCandidate* candidates;  // [blocks][rows]
   float* sums;                  // of exponentials, [rows][blocks]
   unsigned* arrivals;           // two counters, taken in turn
-  int turn;
-  DecodeOutcome* outcome;  // mapped host memory
+  int turn;                     // 0 or 1, this launch's
+  DecodeOutcome* outcome;       // mapped host memory
   // The rows
   int rows;
   int updates;
   DecodeRow row[kDecodeRows];
   DecodeUpdate update[kDecodeUpdates];
-  std::int32_t entries[kDecodeRows][kDecodeRouted];
+  std::int32_t entries[kDecodeRows][kDecodeRouted];  // before the new one, by routed layer
 };
 
 /// A kernel for so many rows.

@@ -69,6 +69,7 @@ class CudaDecoder final : public Decoder {
         end > step_.most_blocks)
       throw InternalError("[decode_step] blocks outside of the tables");
     const std::int64_t at = (slot * (1 + step_.routed_layers) + table) * step_.most_blocks + first;
+    forget_updates(at, static_cast<std::int64_t>(blocks.size()));
     // The kernel reads earlier entries before its blocks of threads have met.
     if (blocks.size() == 1 && !hold_entries && step_.updates < kDecodeUpdates) {
       step_.update[step_.updates++] = {static_cast<int>(at), blocks[0]};
@@ -83,12 +84,17 @@ class CudaDecoder final : public Decoder {
     step_.rows = static_cast<int>(rows.size());
     for (std::size_t i = 0; i < rows.size(); ++i) {
       const DecoderRow& r = rows[i];
-      step_.row[i] = {static_cast<int>(r.slot), r.token, r.position,
-                      r.temperature > 0 ? static_cast<float>(1 / r.temperature) : 0.0F, r.uniform};
+      step_.row[i] = {
+          static_cast<int>(r.slot), r.token, r.position,
+          r.temperature > 0 ? static_cast<float>(std::clamp(1 / r.temperature, 1e-30, 1e30)) : 0.0F,
+          r.uniform};
       std::copy(r.entries, r.entries + step_.routed_layers, step_.entries[i]);
     }
-    step_.turn = 1 - step_.turn;
-    launch_decode(plans_[rows.size() - 1], step_, blocks_, backend_.stream());
+    DecodeStep next = step_;
+    next.turn = 1 - step_.turn;
+    launch_decode(plans_[rows.size() - 1], next, blocks_, backend_.stream());
+    // Only a launch makes the other turn's counter zero.
+    step_.turn = next.turn;
     step_.updates = 0;
     check(cudaStreamSynchronize(backend_.stream()), kOp);
 
@@ -109,6 +115,13 @@ class CudaDecoder final : public Decoder {
   }
 
  private:
+  /// What was to be told of these places with a launch that never came.
+  void forget_updates(std::int64_t at, std::int64_t n) {
+    DecodeUpdate* const end =
+        std::remove_if(step_.update, step_.update + step_.updates,
+                       [&](const DecodeUpdate& u) { return u.at >= at && u.at < at + n; });
+    step_.updates = static_cast<int>(end - step_.update);
+  }
   void describe(const DecoderModel& m) {
     step_.embedding = matrix(m.embedding);
     step_.head = matrix(m.head);

@@ -1,67 +1,50 @@
-// Attention of one new entry over a row's earlier ones in the cache, for the query heads of one key/value head
-// and a piece of the entries: a block of threads, whose warps take steps of 16 entries in turn.
+// Attention of one new entry over a row's earlier ones in the cache, for the query heads of one key/value
+// head and a piece of the entries: a block of threads, whose warps take steps of 16 entries in turn.
 //
 // Keys and values go straight from memory into the operands of the tensor core (mma.cuh), 16 bytes a lane.
-//   scores:  rows are the query heads, columns eight entries; lane 4g+c holds of entry g the elements 8c ..
-//            8c+7 of a run of 32, as the queries do.
-//   values:  rows are the query heads, the inner index the 16 entries: lane 4g+c holds of the entries 2c,
-//   2c+1,
-//            2c+8, 2c+9 (where the weights of those are in the scores' result) the elements 8g .. 8g+7 of a
-//            run of 64; two entries' elements together are an operand, whose eight columns are 8g + j.
+// Lane 4g+c has
+//   scores:  rows are the query heads, columns eight entries. Of entry g the elements 8c .. 8c+7 of a run of
+//            32, as it has them of query g.
+//   values:  rows are the query heads, the inner index the 16 entries. Of the entries 2c, 2c+1, 2c+8, 2c+9
+//            (whose weights are where the scores' result has them) the elements 8g .. 8g+7 of a run of 64;
+//            the same element j of two entries is a word of an operand, whose eight columns are 8g + j.
+//
+// A piece leaves its values, divided by its sum of exponentials, and beside them the greatest score and that
+// sum: enough to join the pieces of a head.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
 #include "kernels/cuda/decode_step.h"
-#include "kernels/cuda/device/decode_product.cuh"
+#include "kernels/cuda/device/decode_deal.cuh"
+#include "kernels/cuda/device/mma.cuh"
 #include "kernels/cuda/device/reduce.cuh"
 #include "kernels/cuda/device/rotation.cuh"
 
 namespace fathom::cuda {
 
+/// 16 bytes of an entry, which this step does not read again: they need no room in the first cache. What lies
+/// beside them in a run of 256 bytes is asked for as well, since other lanes want it. Only for entries of
+/// earlier steps: the load may pass by what this launch has written.
+__device__ __forceinline__ uint4 load_once(const void* p) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
+
 /// What attention keeps in shared memory.
 template <int kDim>
 struct AttentionRoom {
-  static constexpr int kStride = kDim + (kDim % 64 == 0 ? 32 : 0);
+  // 64 bytes beside a multiple of 128, so that eight queries' 16 bytes come without conflicts.
+  static constexpr int kStride = kDim + 32;
   __nv_bfloat16 queries[kDecodeGroup * kStride];
   float key[kDim], value[kDim];  // the new entry's
   float scores[kDecodeGroup];    // of the new entry
   float max[kDecodeWarps][kDecodeGroup], sum[kDecodeWarps][kDecodeGroup];
   float values[kDecodeWarps][kDecodeGroup][kDim + 8];
-};
-
-/// Steps of 16 entries.
-struct StepRange {
-  int first, end;
-};
-
-/// How the entries of all rows and heads are dealt to the blocks of threads: as steps in one line, row after
-/// row and in a row head after head. A row without entries has a step too, for the new one.
-struct AttentionDeal {
-  int rows;                       // that are computed, in the order of
-  int row[kDecodeRows];           // their numbers,
-  int entries[kDecodeRows];       // with so many entries before,
-  int steps[kDecodeRows];         // in so many steps of each head,
-  int start[kDecodeRows];         // which begin here
-  int total, blocks;              // so many blocks of threads have pieces,
-  bool even;                      // of equal size; else each head has
-  int pieces;                     // as many pieces, or at the most
-
-  /// The block of threads that has a step.
-  __device__ __forceinline__ int block_of(int step) const {
-    return static_cast<int>((static_cast<unsigned>(step + 1) * static_cast<unsigned>(blocks) - 1U) /
-                            static_cast<unsigned>(total));
-  }
-  __device__ __forceinline__ int first_step(int block) const {
-    return static_cast<int>(static_cast<long long>(total) * block / blocks);
-  }
-  /// Pieces of a head of the computed row number i.
-  __device__ __forceinline__ int pieces_of(int i, int head) const {
-    if (!even) return pieces;
-    const int from = start[i] + head * steps[i];
-    return block_of(from + steps[i] - 1) - block_of(from) + 1;
-  }
 };
 
 /// One warp's passage over its steps.
@@ -71,8 +54,7 @@ class EntryWalk {
   float max = -INFINITY, sum = 0;  // of head g: the greatest score, and this lane's sum of exponentials
   float values[kDim / 8][2] = {};  // of head g, n-tile 8 h + j: elements 64 h + 8 (2c) + j and 8 (2c+1) + j
 
-  /// `table`: the blocks of this row; `base`: bytes aside, element (block * stride + offset) * size of the
-  /// pool.
+  /// `table`: the row's blocks; a block b of it is block b * stride + offset of the pool.
   __device__ EntryWalk(const DecodeStep& s, const std::int32_t* table, int stride, int offset, int head)
       : s_(s), table_(table), stride_(stride), offset_(offset), head_(head) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -123,8 +105,7 @@ class EntryWalk {
 
   /// Where an entry's key begins.
   __device__ __forceinline__ const __nv_bfloat16* at(int entry) const {
-    const std::int64_t block =
-        static_cast<std::int64_t>(table_[entry / s_.block]) * stride_ + offset_;
+    const std::int64_t block = static_cast<std::int64_t>(table_[entry / s_.block]) * stride_ + offset_;
     return s_.pool + ((block * 2 * s_.kv_heads + head_) * s_.block + entry % s_.block) * kDim;
   }
   __device__ __forceinline__ void load_keys(int step, int entries) {
@@ -149,7 +130,8 @@ class EntryWalk {
         v_[i][h] = step * 16 + entry < entries ? load_once(values + entry * kDim + 64 * h) : uint4{};
     }
   }
-  /// The scores' exponentials, less the greatest so far, as an operand.
+  /// The scores' exponentials, less the greatest so far, as an operand. The first entry of a step is there,
+  /// so the greatest is finite; only in a row without entries it is not, and then nobody takes the sums.
   __device__ __forceinline__ void weigh(float (&scores)[2][4], int first, int entries,
                                         std::uint32_t (&p)[4]) {
     float most = max;
@@ -163,7 +145,7 @@ class EntryWalk {
     }
     most = fmaxf(most, __shfl_xor_sync(kFullWarp, most, 1));
     most = fmaxf(most, __shfl_xor_sync(kFullWarp, most, 2));
-    const float shrink = fast_exp2(max - most);  // the first entry of a step is always there: most is finite
+    const float shrink = fast_exp2(max - most);
     max = most;
     sum *= shrink;
     float e[2][2];
@@ -209,11 +191,12 @@ class EntryWalk {
   uint4 v_[4][kWide];
 };
 
-/// The new entry's key and the queries of its group: QK-norm, RoPE, and the queries times the score's scale.
-/// Shared memory gets them; the block synchronises afterwards.
+/// The new entry's key and value and the queries of its group, into shared memory: QK-norm and RoPE for the
+/// key and the queries, and the queries times the scores' scale. The block synchronises afterwards. `packed`:
+/// the row's projection; `rotation`: the row's.
 template <int kDim>
-__device__ __forceinline__ void turn_heads(const DecodeStep& s, const DecodeLayer& layer,
-                                           const float* packed, const float2* rotation, int head, int group,
+__device__ __forceinline__ void turn_heads(const DecodeStep& s, const DecodeLayer& layer, const float* packed,
+                                           const float2* rotation, int head, int group,
                                            AttentionRoom<kDim>& room) {
   constexpr int kPairs = kDim / 64;
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -249,17 +232,10 @@ __device__ __forceinline__ void turn_heads(const DecodeStep& s, const DecodeLaye
     }
   }
   for (int e = static_cast<int>(threadIdx.x); e < kDim; e += kDecodeThreads) {
-    room.value[e] = __bfloat162float(
-        __float2bfloat16_rn(__ldcg(packed + (s.heads + s.kv_heads + head) * kDim + e)));
+    room.value[e] =
+        __bfloat162float(__float2bfloat16_rn(__ldcg(packed + (s.heads + s.kv_heads + head) * kDim + e)));
   }
 }
-
-/// Whose entries, which of them, and for which head. The one with a row's first step also has its new entry.
-struct AttentionPiece {
-  int row, entries, head, piece;
-  StepRange range;
-  bool first;
-};
 
 /// The table of a row's blocks in a layer.
 __device__ __forceinline__ const std::int32_t* table_of(const DecodeStep& s, const DecodeLayer& layer,
@@ -267,6 +243,7 @@ __device__ __forceinline__ const std::int32_t* table_of(const DecodeStep& s, con
   return s.tables + (static_cast<std::int64_t>(s.row[row].slot) * (1 + s.routed_layers) + 1 + layer.routed) *
                         s.most_blocks;
 }
+/// A piece's first entries begin to come: those of earlier steps wait for nothing of this one.
 template <int kDim>
 __device__ __forceinline__ EntryWalk<kDim> begin_piece(const DecodeStep& s, const DecodeLayer& layer,
                                                        const AttentionPiece& p) {
@@ -276,8 +253,8 @@ __device__ __forceinline__ EntryWalk<kDim> begin_piece(const DecodeStep& s, cons
   return walk;
 }
 
-/// A piece of a row's entries for one key/value head, on the way since begin_piece. The first one also has the
-/// new entry, and puts it into the cache.
+/// Attention over a piece, on the way since begin_piece, into `parts`. The first one of a head also has the
+/// new entry, and puts it into the cache. All threads call it, when the projection has been seen.
 template <int kDim>
 __device__ __forceinline__ void attend_piece(const DecodeStep& s, const DecodeLayer& layer,
                                              const AttentionPiece& p, const float2* rotation,
@@ -309,15 +286,15 @@ __device__ __forceinline__ void attend_piece(const DecodeStep& s, const DecodeLa
     for (int h = warp; h < group; h += kDecodeWarps) {
       float score = 0;
       for (int e = lane; e < kDim; e += 32)
-        score = fmaf(__bfloat162float(room.queries[h * AttentionRoom<kDim>::kStride + e]), room.key[e], score);
+        score =
+            fmaf(__bfloat162float(room.queries[h * AttentionRoom<kDim>::kStride + e]), room.key[e], score);
       score = warp_reduce(score, Sum{});
       if (lane == 0) room.scores[h] = score;
     }
     const bool routed = layer.routed >= 0;
     const std::int64_t entry_block = __ldcg(table_of(s, layer, row) + entries / s.block);
     const std::int64_t block = routed ? entry_block : entry_block * s.stride + layer.dense;
-    __nv_bfloat16* const to =
-        s.pool + ((block * 2 * s.kv_heads + head) * s.block + entries % s.block) * kDim;
+    __nv_bfloat16* const to = s.pool + ((block * 2 * s.kv_heads + head) * s.block + entries % s.block) * kDim;
     for (int e = static_cast<int>(threadIdx.x); e < kDim; e += kDecodeThreads) {
       to[e] = __float2bfloat16_rn(room.key[e]);
       to[static_cast<std::int64_t>(s.kv_heads) * s.block * kDim + e] = __float2bfloat16_rn(room.value[e]);
@@ -336,7 +313,7 @@ __device__ __forceinline__ void attend_piece(const DecodeStep& s, const DecodeLa
     }
 #pragma unroll
     for (int w = 0; w < kDecodeWarps; ++w) {
-      if (room.max[w][h] == -INFINITY) continue;  // no step, no values
+      if (room.max[w][h] == -INFINITY) continue;  // no step, or no entry in it: no values
       const float weight = fast_exp2(room.max[w][h] - most);
       sum = fmaf(weight, room.sum[w][h], sum);
       value = fmaf(weight, room.values[w][h][e], value);
@@ -347,7 +324,8 @@ __device__ __forceinline__ void attend_piece(const DecodeStep& s, const DecodeLa
   }
 }
 
-/// Elements e .. e+3 of attention of a head, from its pieces: twelve at a time, all of them asked for at once.
+/// Elements e .. e+3 of attention of a head, counted over all rows, from its pieces: twelve at a time, all of
+/// them asked for at once.
 template <int kDim>
 __device__ __forceinline__ float4 join_pieces(const DecodeStep& s, std::int64_t head, int e, int pieces) {
   constexpr int kAtOnce = 12;
@@ -375,10 +353,10 @@ __device__ __forceinline__ float4 join_pieces(const DecodeStep& s, std::int64_t 
     for (int i = 0; i < kAtOnce; ++i) {
       const float grow = fast_exp2(w[i].x - next) * w[i].y;
       sum += grow;
-      value.x = fmaf(grow, __uint_as_float(part[i].x << 16), value.x);
-      value.y = fmaf(grow, __uint_as_float(part[i].x & 0xffff0000U), value.y);
-      value.z = fmaf(grow, __uint_as_float(part[i].y << 16), value.z);
-      value.w = fmaf(grow, __uint_as_float(part[i].y & 0xffff0000U), value.w);
+      value.x = fmaf(grow, low_of(part[i].x), value.x);
+      value.y = fmaf(grow, high_of(part[i].x), value.y);
+      value.z = fmaf(grow, low_of(part[i].y), value.z);
+      value.w = fmaf(grow, high_of(part[i].y), value.w);
     }
     most = next;
   }

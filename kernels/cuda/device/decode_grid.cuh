@@ -1,20 +1,19 @@
-// All blocks of threads of a launch, waiting for each other: they must be on the device at the same time (a
+// All blocks of threads of a launch, waiting for each other: they are on the device at the same time (a
 // cooperative launch). What was written before arrive() is seen by all after wait(), if it is read past the
 // first cache (__ldcg).
 #pragma once
 
 #include <cuda_runtime.h>
 
-
 namespace fathom::cuda {
 
 class Grid {
  public:
-  /// `counters`: two, the one of this launch zero; the other one is made ready for the next launch.
+  /// `counters`: two. Number `turn`, this launch's, is zero; the other one is made so for the next launch.
   __device__ Grid(unsigned* counters, int turn) : counter_(counters + turn) {
     if (blockIdx.x == 0 && threadIdx.x == 0) counters[1 - turn] = 0;
   }
-  /// Between the two a block may do what needs nothing of the others.
+  /// Between arrive() and wait() a block may do what needs nothing of the others.
   __device__ __forceinline__ void arrive() {
     __syncthreads();
     if (threadIdx.x == 0) signal();
@@ -24,7 +23,7 @@ class Grid {
     asm volatile("bar.sync 1, %0;" ::"r"(32 * warps) : "memory");
     if (threadIdx.x == 0) signal();
   }
-  /// The last warp looks: the first ones may still have weights to ask for.
+  /// For all threads. The last warp looks: the first ones may come late, they have results to add up.
   __device__ __forceinline__ void wait() {
     if (threadIdx.x == blockDim.x - 1) {
       target_ += gridDim.x;
@@ -42,7 +41,7 @@ class Grid {
   }
 
   unsigned* counter_;
-  unsigned target_ = 0;
+  unsigned target_ = 0;  // arrivals until now, if all have come
 };
 
 }  // namespace fathom::cuda

@@ -1,9 +1,10 @@
 // Products of a few rows by a matrix of weights that is read once: y[m][r] = sum over k of x[m][k] * w[r][k].
 //
-// Tiles of eight of the matrix's rows are dealt to the blocks of threads in order, and of each tile a warp
-// takes some runs of 32 columns, one operand of the tensor core's m16n8k16 (mma.cuh), with the rows x as the
-// other one. Which column stands for which k within a run does not matter to a sum, as long as both operands
-// agree: lane 4g+c holds the columns 8c .. 8c+7 of row g, the words p, q, r, s.
+// Tiles of eight of the matrix's rows are dealt to the blocks of threads in order. Of each tile a warp takes
+// some runs of 32 columns, and what the warps have is added up afterwards; or each warp has whole tiles of
+// its own, where there are enough. A run is one operand of two of the tensor core's m16n8k16 (mma.cuh), with
+// the rows x as the other one. Which column stands for which k within a run does not matter to a sum, as long
+// as both operands agree: lane 4g+c holds the columns 8c .. 8c+7 of row g, the words p, q, r, s.
 //
 // Rows x lie in shared memory as the tensor core wants them, so that no register has to be moved. Up to eight
 // rows: x's words in the order p, r, q, s. Then one product with (p, q) has x_p w_p + x_q w_q in row g of its
@@ -20,20 +21,11 @@
 
 namespace fathom::cuda {
 
-/// Read once: past the first cache.
-__device__ __forceinline__ uint4 load_once(const void* p) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p));
-  return v;
-}
-
 /// The shape of a matrix, and what of it is this block's. The same in all layers, so it is worked out once.
 struct Matrix {
   int rows, width;  // width: a multiple of 32, at least 256
-  int half;  // not 0: a tile has four rows of the first half and the four that belong to them of the second
-  int alone;         // 1: each warp has tiles of its own; 0: all warps share a tile's columns
+  int half;   // not 0: a tile has four rows of the first half and the four that belong to them of the second
+  int alone;  // 1: each warp has tiles of its own; 0: all warps share a tile's columns
   int first, tiles;  // of this block
 
   __device__ void deal(int matrix_rows, int matrix_width, int matrix_half, int warps_alone) {
@@ -48,10 +40,14 @@ struct Matrix {
     return min(tile * 4 + g % 4, half - 1) + (g < 4 ? 0 : half);
   }
   /// This warp's first tile, of this block's, and the step to the next.
-  __device__ __forceinline__ int warp_first() const { return alone != 0 ? static_cast<int>(threadIdx.x) / 32 : 0; }
+  __device__ __forceinline__ int warp_first() const {
+    return alone != 0 ? static_cast<int>(threadIdx.x) / 32 : 0;
+  }
   __device__ __forceinline__ int warp_step() const { return alone != 0 ? kDecodeWarps : 1; }
   /// Columns: this warp's first one, from one run of it to the next, and how many runs.
-  __device__ __forceinline__ int offset() const { return alone != 0 ? 0 : static_cast<int>(threadIdx.x) / 32 * 32; }
+  __device__ __forceinline__ int offset() const {
+    return alone != 0 ? 0 : static_cast<int>(threadIdx.x) / 32 * 32;
+  }
   __device__ __forceinline__ int apart() const { return alone != 0 ? 32 : 32 * kDecodeWarps; }
   __device__ __forceinline__ int runs() const {
     const int all = width / 32;
@@ -83,14 +79,14 @@ struct Staged {
   }
 };
 
-/// A warp's share of a matrix, on its way through a ring of its own in shared memory: kRing loads ahead of what
-/// is computed. Opened before x is there, since weights wait for nothing. A lane reads what it loaded itself, so
-/// nobody waits for anybody.
+/// A warp's share of a matrix, on its way through a ring of its own in shared memory: kRing loads ahead of
+/// what is computed. Opened before x is there, since weights wait for nothing. A lane reads what it loaded
+/// itself, so nobody waits for anybody.
 ///
-/// A few warps with much to do each: what counts is how many instructions follow one another. So runs are taken
-/// several at a time, as many as divide a tile's, in loops without conditions that are short: a step passes
-/// through its code once a phase, and code that the caches of instructions do not hold costs more than it
-/// computes.
+/// A few warps with much to do each: what counts is how many instructions follow one another. So runs are
+/// taken several at a time, as many as divide a tile's, in loops without conditions that are short: a step
+/// passes through its code once a phase, and code that the caches of instructions do not hold costs more than
+/// it computes.
 template <int kRing>
 class WeightStream {
  public:
@@ -101,7 +97,7 @@ class WeightStream {
   __device__ explicit WeightStream(unsigned char* ring)
       : ring_(ring + threadIdx.x * 16), ring_address_(shared_address(ring) + threadIdx.x * 16) {}
 
-  /// What was open before is given up.
+  /// The first loads begin. What was open before is given up.
   __device__ __forceinline__ void open(const __nv_bfloat16* data, const Matrix& m) {
     const int g = static_cast<int>(threadIdx.x) % 32 / 4, c = static_cast<int>(threadIdx.x) % 4;
     wait_copies<0>();
@@ -112,10 +108,10 @@ class WeightStream {
     batches_ = runs_ / at_once;
     left_ = m.tiles > first ? (m.tiles - first + step - 1) / step * batches_ : 0;
     batch_ = batches_;
-    // The last tile may have rows that there are not: their lanes stay where they are.
+    // The last tile may have rows that there are not: their lanes go no further than the last one.
     const int from = m.row(m.first + first, g);
     row_jump_ = (m.half > 0 ? 4 : 8) * step;
-    rows_left_ = (m.half > 0 ? m.half - 1 - (from < m.half ? from : from - m.half) : m.rows - 1 - from);
+    rows_left_ = m.half > 0 ? m.half - 1 - (from < m.half ? from : from - m.half) : m.rows - 1 - from;
     width_ = m.width;
     at_ = data + static_cast<std::int64_t>(from) * m.width + m.offset() + 8 * c;
     dispatch(at_once, [&](auto n) {
@@ -125,8 +121,8 @@ class WeightStream {
     });
   }
 
-  /// The open matrix times the staged rows x; done(tile, sums) gets this warp's share of the sums: of lane 4g+c,
-  /// sums[0], sums[1] are row g's for the tile's rows 2c and 2c+1, sums[2], sums[3] row g+8's.
+  /// The open matrix times the staged rows x; done(tile, sums) gets this warp's share of the sums: of lane
+  /// 4g+c, sums[0], sums[1] are row g's for the tile's rows 2c and 2c+1, sums[2], sums[3] row g+8's.
   template <int kHalves, typename Done>
   __device__ __forceinline__ void run(const Matrix& m, const std::uint32_t* staged, int rows, Done&& done) {
     dispatch(at_once_of(runs_), [&](auto n) { run_by<kHalves, decltype(n)::value>(m, staged, rows, done); });
@@ -159,7 +155,8 @@ class WeightStream {
     }
   }
   template <int kHalves, int kRuns, typename Done>
-  __device__ __forceinline__ void run_by(const Matrix& m, const std::uint32_t* staged, int rows, Done&& done) {
+  __device__ __forceinline__ void run_by(const Matrix& m, const std::uint32_t* staged, int rows,
+                                         Done&& done) {
     constexpr int kPlaces = kRing / kRuns;
     const int g = static_cast<int>(threadIdx.x) % 32 / 4, c = static_cast<int>(threadIdx.x) % 4;
     // Rows that there are not have somebody else's sums, which nobody takes.
@@ -177,8 +174,7 @@ class WeightStream {
         uint4 w[kRuns];
         wait_copies<kPlaces - 1>();
 #pragma unroll
-        for (int j = 0; j < kRuns; ++j)
-          w[j] = *reinterpret_cast<const uint4*>(ring_ + place + j * kLoad);
+        for (int j = 0; j < kRuns; ++j) w[j] = *reinterpret_cast<const uint4*>(ring_ + place + j * kLoad);
 #pragma unroll
         for (int j = 0; j < kRuns; ++j, x += apart) {
           const uint4 a = *reinterpret_cast<const uint4*>(x);
@@ -230,7 +226,7 @@ class WeightStream {
   unsigned ring_address_;
   int runs_, apart_, width_, batches_;  // runs and batches of them: of a tile
   int left_, batch_;                    // batches still to ask for, of all tiles and of this one
-  int row_jump_, rows_left_;
+  int row_jump_, rows_left_;            // rows to the next tile's, and to the last one of the matrix
   const __nv_bfloat16* at_;
 };
 

@@ -47,17 +47,6 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, boo
                "r"(valid ? 16 : 0)
                : "memory");
 }
-/// The same of what nothing reads again soon: it is the first to leave the L2 cache.
-__device__ __forceinline__ void copy_async_once(void* shared, const void* global) {
-  asm volatile(
-      "{\n"
-      ".reg .b64 policy;\n"
-      "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
-      "cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, policy;\n"
-      "}\n" ::"r"(shared_address(shared)),
-      "l"(global)
-      : "memory");
-}
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 /// Until at most `kPending` of this thread's groups of copies are under way.
 template <int kPending>
@@ -76,5 +65,8 @@ __device__ __forceinline__ std::uint32_t pack_bf16(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return *reinterpret_cast<const std::uint32_t*>(&pair);
 }
+/// The floats of such a pair.
+__device__ __forceinline__ float low_of(std::uint32_t pair) { return __uint_as_float(pair << 16); }
+__device__ __forceinline__ float high_of(std::uint32_t pair) { return __uint_as_float(pair & 0xffff0000U); }
 
 }  // namespace fathom::cuda

@@ -1,0 +1,73 @@
+// Which rows go through a layer, and what their results are multiplied by. Every block of threads works it
+// out for itself: that costs less than to be told.
+#pragma once
+
+#include "kernels/backend.h"
+#include "kernels/cuda/device/decode_state.cuh"
+#include "kernels/cuda/device/reduce.cuh"
+#include "kernels/cuda/device/sigmoid.cuh"
+
+namespace fathom::cuda {
+
+class DecodeDecision : DecodePhase {
+ public:
+  using DecodePhase::DecodePhase;
+
+  /// A layer that is not routed.
+  __device__ __forceinline__ void all_rows() {
+    __syncthreads();
+    if (thread_ < s_.rows) {
+      fixed_.deal.row[thread_] = thread_;
+      fixed_.is_computed[thread_] = true;
+      fixed_.gates[thread_] = 1.0F;
+      fixed_.deal.rows = s_.rows;
+    }
+    __syncthreads();
+  }
+
+  /// A routed layer: with the sums of the router's score in shared memory and a predictor's hidden layer, if
+  /// there is one, in `predicted`. The gate is the router's in any case.
+  __device__ __forceinline__ void decide(const DecodeLayer& layer) {
+    const float* const hidden = state_.predicted(layer);
+    if (s_.by_predictor) sum_predictor(layer, hidden);
+    if (thread_ < s_.rows) {
+      const float score = sum_of_warps(fixed_.squares[thread_]);
+      float logit = score;
+      if (s_.by_predictor) logit = sum_of_warps(fixed_.logits[thread_], layer.predictor_last[0]);
+      fixed_.is_computed[thread_] = logit > s_.threshold;
+      fixed_.gates[thread_] = gate_of(score);
+      if (blockIdx.x == 0) s_.outcome->kept[layer.routed][thread_] = logit > s_.threshold ? 1 : 0;
+    }
+    __syncthreads();
+    if (thread_ == 0) {
+      int n = 0;
+      for (int row = 0; row < s_.rows; ++row) {
+        if (fixed_.is_computed[row]) fixed_.deal.row[n++] = row;
+      }
+      fixed_.deal.rows = n;
+    }
+    __syncthreads();
+  }
+
+ private:
+  /// The predictor's hidden layer times its last vector.
+  __device__ __forceinline__ void sum_predictor(const DecodeLayer& layer, const float* hidden) {
+#pragma unroll 4
+    for (int row = 0; row < s_.rows; ++row) {
+      float logit = 0;
+      for (int e = thread_; e < s_.predictor_hidden; e += kDecodeThreads)
+        logit = fmaf(__ldcg(hidden + row * s_.predictor_hidden + e),
+                     e == thread_ ? state_.predictor_weight : layer.predictor_out[e], logit);
+      logit = warp_reduce(logit, Sum{});
+      if (lane_ == 0) fixed_.logits[row][warp_] = logit;
+    }
+    __syncthreads();
+  }
+  __device__ __forceinline__ float gate_of(float score) const {
+    if (s_.gate == static_cast<int>(GateKind::Sigmoid)) return sigmoid(score);
+    if (s_.gate == static_cast<int>(GateKind::Tanh)) return tanhf(score);
+    return score;
+  }
+};
+
+}  // namespace fathom::cuda

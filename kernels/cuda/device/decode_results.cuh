@@ -1,0 +1,133 @@
+// A product of a decoding step, and what becomes of its results: the warps' sums are added up, and what the
+// layer does with one element of them is done at once.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cuda/device/decode_product.cuh"
+#include "kernels/cuda/device/decode_state.cuh"
+
+namespace fathom::cuda {
+
+template <int kHalves, int kDim>
+class DecodeResults : DecodePhase {
+ public:
+  using DecodePhase::DecodePhase;
+
+  /// The product at a place, of the open matrix and the staged rows. Those who have results arrive; behind
+  /// the head nobody does yet, since it is the candidates that are waited for.
+  template <int kRing>
+  __device__ __forceinline__ void multiply(const DecodePlace& p, WeightStream<kRing>& stream) {
+    const Matrix& m = state_.matrix(p.product);
+    const int rows = s_.rows, g = lane_ / 4, first = m.first, tiles = m.tiles;
+    float* const sums = reinterpret_cast<float*>(
+        state_.room + rounded_shared(static_cast<std::size_t>(Staged<kHalves>::bytes(m.width, rows))));
+    load_ahead(p, m);
+    const bool is_head = p.product == DecodeProduct::Head;
+    const float scale[2] = {is_head && g < rows ? reciprocal_rms(g) : 1.0F,
+                            kHalves == 2 && is_head && g + 8 < rows ? reciprocal_rms(g + 8) : 1.0F};
+    const auto* const staged = reinterpret_cast<const std::uint32_t*>(state_.room);
+    stream.template run<kHalves>(m, staged, rows, [&](int tile, const float(&c)[4]) {
+      const int column = lane_ % 4 * 2;
+#pragma unroll
+      for (int h = 0; h < kHalves; ++h) {
+        const int row = g + 8 * h;
+        if (row >= rows) continue;
+        const float2 pair{c[2 * h] * scale[h], c[2 * h + 1] * scale[h]};
+        if (is_head) {
+          const int id = (first + tile) * 8 + column;
+          float* const to = s_.logits + static_cast<std::int64_t>(row) * s_.vocab + id;
+          if (id < s_.vocab) to[0] = pair.x;
+          if (id + 1 < s_.vocab) to[1] = pair.y;
+        } else {
+          float* const to = sums + ((tile * kDecodeWarps + warp_) * rows + row) * 8 + column;
+          *reinterpret_cast<float2*>(to) = pair;
+        }
+      }
+    });
+    if (is_head) return;
+    __syncthreads();
+    // Warps that have nothing to add up go on to ask for the next weights.
+    const int results = (tiles * rows) << (m.half > 0 ? 2 : 3);
+    const int writers = max(1, min(kDecodeWarps, (results + 31) / 32));
+    if (warp_ >= writers) return;
+    add_up(p, m, sums);
+    state_.grid.arrive_with(writers);
+  }
+
+ private:
+  /// What this thread's first result is added to, or multiplied by: it does not wait for the product.
+  __device__ __forceinline__ void load_ahead(const DecodePlace& p, const Matrix& m) {
+    const int rows = s_.rows, first = m.first, tiles = m.tiles;
+    if (p.product == DecodeProduct::Decide && thread_ < s_.predictor_hidden)
+      state_.predictor_weight = state_.layers[p.layer].predictor_out[thread_];
+    if ((p.product == DecodeProduct::Contract || p.product == DecodeProduct::Mix) &&
+        thread_ < tiles * rows * 8) {
+      const int item = thread_ / 8, tile = item / rows;
+      const int at = (first + tile) * 8 + thread_ % 8;
+      const std::int64_t i = static_cast<std::int64_t>(item - tile * rows) * s_.width + at;
+      if (at < m.rows) {
+        state_.stream_before = __ldcg(s_.x + i);
+        if (p.product == DecodeProduct::Contract) state_.branch_before = __ldcg(s_.branch + i);
+      }
+    }
+  }
+  /// The warps' sums of this block's tiles: [tiles][warps][rows][8].
+  __device__ __forceinline__ void add_up(const DecodePlace& p, const Matrix& m, const float* sums) {
+    const bool halves = m.half > 0;
+    const int shift = halves ? 2 : 3, most = halves ? m.half : m.rows, rows = s_.rows, tiles = m.tiles;
+#pragma unroll 1
+    for (int i = thread_; i < (tiles * rows) << shift; i += kDecodeThreads) {
+      const int item = i >> shift, column = i & ((1 << shift) - 1);
+      const int tile = rows == 1 ? item : item / rows, row = item - tile * rows;
+      const int at = ((m.first + tile) << shift) + column;
+      const float* from = sums + (tile * kDecodeWarps * rows + row) * 8 + column;
+      float sum = 0, other = 0;
+#pragma unroll
+      for (int part = 0; part < kDecodeWarps; ++part, from += rows * 8) {
+        sum += from[0];
+        if (halves) other += from[4];
+      }
+      if (at < most) take(p, row, at, sum, other, i == thread_);
+    }
+  }
+  /// A product's result: row, column, and for two halves the one that belongs to it; whether it is this
+  /// thread's first.
+  __device__ __forceinline__ void take(const DecodePlace& p, int row, int at, float sum, float other,
+                                       bool first) {
+    const DecodeLayer& l = state_.layer_at(p);
+    const std::int64_t i = static_cast<std::int64_t>(row) * s_.width + at;
+    switch (p.product) {
+      case DecodeProduct::Decide: {
+        const float z = sum + l.predictor_bias[at];
+        state_.predicted(l)[row * s_.predictor_hidden + at] = z / (1.0F + expf(-z));
+        break;
+      }
+      case DecodeProduct::Project:
+        s_.qkv[static_cast<std::int64_t>(row) * (s_.heads + 2 * s_.kv_heads) * kDim + at] =
+            sum * fixed_.scales[row];
+        break;
+      case DecodeProduct::Mix:
+        s_.branch[i] = sum;
+        s_.to_norm[i] = __float2bfloat16_rn((first ? state_.stream_before : __ldcg(s_.x + i)) + sum);
+        break;
+      case DecodeProduct::Expand: {
+        const float scale = fixed_.scales[row], z = sum * scale;
+        s_.activations[static_cast<std::int64_t>(row) * s_.hidden + at] =
+            __float2bfloat16_rn(__fdividef(z, 1.0F + __expf(-z)) * (other * scale));
+        break;
+      }
+      default: {  // Contract
+        float x = first ? state_.stream_before : __ldcg(s_.x + i);
+        if (fixed_.is_computed[row]) {
+          x += fixed_.gates[row] * ((first ? state_.branch_before : __ldcg(s_.branch + i)) + sum);
+          s_.x[i] = x;
+        }
+        s_.to_norm[i] = __float2bfloat16_rn(x);
+      }
+    }
+  }
+};
+
+}  // namespace fathom::cuda

@@ -1,0 +1,150 @@
+// The rows that a product multiplies, brought into shared memory as the tensor core wants them
+// (decode_product.cuh). Every block of threads needs all of them, whole.
+//
+// A norm's weights are put to the elements here, 1 / rms to the results: it is known only when the whole row
+// has been seen, and to wait for it would cost all of the rows once more.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/device/decode_attention.cuh"
+#include "kernels/cuda/device/decode_decide.cuh"
+#include "kernels/cuda/device/decode_product.cuh"
+#include "kernels/cuda/device/decode_state.cuh"
+#include "kernels/cuda/device/mma.cuh"
+#include "kernels/cuda/device/reduce.cuh"
+
+namespace fathom::cuda {
+
+template <int kHalves, int kDim>
+class DecodeStage : DecodePhase {
+ public:
+  using DecodePhase::DecodePhase;
+
+  /// All threads call it, and may read the rows afterwards. Before a projection it also deals attention's
+  /// entries; that, and `scales`, may be read behind the product, after another wait for each other.
+  __device__ __forceinline__ void stage(const DecodePlace& p) {
+    const DecodeLayer& l = state_.layer_at(p);
+    const DecodeProduct product = p.product;
+    if (product == DecodeProduct::Mix) {
+      if (state_.joined) {
+        stage_rows(s_.mixed, s_.heads * kDim);
+      } else {
+        stage_pieces();
+      }
+    } else if (product == DecodeProduct::Contract) {
+      stage_rows(s_.activations, s_.hidden);
+    } else {
+      if (product == DecodeProduct::Project && l.routed < 0) DecodeDecision(state_).all_rows();
+      stage_stream(product == DecodeProduct::Decide    ? l.router
+                   : product == DecodeProduct::Expand  ? l.post_norm
+                   : product == DecodeProduct::Project ? l.input_norm
+                                                       : s_.final_norm,
+                   product == DecodeProduct::Decide);
+    }
+    __syncthreads();
+    if (product == DecodeProduct::Project && thread_ == kDecodeThreads - 1) fixed_.deal.deal(s_, l);
+    if (thread_ < s_.rows && product != DecodeProduct::Decide)
+      fixed_.scales[thread_] = reciprocal_rms(thread_);
+  }
+
+  /// Attention's pieces, joined in `mixed` by all blocks of threads together: every piece is read once, and
+  /// not once by each of them. Wants another wait for each other.
+  __device__ __forceinline__ void join() {
+    const AttentionDeal& d = fixed_.deal;
+    const int total = d.rows * s_.heads * kDim / 4;
+#pragma unroll 1
+    for (int i = static_cast<int>(blockIdx.x) * kDecodeThreads + thread_; i < total;
+         i += static_cast<int>(gridDim.x) * kDecodeThreads) {
+      const int head = i / (kDim / 4), e = i % (kDim / 4) * 4, row = head / s_.heads;
+      const std::int64_t of = static_cast<std::int64_t>(d.row[row]) * s_.heads + head % s_.heads;
+      const float4 y = joined(row, head % s_.heads, e);
+      *reinterpret_cast<uint2*>(s_.mixed + of * kDim + e) = uint2{pack_bf16(y.x, y.y), pack_bf16(y.z, y.w)};
+    }
+  }
+
+ private:
+  __device__ std::uint32_t* staged() const { return reinterpret_cast<std::uint32_t*>(state_.room); }
+
+  /// The stream. With a norm's weights: times these, and the sums of its squares. With a router's: as it is,
+  /// and the sums of its products with these.
+  __device__ __forceinline__ void stage_stream(const float* weight, bool router) {
+    std::uint32_t* const to = staged();
+    const int stride = Staged<kHalves>::stride(s_.width);
+#pragma unroll 2
+    for (int row = 0; row < s_.rows; ++row) {
+      float sum = 0;
+#pragma unroll 1
+      for (int e = 8 * thread_; e < s_.width; e += 8 * kDecodeThreads) {
+        const uint4 raw = stream_at(row, e);
+        const float4 w[2] = {*reinterpret_cast<const float4*>(weight + e),
+                             *reinterpret_cast<const float4*>(weight + e + 4)};
+        const std::uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float x = low_of(words[i]), y = high_of(words[i]);
+          const float wx = i % 2 == 0 ? w[i / 2].x : w[i / 2].z, wy = i % 2 == 0 ? w[i / 2].y : w[i / 2].w;
+          sum += router ? x * wx + y * wy : x * x + y * y;
+          Staged<kHalves>::put(to, stride, row, e + 2 * i, router ? words[i] : pack_bf16(x * wx, y * wy));
+        }
+      }
+      sum = warp_reduce(sum, Sum{});
+      if (lane_ == 0) fixed_.squares[row][warp_] = sum;
+    }
+  }
+  /// Elements e .. e+7 of a row of the stream. Until the blocks have met, that is the embedding, which the
+  /// first block writes down for later phases.
+  __device__ __forceinline__ uint4 stream_at(int row, int e) {
+    const std::int64_t at = static_cast<std::int64_t>(row) * s_.width + e;
+    if (state_.met) return __ldcg(reinterpret_cast<const uint4*>(s_.to_norm + at));
+    const uint4 raw = *reinterpret_cast<const uint4*>(
+        s_.embedding + static_cast<std::int64_t>(s_.row[row].token) * s_.width + e);
+    if (blockIdx.x == 0) {
+      *reinterpret_cast<uint4*>(s_.to_norm + at) = raw;
+      float* const to = s_.x + at;
+      const std::uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        *reinterpret_cast<float2*>(to + 2 * i) = float2{low_of(words[i]), high_of(words[i])};
+    }
+    return raw;
+  }
+  /// Rows of bf16 as they are.
+  __device__ __forceinline__ void stage_rows(const __nv_bfloat16* from, int width) {
+    std::uint32_t* const to = staged();
+    const int stride = Staged<kHalves>::stride(width), packs = width / 8;
+    int row = 0, e = thread_;
+#pragma unroll 4
+    for (int i = thread_; i < s_.rows * packs; i += kDecodeThreads) {
+      while (e >= packs) e -= packs, ++row;
+      const uint4 raw = __ldcg(reinterpret_cast<const uint4*>(from + static_cast<std::int64_t>(i) * 8));
+      Staged<kHalves>::put(to, stride, row, e * 8, raw.x);
+      Staged<kHalves>::put(to, stride, row, e * 8 + 2, raw.y);
+      Staged<kHalves>::put(to, stride, row, e * 8 + 4, raw.z);
+      Staged<kHalves>::put(to, stride, row, e * 8 + 6, raw.w);
+      e += kDecodeThreads;
+    }
+  }
+  /// Attention's pieces, joined: by every block of threads for itself. Rows that are not computed keep what
+  /// was there; nobody takes their results.
+  __device__ __forceinline__ void stage_pieces() {
+    std::uint32_t* const to = staged();
+    const int size = s_.heads * kDim, stride = Staged<kHalves>::stride(size);
+#pragma unroll 1
+    for (int i = thread_; i < fixed_.deal.rows * size / 4; i += kDecodeThreads) {
+      const int head = i / (kDim / 4), e = i % (kDim / 4) * 4, row = head / s_.heads;
+      const float4 y = joined(row, head - row * s_.heads, e);
+      const int column = (head - row * s_.heads) * kDim + e;
+      Staged<kHalves>::put(to, stride, fixed_.deal.row[row], column, pack_bf16(y.x, y.y));
+      Staged<kHalves>::put(to, stride, fixed_.deal.row[row], column + 2, pack_bf16(y.z, y.w));
+    }
+  }
+  /// Elements e .. e+3 of attention, of a head of the computed row number i.
+  __device__ __forceinline__ float4 joined(int i, int head, int e) const {
+    const AttentionDeal& d = fixed_.deal;
+    return join_pieces<kDim>(s_, static_cast<std::int64_t>(d.row[i]) * s_.heads + head, e,
+                             d.pieces_of(i, head / (s_.heads / s_.kv_heads)));
+  }
+};
+
+}  // namespace fathom::cuda

@@ -1,0 +1,136 @@
+// What the phases of a decoding step share (decode_step.cu): the layout of shared memory, the order of the
+// products, and what a thread keeps from one phase to the next.
+//
+// Shared memory holds, one behind the other: DecodeFixed; the layers' pointers; cosines and sines of the
+// rows; the ring through which the weights come (decode_product.cuh); and a room that each phase uses as it
+// likes. For a product those are the staged rows and behind them the warps' sums, for attention an
+// AttentionRoom.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cuda/decode_step.h"
+#include "kernels/cuda/device/decode_deal.cuh"
+#include "kernels/cuda/device/decode_grid.cuh"
+#include "kernels/cuda/device/decode_product.cuh"
+
+namespace fathom::cuda {
+
+/// The products of a step, in the order in which a layer has them.
+enum class DecodeProduct : int { Decide, Project, Mix, Expand, Contract, Head };
+inline constexpr int kDecodeProducts = 6;
+
+/// Where a step is. Behind the last layer there is the head, as a product of layer number `depth`.
+struct DecodePlace {
+  DecodeProduct product;
+  int layer;
+};
+
+/// What stays in shared memory for the whole step.
+struct DecodeFixed {
+  Matrix matrices[kDecodeProducts];
+  float squares[kDecodeRows][kDecodeWarps];  // the warps' sums: of squares, or of the router's score
+  float logits[kDecodeRows][kDecodeWarps];   // of predictors, likewise
+  float scales[kDecodeRows];                 // 1 / rms of the staged rows
+  float gates[kDecodeRows];
+  bool is_computed[kDecodeRows];
+  AttentionDeal deal;           // of the rows that a layer computes
+  double before[kDecodeRows];   // of a draw: where in this block's sum the share falls; negative: elsewhere
+  float greatest[kDecodeRows];  // logit
+  float scratch[kDecodeWarps];
+};
+
+/// Up to the next multiple of 128: where something in shared memory may begin.
+__host__ __device__ constexpr std::size_t rounded_shared(std::size_t bytes) {
+  return (bytes + 127) / 128 * 128;
+}
+
+/// Where what begins in shared memory behind DecodeFixed, in bytes.
+struct DecodeLayout {
+  std::size_t layers, rotation, ring, room;
+  __host__ __device__ DecodeLayout(int depth, int rows, int head_dim, int ring_bytes) {
+    layers = rounded_shared(sizeof(DecodeFixed));
+    rotation = layers + rounded_shared(sizeof(DecodeLayer) * static_cast<std::size_t>(depth));
+    ring = rotation + rounded_shared(sizeof(float2) * static_cast<std::size_t>(rows * head_dim / 2));
+    room = ring + rounded_shared(static_cast<std::size_t>(ring_bytes));
+  }
+};
+
+/// One for each thread: the launch's arguments, shared memory, and what passes from phase to phase.
+struct DecodeState {
+  const DecodeStep& s;
+  Grid grid;
+  DecodeFixed& fixed;
+  DecodeLayout layout;
+  DecodeLayer* layers;
+  float2* rotation;     // cosines and sines, [rows][d/2]
+  unsigned char* room;  // of the phase
+  int thread, warp, lane;
+  bool met = false;     // all blocks of threads, once: what one wrote another may read
+  bool joined = false;  // attention is in `mixed`, not in pieces
+  // What this thread's first result of a product is added to, or multiplied by: asked for ahead.
+  float stream_before = 0, branch_before = 0, predictor_weight = 0;
+
+  __device__ DecodeState(const DecodeStep& step, unsigned char* shared, int head_dim, int ring_bytes)
+      : s(step),
+        grid(step.arrivals, step.turn),
+        fixed(*reinterpret_cast<DecodeFixed*>(shared)),
+        layout(step.depth, step.rows, head_dim, ring_bytes),
+        layers(reinterpret_cast<DecodeLayer*>(shared + layout.layers)),
+        rotation(reinterpret_cast<float2*>(shared + layout.rotation)),
+        room(shared + layout.room),
+        thread(static_cast<int>(threadIdx.x)),
+        warp(thread / 32),
+        lane(thread % 32) {}
+
+  __device__ __forceinline__ void meet() {
+    grid.wait();
+    met = true;
+  }
+  __device__ __forceinline__ Matrix& matrix(DecodeProduct p) const {
+    return fixed.matrices[static_cast<int>(p)];
+  }
+  /// Of the head, which has none, the last one.
+  __device__ __forceinline__ const DecodeLayer& layer_at(const DecodePlace& p) const {
+    return layers[min(p.layer, s.depth - 1)];
+  }
+  /// A predictor's hidden layer, [rows][P]. Two in turn: a block of threads may be a decision ahead of
+  /// another.
+  __device__ __forceinline__ float* predicted(const DecodeLayer& l) const {
+    return s.predicted + static_cast<std::int64_t>(l.routed % 2) * kDecodeRows * s.predictor_hidden;
+  }
+};
+
+/// A phase, which works on what all share. It lives for one call, so that the state stays in registers: an
+/// object that a thread keeps beside the state, and that points to it, would move it to memory.
+class DecodePhase {
+ public:
+  __device__ __forceinline__ explicit DecodePhase(DecodeState& state)
+      : state_(state),
+        s_(state.s),
+        fixed_(state.fixed),
+        thread_(state.thread),
+        warp_(state.warp),
+        lane_(state.lane) {}
+
+ protected:
+  /// `first` and all warps' sums of a row, in this order.
+  static __device__ __forceinline__ float sum_of_warps(const float (&sums)[kDecodeWarps], float first = 0) {
+    float sum = first;
+#pragma unroll
+    for (int w = 0; w < kDecodeWarps; ++w) sum += sums[w];
+    return sum;
+  }
+  /// Of a staged row, from the sums of its squares.
+  __device__ __forceinline__ float reciprocal_rms(int row) const {
+    return rsqrtf(sum_of_warps(fixed_.squares[row]) / static_cast<float>(s_.width) + s_.norm_eps);
+  }
+
+  DecodeState& state_;
+  const DecodeStep& s_;
+  DecodeFixed& fixed_;
+  int thread_, warp_, lane_;
+};
+
+}  // namespace fathom::cuda
