@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <new>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -55,8 +56,13 @@ Engine::Engine(Context& c, const Transformer& model, const EngineOptions& option
     throw InternalError("[engine] a pass has at least one row of one sequence");
   const std::int64_t vocab = model.config().vocab_size;
   if (options_.vocab <= 0 || options_.vocab > vocab) options_.vocab = vocab;
-  if (options.whole_steps)
-    whole_ = WholeStep::open(c, model, options.rule, cache_, options_.vocab, options.max_sequences);
+  if (options.whole_steps) {
+    try {
+      whole_ = WholeStep::open(c, model, options.rule, cache_, options_.vocab, options.max_sequences);
+    } catch (const MemoryError&) {
+      // The cache has taken it all: op by op is slower and needs nothing of its own.
+    }
+  }
   stats_.routed_rows.resize(model.routed_layers().size());
   stats_.expert_layer_rows.resize(model.expert_layers().size());
   stats_.expert_rows.assign(
@@ -123,11 +129,18 @@ void Engine::assume_computed(RequestId id, double kept) {
   if (found == waiting_.end()) throw InternalError("[engine] no such request waits");
   if (running_.empty()) c_.backend().fill_normal(cache_.memory(), 1.0, 1, 0);
   Running& r = *found;
-  r.computed = static_cast<std::int64_t>(r.ids.size()) - 1;
-  r.scored = r.computed + 1;
-  r.sequence = cache_.add();
-  cache_.assume(r.sequence, r.computed,
-                static_cast<std::int64_t>(std::llround(kept * static_cast<double>(r.computed))));
+  const std::int64_t computed = static_cast<std::int64_t>(r.ids.size()) - 1;
+  const SequenceId sequence = cache_.add();
+  try {
+    cache_.assume(sequence, computed,
+                  static_cast<std::int64_t>(std::llround(kept * static_cast<double>(computed))));
+  } catch (...) {
+    cache_.remove(sequence);
+    throw;
+  }
+  r.sequence = sequence;
+  r.computed = computed;
+  r.scored = computed + 1;
   running_.splice(running_.end(), waiting_, found);
 }
 
@@ -231,7 +244,7 @@ void Engine::make_room(std::vector<Part>& parts, std::vector<Event>& events) {
 }
 
 std::vector<Event> Engine::step() {
-  std::vector<Event> events;
+  std::vector<Event>& events = events_;
   while (admit()) {
   }
   finish_scored(events);
@@ -249,7 +262,7 @@ std::vector<Event> Engine::step() {
   if (!parts.empty()) ++stats_.steps;
   stats_.most_bytes = std::max(stats_.most_bytes, cache_.used_bytes());
   drop_finished();
-  return events;
+  return std::exchange(events_, {});
 }
 
 void Engine::run(std::span<const Part> parts, std::vector<Event>& events,

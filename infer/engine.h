@@ -105,10 +105,10 @@ class Engine {
   /// InternalError: the request does not wait, or has no place.
   void assume_computed(RequestId id, double kept);
 
-  bool idle() const { return waiting_.empty() && running_.empty(); }
+  bool idle() const { return waiting_.empty() && running_.empty() && events_.empty(); }
   /// One pass over what there is to do; nothing when idle. A request that fails ends with an event, and the
   /// others go on; where memory runs out, those of this pass. Any other error is thrown, and ends those of
-  /// this pass without an event.
+  /// this pass without an event; what had happened before it comes with the next step.
   std::vector<Event> step();
 
   EngineStats stats() const;
@@ -167,6 +167,7 @@ class Engine {
   RequestId next_ = 1;
   EngineStats stats_;
   LogitsObserver observer_;
+  std::vector<Event> events_;  // of the step at hand, or of one that an error has cut off
 };
 
 }  // namespace fathom

@@ -254,6 +254,53 @@ TEST_P(CudaWholeSteps, ChooseAsTheHostDoes) {
   for (std::size_t i = 0; i < watched.size(); ++i) EXPECT_EQ(watched[i].ids, chosen[i].ids) << "text " << i;
 }
 
+/// One step of texts that have random caches of these lengths: the logits of each.
+std::vector<std::vector<float>> one_step(Pair& m, const std::vector<std::int64_t>& lengths, bool whole) {
+  EngineOptions o;
+  o.rule = m.rule;
+  o.cache.bytes = std::int64_t{2} << 30;
+  o.max_sequences = static_cast<std::int64_t>(lengths.size());
+  o.whole_steps = whole;
+  Engine engine(m.gpu, m.on_gpu, o);
+  std::map<RequestId, std::vector<float>> seen;
+  engine.observe_logits([&](RequestId id, std::int64_t, std::span<const float> logits) {
+    seen[id].assign(logits.begin(), logits.end());
+  });
+  std::vector<RequestId> ids;
+  for (const std::int64_t n : lengths) {
+    ids.push_back(engine.submit({.prompt = Ids(static_cast<std::size_t>(n), 7), .max_tokens = 1}));
+  }
+  for (const RequestId id : ids) engine.assume_computed(id, 0.3);
+  while (!engine.idle()) engine.step();
+  EXPECT_EQ(engine.stats().whole_steps > 0, whole);
+  std::vector<std::vector<float>> all;
+  for (auto& [id, logits] : seen) all.push_back(std::move(logits));
+  return all;
+}
+
+// Texts so long, or so different, that their entries are dealt in pieces of equal size, against attention op
+// by op over the same caches.
+TEST_P(CudaWholeSteps, DealLongCachesEvenly) {
+  Pair m(shared_cuda(), GetParam(), 70016);
+  for (const std::vector<std::int64_t>& lengths : {std::vector<std::int64_t>{70000},
+                                                   {70000, 40, 1, 33},
+                                                   {40000, 15000, 15000, 15000},
+                                                   {20000, 20000, 20000, 20000, 20000}}) {
+    const auto whole = one_step(m, lengths, true), by_ops = one_step(m, lengths, false);
+    ASSERT_EQ(whole.size(), lengths.size());
+    ASSERT_EQ(by_ops.size(), lengths.size());
+    for (std::size_t i = 0; i < lengths.size(); ++i) {
+      double size = 0, error = 0;
+      for (std::size_t j = 0; j < whole[i].size(); ++j) {
+        size = std::max(size, std::fabs(static_cast<double>(by_ops[i][j])));
+        error = std::max(error, std::fabs(static_cast<double>(whole[i][j]) - by_ops[i][j]));
+      }
+      EXPECT_LT(error, 2e-2 * size) << "text of " << lengths[i] << ", the " << i << "th of "
+                                    << lengths.size();
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, CudaWholeSteps, ::testing::ValuesIn(cases()),
                          [](const auto& kind) { return kind.param.name; });
 
