@@ -60,20 +60,7 @@ template <typename T>
 struct Bf16 {
   std::uint16_t bits;
 };
-template <typename T>
-[[gnu::always_inline]] inline Vec<T> load_weights(const T* w) {
-  return load<T>(w);
-}
-template <typename T>
-[[gnu::always_inline]] inline Vec<float> load_weights(const Bf16* w) {
-  return load_bf16(&w->bits);
-}
-template <typename T>
-T weight_of(T w) {
-  return w;
-}
-template <typename T>
-float weight_of(Bf16 w) {
+inline float value_of(Bf16 w) {
   const std::uint32_t word = static_cast<std::uint32_t>(w.bits) << 16;
   float value;
   __builtin_memcpy(&value, &word, sizeof(value));
@@ -82,8 +69,8 @@ float weight_of(Bf16 w) {
 
 /// y [rows, outs] of `rows` rows of x and `outs` of w: each weight that is loaded serves all rows, and a
 /// row's sums do not depend on how many there are.
-template <typename T, typename Weight, int rows, int outs>
-void dot_products(T* y, std::int64_t ld_y, const T* x, std::int64_t x_row, const Weight* w, std::int64_t in) {
+template <typename T, int rows, int outs>
+void dot_products(T* y, std::int64_t ld_y, const T* x, std::int64_t x_row, const T* w, std::int64_t in) {
   constexpr int W = kLanes<T>;
   Vec<T> sum[rows][outs] = {};
   std::int64_t k = 0;
@@ -93,7 +80,7 @@ void dot_products(T* y, std::int64_t ld_y, const T* x, std::int64_t x_row, const
     for (int r = 0; r < rows; ++r) xs[r] = load<T>(x + r * x_row + k);
 #pragma GCC unroll 8
     for (int o = 0; o < outs; ++o) {
-      const Vec<T> weights = load_weights<T>(w + o * in + k);
+      const Vec<T> weights = load<T>(w + o * in + k);
 #pragma GCC unroll 8
       for (int r = 0; r < rows; ++r) sum[r][o] += weights * xs[r];
     }
@@ -101,7 +88,55 @@ void dot_products(T* y, std::int64_t ld_y, const T* x, std::int64_t x_row, const
   for (int r = 0; r < rows; ++r) {
     for (int o = 0; o < outs; ++o) {
       T total = sum_of_lanes<T>(sum[r][o]);
-      for (std::int64_t i = k; i < in; ++i) total += weight_of<T>(w[o * in + i]) * x[r * x_row + i];
+      for (std::int64_t i = k; i < in; ++i) total += w[o * in + i] * x[r * x_row + i];
+      y[r * ld_y + o] = total;
+    }
+  }
+}
+
+/// Columns that are read together of weights of bf16: rows x have those at even places first in each such
+/// run, and then those at odd ones.
+constexpr int kPairRun = 2 * kLanes<float>;
+
+void stage_pairs(float* staged, const float* x, std::int64_t x_row, std::int64_t rows, std::int64_t in) {
+  for (std::int64_t r = 0; r < rows; ++r, x += x_row, staged += in) {
+    std::int64_t k = 0;
+    for (; k + kPairRun <= in; k += kPairRun) {
+      for (int l = 0; l < kLanes<float>; ++l) {
+        staged[k + l] = x[k + 2 * l];
+        staged[k + kLanes<float> + l] = x[k + 2 * l + 1];
+      }
+    }
+    for (; k < in; ++k) staged[k] = x[k];
+  }
+}
+
+/// dot_products of staged rows, which are `in` apart.
+template <typename T, int rows, int outs>
+void dot_products(float* y, std::int64_t ld_y, const float* x, std::int64_t, const Bf16* w, std::int64_t in) {
+  Vec<float> sum[rows][outs] = {};
+  std::int64_t k = 0;
+  for (; k + kPairRun <= in; k += kPairRun) {
+    Vec<float> even[rows], odd[rows];
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) {
+      even[r] = load<float>(x + r * in + k);
+      odd[r] = load<float>(x + r * in + k + kLanes<float>);
+    }
+#pragma GCC unroll 8
+    for (int o = 0; o < outs; ++o) {
+      const Bf16Pairs weights = load_bf16_pairs(&w[o * in + k].bits);
+#pragma GCC unroll 8
+      for (int r = 0; r < rows; ++r) {
+        sum[r][o] += weights.even * even[r];
+        sum[r][o] += weights.odd * odd[r];
+      }
+    }
+  }
+  for (int r = 0; r < rows; ++r) {
+    for (int o = 0; o < outs; ++o) {
+      float total = sum_of_lanes<float>(sum[r][o]);
+      for (std::int64_t i = k; i < in; ++i) total += value_of(w[o * in + i]) * x[r * in + i];
       y[r * ld_y + o] = total;
     }
   }
@@ -112,10 +147,10 @@ template <typename T, typename Weight, int outs>
 void few_rows_of(T* y, const T* x, const Weight* w, const LinearShape& s) {
   std::int64_t r = 0;
   for (; r + kRowsAtOnce <= s.rows; r += kRowsAtOnce) {
-    dot_products<T, Weight, kRowsAtOnce, outs>(y + r * s.out, s.out, x + r * s.x_row(), s.x_row(), w, s.in);
+    dot_products<T, kRowsAtOnce, outs>(y + r * s.out, s.out, x + r * s.x_row(), s.x_row(), w, s.in);
   }
   for (; r < s.rows; ++r)
-    dot_products<T, Weight, 1, outs>(y + r * s.out, s.out, x + r * s.x_row(), s.x_row(), w, s.in);
+    dot_products<T, 1, outs>(y + r * s.out, s.out, x + r * s.x_row(), s.x_row(), w, s.in);
 }
 
 /// Few rows: every weight is read once from memory, for all rows.
@@ -160,16 +195,18 @@ void product(T* y, const T* x, const T* w, const LinearShape& s, bool invariant)
 void product_of_bf16(float* y, const float* x, const Bf16* w, const LinearShape& s, bool invariant) {
   if (s.rows * s.out == 0) return;
   if (!invariant && s.rows <= kFewRows) {
-    few_rows<float, Bf16>(y, x, w, s);
+    const TileMemory memory(s.rows * s.in * static_cast<std::int64_t>(sizeof(float)));
+    auto* const staged = static_cast<float*>(memory.data());
+    stage_pairs(staged, x, s.x_row(), s.rows, s.in);
+    LinearShape packed = s;
+    packed.x_stride = 0;
+    few_rows<float, Bf16>(y, staged, w, packed);
     return;
   }
   const TileMemory memory(s.out * s.in * static_cast<std::int64_t>(sizeof(float)));
   auto* const weights = static_cast<float*>(memory.data());
   parallel_for(s.out, 65536 / s.in + 1, [=](std::int64_t begin, std::int64_t end) {
-    std::int64_t i = begin * s.in;
-    const std::int64_t last = end * s.in;
-    for (; i + kLanes<float> <= last; i += kLanes<float>) store<float>(weights + i, load_bf16(&w[i].bits));
-    for (; i < last; ++i) weights[i] = weight_of<float>(w[i]);
+    for (std::int64_t i = begin * s.in; i < end * s.in; ++i) weights[i] = value_of(w[i]);
   });
   product<float>(y, x, weights, s, invariant);
 }
