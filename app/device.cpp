@@ -1,5 +1,6 @@
 #include "app/device.h"
 
+#include <algorithm>
 #include <charconv>
 #ifdef FATHOM_CUDA
 #include <cstdlib>
@@ -18,6 +19,7 @@
 #include "kernels/cuda/make.h"
 #endif
 #include "kernels/error.h"
+#include "src/core/memory_limit.h"
 
 namespace fathom::app {
 
@@ -146,7 +148,9 @@ DType compute_dtype(const Backend& backend, const Config& config) {
 std::int64_t machine_memory() {
   const long pages = sysconf(_SC_PHYS_PAGES);
   const long page = sysconf(_SC_PAGE_SIZE);
-  return pages > 0 && page > 0 ? static_cast<std::int64_t>(pages) * page : 0;
+  const std::int64_t all = pages > 0 && page > 0 ? static_cast<std::int64_t>(pages) * page : 0;
+  const std::int64_t limit = memory_limit();
+  return all > 0 && limit > 0 ? std::min(all, limit) : std::max(all, limit);
 }
 
 std::int64_t peak_resident_bytes() {

@@ -34,7 +34,8 @@ std::shared_ptr<Backend> open_training_backend(const Globals& globals, const Con
 /// fp32.
 DType compute_dtype(const Backend& backend, const Config& config);
 
-/// Bytes of memory that this machine has; 0 if unknown.
+/// Bytes of memory that this process may have: the machine's, or less by a control group's limit (in a
+/// container); 0 if unknown.
 std::int64_t machine_memory();
 
 /// The most memory that this process ever held, in bytes (peak resident set).

@@ -1,5 +1,4 @@
 // fathom generate RUN -p TEXT
-#include <fstream>
 #include <iostream>
 #include <limits>
 #include <memory>
@@ -10,8 +9,9 @@
 
 #include "app/command.h"
 #include "app/engine_flags.h"
-#include "app/text_stream.h"
+#include "app/prompts.h"
 #include "app/trained_model.h"
+#include "infer/text_stream.h"
 #include "kernels/error.h"
 #include "src/core/stopwatch.h"
 #include "src/core/units.h"
@@ -40,11 +40,6 @@ struct GenerateFlags {
   EngineFlags engine;
 };
 
-struct Prompt {
-  std::string text;
-  std::vector<std::int32_t> ids;  // when given as ids
-};
-
 std::vector<Prompt> prompts_of(const GenerateFlags& flags) {
   const int given = (flags.prompt_given ? 1 : 0) + (flags.prompt_ids.empty() ? 0 : 1) +
                     (flags.prompts_file.empty() ? 0 : 1);
@@ -52,24 +47,9 @@ std::vector<Prompt> prompts_of(const GenerateFlags& flags) {
     throw UsageError(fmt::format(
         "{} prompts were given: expected exactly one of -p TEXT, --prompt-ids and --prompts FILE.", given));
   }
-  if (flags.prompt_given) return {{flags.prompt, {}}};
-  if (!flags.prompt_ids.empty()) return {{"", flags.prompt_ids}};
-  std::ifstream file(flags.prompts_file);
-  if (!file) throw UserError(fmt::format("{} cannot be read.", flags.prompts_file));
-  std::vector<Prompt> prompts;
-  std::string line;
-  for (int number = 1; std::getline(file, line); ++number) {
-    if (line.empty()) continue;
-    const nlohmann::json json = nlohmann::json::parse(line, nullptr, false);
-    const char* key = json.contains("prompt") ? "prompt" : "text";
-    if (!json.contains(key) || !json[key].is_string()) {
-      throw UserError(fmt::format("{}:{}: expected a JSON object with a string under \"prompt\".",
-                                  flags.prompts_file, number));
-    }
-    prompts.push_back({json[key].get<std::string>(), {}});
-  }
-  if (prompts.empty()) throw UserError(fmt::format("{} holds no prompt.", flags.prompts_file));
-  return prompts;
+  if (flags.prompt_given) return {{.text = flags.prompt}};
+  if (!flags.prompt_ids.empty()) return {{.text = "", .ids = flags.prompt_ids}};
+  return read_prompts(flags.prompts_file);
 }
 
 // Ids can do without a tokenizer, but only it knows which ids are tokens and which one ends a document.
@@ -160,6 +140,11 @@ class Generation {
   void submit(Prompt prompt, Answer& a) {
     a.prompt = std::move(prompt);
     if (tokenizer_ != nullptr) a.stream = std::make_unique<TextStream>(*tokenizer_, flags_.stops);
+    if (!a.prompt.error.empty()) {
+      a.finish = "error";
+      a.error = a.prompt.error;
+      return;
+    }
     try {
       a.prompt_ids = a.prompt.ids.empty() ? start_of(a.prompt.text, *tokenizer_) : a.prompt.ids;
       Request r;
@@ -314,7 +299,7 @@ void run(GenerateFlags flags, Globals& globals) {
   RoutingConfig routing = loaded.config.routing;
   if (flags.threshold >= 0) routing.causal.threshold = flags.threshold;
   const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(loaded, flags);
-  EngineOptions options = flags.engine.options(*model.context, *loaded.model, prompts.size());
+  EngineOptions options = flags.engine.options(*model.context, *loaded.model, readable(prompts));
   if (tokenizer) options.vocab = tokenizer->vocab_size();
   if (routing.kind != RoutingKind::None) options.rule = causal_rule(routing);
   Engine engine(*model.context, *loaded.model, options);

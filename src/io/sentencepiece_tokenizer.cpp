@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <cstdint>
 #include <filesystem>
 #include <utility>
 
@@ -29,6 +30,50 @@ std::string replace_all(std::string text, std::string_view from, std::string_vie
   return text;
 }
 
+// Fields of the model's protobuf message that the library reads and does not show.
+constexpr std::uint64_t kDenormalizer = 5;  // of the model
+constexpr std::uint64_t kCharacterMap = 2;  // of a normalizer
+
+std::uint64_t take_varint(std::string_view& message) {
+  std::uint64_t value = 0;
+  for (int shift = 0; !message.empty() && shift < 64; shift += 7) {
+    const auto byte = static_cast<unsigned char>(message[0]);
+    message.remove_prefix(1);
+    value |= std::uint64_t{byte & 0x7fU} << shift;
+    if (byte < 0x80) break;
+  }
+  return value;
+}
+
+// The bytes of the last such field of a message that the library could read; empty when there is none.
+std::string_view field_of(std::string_view message, std::uint64_t number) {
+  std::string_view found;
+  while (!message.empty()) {
+    const std::uint64_t key = take_varint(message);
+    std::uint64_t size = 0;
+    switch (key & 7) {
+      case 0:
+        take_varint(message);
+        break;
+      case 1:
+        size = 8;
+        break;
+      case 2:
+        size = take_varint(message);
+        break;
+      case 5:
+        size = 4;
+        break;
+      default:  // groups, which the model's message does not have
+        return found;
+    }
+    const std::string_view value = message.substr(0, size);
+    message.remove_prefix(value.size());
+    if (key == (number << 3 | 2)) found = value;
+  }
+  return found;
+}
+
 class SentencePieceTokenizer final : public Tokenizer {
  public:
   SentencePieceTokenizer(std::string_view model, const std::string& origin) : hash_(hash_hex(model)) {
@@ -48,6 +93,7 @@ class SentencePieceTokenizer final : public Tokenizer {
       fail("it has no end-of-sentence token, which has to end documents", "Train it with an eos token.");
     }
     read_pieces();
+    rewrites_ = !field_of(field_of(model, kDenormalizer), kCharacterMap).empty();
     const std::string probe = "  a  b\n\n c\xE2\x96\x81 \t\xC3\xA9 x\n";
     lossless_ = lossless_ && decode(encode(probe)) == probe;
   }
@@ -84,6 +130,22 @@ class SentencePieceTokenizer final : public Tokenizer {
     return text;
   }
 
+  // The library makes characters of a run of bytes, and U+FFFD of bytes that are none: at the end of a run
+  // that is still open for the bytes of a character that has begun.
+  std::size_t unsettled(std::span<const std::int32_t> ids) const override {
+    if (lossless_) return 0;
+    if (rewrites_) return ids.size();
+    constexpr std::size_t kLongest = 4;  // bytes of a character
+    for (std::size_t back = 1; back < kLongest && back <= ids.size(); ++back) {
+      const int byte = byte_of(ids[ids.size() - back]);
+      if (byte < 0x80) return 0;
+      if (byte < 0xc0) continue;  // not the first of its character
+      const std::size_t length = byte < 0xe0 ? 2 : byte < 0xf0 ? 3 : kLongest;
+      return back < length ? back : 0;
+    }
+    return 0;
+  }
+
   std::int64_t vocab_size() const override { return processor_.GetPieceSize(); }
   std::string hash() const override { return hash_; }
   std::string kind() const override { return "sentencepiece"; }
@@ -102,6 +164,12 @@ class SentencePieceTokenizer final : public Tokenizer {
       throw UserError(fmt::format("the token id {} is outside the tokenizer's vocabulary [0, {}).", id,
                                   processor_.GetPieceSize()));
     }
+  }
+
+  // -1 for a token that is no byte.
+  int byte_of(std::int32_t id) const {
+    const std::string& text = texts_[static_cast<std::size_t>(id)];
+    return processor_.IsByte(id) && !text.empty() ? static_cast<unsigned char>(text[0]) : -1;
   }
 
   // The text of every piece, and what the model allows: `lossless_` when every byte has a piece (what the
@@ -165,6 +233,7 @@ class SentencePieceTokenizer final : public Tokenizer {
   std::vector<std::string> texts_;  // of each id; empty for control tokens
   std::array<std::int32_t, 256> byte_ids_{};
   bool lossless_ = true;
+  bool rewrites_ = false;  // a decoded text as a whole
   bool word_local_ = true;
 };
 

@@ -1,6 +1,7 @@
 // Tokenizers: text to ids and back. Ids are int32, in [0, vocab_size).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -20,6 +21,9 @@ class Tokenizer {
   /// The text of `ids`. Control tokens (end of document) give nothing; UserError for an id outside the
   /// vocabulary.
   virtual std::string decode(std::span<const std::int32_t> ids) const = 0;
+  /// Of how many of the last of `ids`, in the middle of a text, the decoding may still change when more ids
+  /// follow; the text before them stays. 0 for tokenizers whose tokens each have a text of their own.
+  virtual std::size_t unsettled(std::span<const std::int32_t> /*ids*/) const { return 0; }
 
   virtual std::int64_t vocab_size() const = 0;
   /// Identifies the tokenizer: stores and checkpoints remember it. 32 hexadecimal digits, or "bytes".

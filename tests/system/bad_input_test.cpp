@@ -1,5 +1,6 @@
 // What a user may do wrong to a training: one clear paragraph, the right status, and nothing is lost.
 #include <filesystem>
+#include <sstream>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -240,13 +241,14 @@ TEST_F(BadInput, PromptsThatAreNone) {
   generate("--prompt-ids 1,300", {"300", "vocabulary of 257"});  // an id that only pads
   generate("-p ''", {"prompt is empty"});
   generate("--prompts absent.jsonl", {"absent.jsonl"});
-  write_bytes(e / "prompts.jsonl", "{\"prompt\": \"a\"}\nno json\n");
-  generate("--prompts prompts.jsonl", {"prompts.jsonl:2", "\"prompt\""});
   for (const char* line :
        {"{\"prompt\": 5, \"text\": \"a\"}", "{\"prompt\": null, \"text\": \"a\"}", "{\"text\": 5}"}) {
     write_bytes(e / "prompts.jsonl", line);
     generate("--prompts prompts.jsonl", {"prompts.jsonl:1", "a string under \"prompt\""});
   }
+  // When none can be read, the first says why.
+  write_bytes(e / "prompts.jsonl", "\nno json\n{\"text\": 5}\n");
+  generate("--prompts prompts.jsonl", {"prompts.jsonl:2", "a string under \"prompt\"", "not JSON"});
   write_bytes(e / "prompts.jsonl", "\n");
   generate("--prompts prompts.jsonl", {"holds no prompt"});
   for (const char* prompt : {"-p x", "--prompt-ids 1"}) {
@@ -257,6 +259,48 @@ TEST_F(BadInput, PromptsThatAreNone) {
   e.trained("mod", "topk", "--set train.steps=3 --set routing.causal.method=none");
   expect_refusal(fathom_command(e, "generate topk -p x"), 1,
                  {"routing.causal.method: none", "aux, predictor or both"});
+}
+
+// What can be read of a file of prompts is answered, in the file's order, beside what cannot.
+TEST_F(BadInput, LinesOfPromptsThatCannotBeRead) {
+  e.trained("mod", "run", "--set train.steps=3");
+  write_bytes(e / "prompts.jsonl",
+              "no json\n{\"prompt\": \"a\"}\n\n{\"prompt\": 5}\n{\"prompt\": \"\xff\"}\n{\"text\": "
+              "\"b\"}\n[\"prompt\"]\n");
+  const Outcome outcome = fathom_command(e, "generate run --prompts prompts.jsonl -n 3 --json");
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_THAT(outcome.err, HasSubstr("4 of 6 prompts"));
+  std::istringstream out(outcome.out);
+  std::vector<nlohmann::json> lines;
+  for (std::string line; std::getline(out, line);) lines.push_back(nlohmann::json::parse(line));
+  ASSERT_EQ(lines.size(), 6U) << outcome.err;
+  const auto answered = [&](std::size_t i, const char* prompt) {
+    EXPECT_EQ(lines[i].at("prompt"), prompt);
+    EXPECT_EQ(lines[i].at("tokens").size(), 3U);
+    EXPECT_FALSE(lines[i].contains("error"));
+  };
+  const auto refused_line = [&](std::size_t i, const char* where, const char* why) {
+    SCOPED_TRACE(where);
+    EXPECT_EQ(lines[i].at("finish_reason"), "error");
+    EXPECT_THAT(lines[i].at("error").get<std::string>(), HasSubstr(where));
+    EXPECT_THAT(lines[i].at("error").get<std::string>(), HasSubstr("a string under \"prompt\""));
+    EXPECT_THAT(lines[i].at("error").get<std::string>(), HasSubstr(why));
+    EXPECT_EQ(lines[i].at("tokens").size(), 0U);
+  };
+  refused_line(0, "prompts.jsonl:1:", "not JSON");
+  answered(1, "a");
+  refused_line(2, "prompts.jsonl:4:", "a number");
+  refused_line(3, "prompts.jsonl:5:", "UTF-8");
+  answered(4, "b");
+  refused_line(5, "prompts.jsonl:7:", "an array");
+
+  // One that can be read is no prompt alone: it has company in the file.
+  write_bytes(e / "prompts.jsonl", "no json\n{\"prompt\": \"a\"}\n");
+  const Outcome shown = fathom_command(e, "generate run --prompts prompts.jsonl -n 3 --temperature 0");
+  EXPECT_EQ(shown.status, 1);
+  EXPECT_EQ(shown.out, fathom_command(e, "generate run -p a -n 3 --temperature 0").out);
+  EXPECT_THAT(shown.err, HasSubstr("prompt 1: prompts.jsonl:1: expected"));
+  EXPECT_THAT(shown.err, HasSubstr("1 of 2 prompts"));
 }
 
 }  // namespace
