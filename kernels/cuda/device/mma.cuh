@@ -47,6 +47,17 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, boo
                "r"(valid ? 16 : 0)
                : "memory");
 }
+/// The same of what nothing reads again soon: it is the first to leave the L2 cache.
+__device__ __forceinline__ void copy_async_once(void* shared, const void* global) {
+  asm volatile(
+      "{\n"
+      ".reg .b64 policy;\n"
+      "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+      "cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, policy;\n"
+      "}\n" ::"r"(shared_address(shared)),
+      "l"(global)
+      : "memory");
+}
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 /// Until at most `kPending` of this thread's groups of copies are under way.
 template <int kPending>
