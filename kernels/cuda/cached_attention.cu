@@ -1,8 +1,7 @@
 // Attention of new rows over keys and values in a pool of blocks: a warp a row and query head, in the order
 // of attention_rows.cu, so that a row's result has the bits that it has without a cache and depends on no
 // other row, nor on the size of the blocks.
-//
-// A block holds keys and then values, each [kv_heads, block, head_dim].
+#include "kernels/cuda/cached_attention.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/device/launch.cuh"
@@ -17,33 +16,9 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
 
-template <typename T>
-struct Cached {
-  T* pool;
-  T* out;  // of attention
-  const T* qkv;
-  const std::int32_t* tables;
-  const std::int32_t* sequences;
-  const std::int32_t* lengths;
-  CacheShape s;
-
-  /// Where the block of entry i of a sequence begins.
-  __device__ __forceinline__ std::int64_t block_at(std::int64_t sequence, std::int64_t i) const {
-    const std::int64_t block = tables[sequence * s.table + i / s.block];
-    return (block * s.stride + s.offset) * 2 * s.kv_heads * s.block * s.head_dim;
-  }
-  /// Where head g of entry i lies within a block's keys, or within its values.
-  __device__ __forceinline__ std::int64_t inside(std::int64_t g, std::int64_t i) const {
-    return (g * s.block + i % s.block) * s.head_dim;
-  }
-  __device__ __forceinline__ std::int64_t values_after_keys() const {
-    return s.kv_heads * s.block * s.head_dim;
-  }
-};
-
 /// A warp a row and key/value head. Traffic: keys and values read and written once.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) append_kernel(const Cached<T> a) {
+__global__ void __launch_bounds__(kThreads) append_kernel(const CachedRows<T> a) {
   const CacheShape& s = a.s;
   const std::int64_t item = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
   const std::int64_t row = item / s.kv_heads, g = item % s.kv_heads, d = s.head_dim;
@@ -61,7 +36,7 @@ __global__ void __launch_bounds__(kThreads) append_kernel(const Cached<T> a) {
 
 /// Traffic: q and out once; every query reads its keys and values.
 template <typename T, int kParts>
-__global__ void __launch_bounds__(kThreads) attend_kernel(const Cached<T> a) {
+__global__ void __launch_bounds__(kThreads) attend_kernel(const CachedRows<T> a) {
   __shared__ float vectors[kWarps][32 * kParts];
   const CacheShape& s = a.s;
   const std::int64_t item = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
@@ -107,8 +82,8 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const Cached<T> a) {
 }
 
 template <typename T>
-Cached<T> arguments(const char* op, View pool, ConstView qkv, ConstView tables, ConstView sequences,
-                    ConstView lengths, const CacheShape& s) {
+CachedRows<T> arguments(const char* op, View pool, ConstView qkv, ConstView tables, ConstView sequences,
+                        ConstView lengths, const CacheShape& s) {
   if (s.kv_heads < 1 || s.heads % s.kv_heads != 0) fail(op, "heads modulo kv_heads", s.heads, s.kv_heads);
   if (s.block < 16 || s.block % 16 != 0) fail(op, "block", s.block, 16);
   return {output<T>(op, "pool", pool, s.blocks * s.block_elements()),
@@ -121,7 +96,7 @@ Cached<T> arguments(const char* op, View pool, ConstView qkv, ConstView tables, 
 }
 
 template <typename T, int kParts>
-void run(const Cached<T>& a, cudaStream_t stream) {
+void run(const CachedRows<T>& a, cudaStream_t stream) {
   launch("cached_attention", attend_kernel<T, kParts>,
          {blocks_for(a.s.rows * a.s.heads, kWarps), kThreads, 0}, stream, a);
 }
@@ -133,7 +108,7 @@ void CudaBackend::cache_append(View pool, ConstView qkv, ConstView tables, Const
   const char* op = "cache_append";
   for_compute_type(op, pool.dtype, [&](auto zero) {
     using T = decltype(zero);
-    const Cached<T> a = arguments<T>(op, pool, qkv, tables, sequences, lengths, s);
+    const CachedRows<T> a = arguments<T>(op, pool, qkv, tables, sequences, lengths, s);
     launch(op, append_kernel<T>, {blocks_for(s.rows * s.kv_heads, kWarps), kThreads, 0}, stream(), a);
   });
 }
@@ -144,8 +119,11 @@ void CudaBackend::cached_attention(View out, ConstView pool, ConstView qkv, Cons
   for_compute_type(op, out.dtype, [&](auto zero) {
     using T = decltype(zero);
     const View read_only{const_cast<void*>(pool.data), pool.size, pool.dtype};
-    Cached<T> a = arguments<T>(op, read_only, qkv, tables, sequences, lengths, s);
+    CachedRows<T> a = arguments<T>(op, read_only, qkv, tables, sequences, lengths, s);
     a.out = output<T>(op, "out", out, s.rows * s.heads * s.head_dim);
+    if constexpr (std::is_same_v<T, bf16>) {
+      if (!options().invariant && cached_flash_supports(s)) return attend_cached_flash(a, stream());
+    }
     if (s.head_dim <= 32) {
       run<T, 1>(a, stream());
     } else if (s.head_dim <= 64) {

@@ -43,7 +43,14 @@ Sequence make_sequence(Backend& backend, DType dtype, const Heads& h, std::int64
   return s;
 }
 
-void expect_equal_to_whole(Backend& backend, DType dtype, const Heads& h, std::int64_t block, unsigned seed) {
+/// How rows come, and how close they have to be.
+struct Schedule {
+  bool long_chunks = false;  // many rows of a sequence at a time, as prompts have them
+  double tolerance = 0;      // absolute; 0: the same bits
+};
+
+void expect_equal_to_whole(Backend& backend, DType dtype, const Heads& h, std::int64_t block, unsigned seed,
+                           const Schedule& schedule = {}) {
   std::mt19937 random_engine(seed);
   const auto below = [&](std::int64_t n) {
     return std::uniform_int_distribution<std::int64_t>(0, n - 1)(random_engine);
@@ -69,7 +76,8 @@ void expect_equal_to_whole(Backend& backend, DType dtype, const Heads& h, std::i
     std::vector<std::pair<std::int64_t, std::int64_t>> came;  // sequence and entry of each row
     for (std::size_t i = 0; i < all.size(); ++i) {
       Sequence& q = all[i];
-      const std::int64_t most = std::min<std::int64_t>(q.length - q.done, below(3) == 0 ? 90 : 1);
+      const std::int64_t most =
+          std::min<std::int64_t>(q.length - q.done, schedule.long_chunks || below(3) == 0 ? 90 : 1);
       const std::int64_t n = most == 0 || below(4) == 0 ? 0 : 1 + below(most);
       for (std::int64_t r = 0; r < n; ++r, ++q.done) {
         if (q.done % block == 0) q.blocks.push_back(free.back()), free.pop_back();
@@ -97,7 +105,8 @@ void expect_equal_to_whole(Backend& backend, DType dtype, const Heads& h, std::i
     for (std::int64_t r = 0; r < s.rows; ++r) {
       const auto [i, entry] = came[static_cast<std::size_t>(r)];
       for (std::int64_t e = 0; e < narrow; ++e) {
-        ASSERT_EQ(out[r * narrow + e], all[static_cast<std::size_t>(i)].out[entry * narrow + e])
+        ASSERT_NEAR(out[r * narrow + e], all[static_cast<std::size_t>(i)].out[entry * narrow + e],
+                    schedule.tolerance)
             << "sequence " << i << " entry " << entry << " element " << e << " of " << s.rows << " rows";
       }
     }
@@ -167,6 +176,23 @@ TEST_F(CudaCachedAttention, HasTheBitsOfAttentionOverTheWholeSequence) {
         SCOPED_TRACE(fmt::format("{} heads {}/{} of {} blocks of {}", name_of(dtype), h.heads, h.kv_heads,
                                  h.head_dim, block));
         expect_equal_to_whole(*opened.backend, dtype, h, block, 7);
+        if (::testing::Test::HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+// Prompts: in bf16 and without the invariant mode many rows of a sequence are one block of threads.
+TEST_F(CudaCachedAttention, OfPromptsIsCloseToAttentionOverTheWholeSequence) {
+  const testing_support::OpenedDevice opened = testing_support::open_device(Device::Cuda, {});
+  testing_support::skip_without(opened);
+  if (!opened.backend) return;
+  for (const Heads& h :
+       {Heads{2, 2, 64}, Heads{8, 1, 32}, Heads{4, 2, 128}, Heads{3, 3, 48}, Heads{4, 2, 20}}) {
+    for (const std::int64_t block : {16, 48, 64, 128}) {
+      for (const unsigned seed : {3U, 11U}) {
+        SCOPED_TRACE(fmt::format("heads {}/{} of {} blocks of {}", h.heads, h.kv_heads, h.head_dim, block));
+        expect_equal_to_whole(*opened.backend, DType::BF16, h, block, seed, {true, 0.02});
         if (::testing::Test::HasFatalFailure()) return;
       }
     }

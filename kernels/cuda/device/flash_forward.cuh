@@ -98,7 +98,8 @@ struct QueryRows {
     }
   }
 
-  /// Writes the rows and their log-sum-exp; `lse` is the head's, from its sequence's start.
+  /// Writes the rows and their log-sum-exp; `lse` is the head's, from its sequence's start, or null: nobody
+  /// wants it.
   __device__ __forceinline__ void finish(const HeadOutput& to, float* lse, int row, float scale) {
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
@@ -110,7 +111,7 @@ struct QueryRows {
         total += __shfl_xor_sync(kFullWarp, total, 2);
         factor[half] = total > 0.0F ? 1.0F / total : 0.0F;
         const int at = row + 16 * t + lane_id() / 4 + 8 * half;
-        if (lane_id() % 4 == 0 && at < to.rows) lse[at] = max[t][half] * scale + logf(total);
+        if (lse != nullptr && lane_id() % 4 == 0 && at < to.rows) lse[at] = max[t][half] * scale + logf(total);
       }
       store_rows<D>(to, row + 16 * t, out[t], factor[0], factor[1]);
     }

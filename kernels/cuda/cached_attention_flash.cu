@@ -1,0 +1,162 @@
+// Flash attention of new rows over keys and values in a pool of blocks: 64 rows of the pass and one head are
+// a block of threads, which walks over the entries that they see, 64 at a time, the next ones on their way
+// while these are used.
+//
+// Rows of one sequence stand together, in the order of their entries, and all see its entries from the first
+// to their own. A block of threads may have rows of several sequences: it then walks over the entries of one
+// after another, and for rows of the others they are masked.
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/cached_attention.h"
+#include "kernels/cuda/device/flash_forward.cuh"
+#include "kernels/cuda/device/launch.cuh"
+
+namespace fathom::cuda {
+
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kThreads = 32 * kWarps;
+constexpr int kKeys = 64;
+constexpr int kQueries = 16 * kWarps;
+
+template <int D>
+constexpr std::size_t kSharedBytes = 4 * kKeys* D * sizeof(bf16);  // two stages of keys and values
+
+/// Rows of the pass that are one sequence's.
+struct Segment {
+  int first, end;
+  int entries;  // that its last row sees
+};
+
+/// The segment that begins with a row, up to row `end`: by a whole warp.
+__device__ __forceinline__ Segment segment_at(const CachedRows<bf16>& a, int first, int end) {
+  const std::int32_t sequence = a.sequences[first];
+  int at = first + 1;
+  while (at < end) {
+    const int row = at + lane_id();
+    const unsigned others = __ballot_sync(kFullWarp, row >= end || a.sequences[row] != sequence);
+    if (others != 0) {
+      at = min(end, at + __ffs(static_cast<int>(others)) - 1);
+      break;
+    }
+    at += 32;
+  }
+  return {first, at, a.lengths[at - 1]};
+}
+
+/// Keys and values of kKeys entries of a sequence from entry `first` on, head g: zeros behind the last one.
+template <int D>
+__device__ __forceinline__ void copy_entries(const CachedRows<bf16>& a, bf16* stage, int sequence, int g,
+                                             int first, int entries) {
+  using Tile = SharedTile<D>;
+  const CacheShape& s = a.s;
+  const int block = static_cast<int>(s.block), d = static_cast<int>(s.head_dim);
+  const std::int32_t* const table = a.tables + sequence * s.table;
+  const Tile keys{stage}, values{stage + kKeys * D};
+#pragma unroll
+  for (int i = 0; i < kKeys * Tile::kChunks / kThreads; ++i) {
+    const int at = static_cast<int>(threadIdx.x) + i * kThreads;
+    const int row = at / Tile::kChunks, c = at % Tile::kChunks, entry = first + row;
+    const bool valid = entry < entries && c * 8 < d;
+    const bf16* from = a.pool;
+    if (valid) {
+      const int number = entry / block;
+      const std::int64_t of = (table[number] * s.stride + s.offset) * 2 * s.kv_heads * s.block * d;
+      from += of + (static_cast<std::int64_t>(g) * block + entry - number * block) * d + c * 8;
+    }
+    copy_async(keys.chunk(row, c), from, valid);
+    copy_async(values.chunk(row, c), valid ? from + a.values_after_keys() : from, valid);
+  }
+  commit_copies();
+}
+
+/// Traffic: q and out once, keys and values once for every block of rows (from L2).
+template <int D>
+__global__ void __launch_bounds__(kThreads, D == 64 ? 4 : 2) flash_kernel(const CachedRows<bf16> a) {
+  extern __shared__ __align__(128) unsigned char shared_memory[];
+  auto* const memory = reinterpret_cast<bf16*>(shared_memory);
+  const CacheShape& s = a.s;
+  const int heads = static_cast<int>(s.heads), rows = static_cast<int>(s.rows);
+  const int d = static_cast<int>(s.head_dim);
+  const int h = static_cast<int>(blockIdx.x) % heads;
+  // The last rows of a prompt see the most entries: they go first.
+  const int tile = static_cast<int>((gridDim.x - 1 - blockIdx.x) / static_cast<unsigned>(heads));
+  const int begin = tile * kQueries, end = min(begin + kQueries, rows);
+  const int g = h / (heads / static_cast<int>(s.kv_heads));
+  const std::int64_t packed = (s.heads + 2 * s.kv_heads) * d;
+
+  const int row = begin + static_cast<int>(threadIdx.x) / 32 * 16;  // this warp's first one
+  QueryRows<D, 1> queries;
+  queries.begin({a.qkv + static_cast<std::int64_t>(h) * d, packed, rows, d}, row);
+  const float scale = static_cast<float>(s.scale);
+
+#pragma unroll 1
+  for (int from = begin; from < end;) {
+    const Segment segment = segment_at(a, from, end);
+    const int sequence = a.sequences[segment.first];
+    VisibleKeys visible[1] = {};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int mine = row + lane_id() / 4 + 8 * half;
+      const bool inside = mine >= segment.first && mine < segment.end;
+      visible[0].last[half] = inside ? a.lengths[mine] - 1 : -1;
+    }
+    const bool takes_part = row < segment.end && row + 16 > segment.first;
+    const bool whole = row >= segment.first && row + 16 <= segment.end;
+    const int sees_all = whole ? a.lengths[row] : 0;  // entries that each of this warp's rows sees
+    const int sees_any = takes_part ? a.lengths[min(row + 16, segment.end) - 1] : 0;
+    const int last_block = (segment.entries - 1) / kKeys;
+    __syncthreads();  // the last segment's stages have been read
+    copy_entries<D>(a, memory, sequence, g, 0, segment.entries);
+#pragma unroll 1
+    for (int block = 0; block <= last_block; ++block) {
+      if (block < last_block) {
+        copy_entries<D>(a, memory + (block + 1) % 2 * (2 * kKeys * D), sequence, g, (block + 1) * kKeys,
+                        segment.entries);
+        wait_copies<1>();
+      } else {
+        wait_copies<0>();
+      }
+      __syncthreads();
+      const SharedTile<D> stage{memory + block % 2 * (2 * kKeys * D)};
+      constexpr int kPieces = 2;  // as many scores at a time as there are registers for
+#pragma unroll 1
+      for (int at = 0; at < kKeys; at += 16 * kPieces) {
+        const int key = block * kKeys + at;
+        if (key >= sees_any) break;
+        queries.template see<kPieces>(stage.from_row(at), stage.from_row(kKeys + at), key,
+                                      key + 16 * kPieces > sees_all, visible, scale * kLog2E);
+      }
+      __syncthreads();  // before the next copy overwrites this stage
+    }
+    from = segment.end;
+  }
+  queries.finish({a.out + static_cast<std::int64_t>(h) * d, s.heads * s.head_dim, end, d}, nullptr, row,
+                 scale);
+}
+
+template <int D>
+void run(const CachedRows<bf16>& a, cudaStream_t stream) {
+  const auto tiles = static_cast<unsigned>(blocks_for(a.s.rows, kQueries));
+  launch("cached_attention", flash_kernel<D>,
+         {tiles * static_cast<unsigned>(a.s.heads), kThreads, kSharedBytes<D>}, stream, a);
+}
+
+}  // namespace
+
+bool cached_flash_supports(const CacheShape& s) {
+  // A row for itself costs the walk over its entries that 64 rows cost together.
+  constexpr std::int64_t kRowsOfASequence = 8;
+  const AttentionShape shape{.head_dim = s.head_dim, .scale = s.scale};
+  return flash_supports(shape) && s.rows >= kRowsOfASequence * s.sequences;
+}
+
+void attend_cached_flash(const CachedRows<bf16>& a, cudaStream_t stream) {
+  if (a.s.head_dim <= 64) {
+    run<64>(a, stream);
+  } else {
+    run<128>(a, stream);
+  }
+}
+
+}  // namespace fathom::cuda
