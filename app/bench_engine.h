@@ -24,9 +24,10 @@ struct EngineBenchFlags {
   std::int64_t chunk = 512;
   std::int64_t block = 64;
   std::string precision;
+  std::int64_t whole_rows = EngineOptions{}.whole_rows;
   bool invariant = false;
 };
-/// Declares --kv-heads, --chunk, --block, --precision, --invariant and the model's flags.
+/// Declares --kv-heads, --chunk, --block, --precision, --whole-rows, --invariant and the model's flags.
 void add_engine_bench_flags(CLI::App& sub, EngineBenchFlags& flags, Globals& globals);
 
 struct EngineBench {

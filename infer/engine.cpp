@@ -56,9 +56,10 @@ Engine::Engine(Context& c, const Transformer& model, const EngineOptions& option
     throw InternalError("[engine] a pass has at least one row of one sequence");
   const std::int64_t vocab = model.config().vocab_size;
   if (options_.vocab <= 0 || options_.vocab > vocab) options_.vocab = vocab;
-  if (options.whole_steps) {
+  if (options.whole_rows > 0) {
     try {
-      whole_ = WholeStep::open(c, model, options.rule, cache_, options_.vocab, options.max_sequences);
+      whole_ = WholeStep::open(c, model, options.rule, cache_, options_.vocab,
+                               std::min(options.whole_rows, options.max_sequences));
     } catch (const MemoryError&) {
       // The cache has taken it all: op by op is slower and needs nothing of its own.
     }
@@ -251,8 +252,8 @@ std::vector<Event> Engine::step() {
   std::vector<Part> parts = schedule();
   make_room(parts, events);
   // Next tokens that the backend does in steps of their own, and what is one pass of the model's ops.
-  const auto whole =
-      std::stable_partition(parts.begin(), parts.end(), [&](const Part& p) { return !goes_whole(p); });
+  auto whole = std::stable_partition(parts.begin(), parts.end(), [&](const Part& p) { return !goes_whole(p); });
+  if (parts.end() - whole > options_.whole_rows) whole = parts.end();
   run({parts.begin(), whole}, events, &Engine::run_pass);
   for (std::span<const Part> steps(whole, parts.end()); !steps.empty();) {
     const auto n = std::min(steps.size(), static_cast<std::size_t>(whole_->most_rows()));
@@ -332,6 +333,11 @@ bool Engine::goes_whole(const Part& part) const {
 }
 
 // The device chooses where that needs nothing but the logits and the temperature; else it hands them over.
+bool Engine::device_chooses(const Running& r) const {
+  return !observer_ && !r.request.logprobs && r.request.top_logprobs == 0 &&
+         r.request.sampling.temperature_alone();
+}
+
 void Engine::run_whole(std::span<const Part> parts, std::vector<Event>& events) {
   std::vector<StepRow> rows;
   for (const Part& p : parts) {
@@ -349,9 +355,7 @@ void Engine::run_whole(std::span<const Part> parts, std::vector<Event>& events) 
     Event event;
     event.request = r.id;
     stats_.prompt_tokens += r.computed < static_cast<std::int64_t>(r.request.prompt.size()) ? 1 : 0;
-    const bool by_device = result.finite && !observer_ && !r.request.logprobs &&
-                           r.request.top_logprobs == 0 && r.request.sampling.temperature_alone();
-    if (by_device) {
+    if (result.finite && device_chooses(r)) {
       take(r, {result.token, NAN}, event);
     } else {
       const std::vector<float> logits = whole_->logits(static_cast<std::int64_t>(i));
@@ -368,7 +372,7 @@ void Engine::run_pass(std::span<const Part> parts, std::vector<Event>& events) {
   HostBatch host;
   host.batch = 1;
   std::vector<NewRows> rows;
-  std::vector<std::int32_t> wanted;  // rows whose logits are needed
+  std::vector<Wanted> wanted;
   for (const Part& p : parts) {
     const Running& r = *p.request;
     rows.push_back({r.sequence, p.rows});
@@ -377,7 +381,9 @@ void Engine::run_pass(std::span<const Part> parts, std::vector<Event>& events) {
       const bool last = position + 1 == static_cast<std::int64_t>(r.ids.size());
       const bool scored = r.request.prompt_logprobs && position + 1 >= r.scored &&
                           position + 1 < static_cast<std::int64_t>(r.request.prompt.size());
-      if (last || scored) wanted.push_back(static_cast<std::int32_t>(host.tokens.size()));
+      if (last || scored)
+        wanted.push_back({&r, static_cast<std::int32_t>(host.tokens.size()), position + 1,
+                          scored || !device_chooses(r), {}, {}});
       host.tokens.push_back(r.ids[static_cast<std::size_t>(position)]);
       host.positions.push_back(static_cast<std::int32_t>(position));
       host.documents.push_back(0);
@@ -390,23 +396,21 @@ void Engine::run_pass(std::span<const Part> parts, std::vector<Event>& events) {
   const ForwardResult result = model_.forward(c_, batch, options_.rule);
   count(result, host.seq);
 
-  const std::vector<float> logits = logits_of(result.hidden, wanted);
-  std::size_t next = 0;
-  std::int32_t row_of_pass = 0;
+  const std::vector<float> logits = choose_or_read(result.hidden, wanted);
+  auto next = wanted.begin();
   for (const Part& p : parts) {
     Running& r = *p.request;
     Event event;
     event.request = r.id;
     const auto prompt = static_cast<std::int64_t>(r.request.prompt.size());
     stats_.prompt_tokens += std::clamp<std::int64_t>(prompt - r.computed, 0, p.rows);
-    for (std::int64_t i = 0; i < p.rows; ++i) {
-      const std::int32_t row = row_of_pass++;
-      if (next == wanted.size() || wanted[next] != row) continue;
-      // The model's vocabulary is the store's, padded: the rest means nothing.
-      const auto of_row = std::span<const float>(logits).subspan(
-          static_cast<std::size_t>(model_.config().vocab_size) * next++,
-          static_cast<std::size_t>(options_.vocab));
-      if (event.finish == Finish::None) use_logits(r, r.computed + i + 1, of_row, event);
+    for (; next != wanted.end() && next->request == &r; ++next) {
+      if (event.finish != Finish::None) continue;
+      if (next->needs_logits) {
+        use_logits(r, next->position, next->logits, event);
+      } else {
+        take(r, {next->pick.token, NAN}, event);
+      }
     }
     r.computed += p.rows;
     if (r.request.max_tokens == 0 && r.left() == 0 && event.finish == Finish::None)
@@ -417,14 +421,44 @@ void Engine::run_pass(std::span<const Part> parts, std::vector<Event>& events) {
   }
 }
 
-std::vector<float> Engine::logits_of(const Tensor& hidden, const std::vector<std::int32_t>& rows) {
+// The device chooses for the rows for which it can; the others' logits come to the host, those of the
+// engine's own ids: the model's vocabulary is the store's, padded, and the rest means nothing. Returns what
+// these lie in.
+std::vector<float> Engine::choose_or_read(const Tensor& hidden, std::vector<Wanted>& wanted) {
+  if (wanted.empty()) return {};
+  const auto rows_at = [&](const std::vector<std::int32_t>& rows) {
+    const Tensor at = c_.empty({static_cast<std::int64_t>(rows.size())}, DType::I32);
+    from_host(c_.backend(), at, rows);
+    return at;
+  };
+  std::vector<std::int32_t> rows;
+  for (const Wanted& w : wanted) rows.push_back(w.row);
+  const std::int64_t vocab = model_.config().vocab_size;
+  const Tensor logits = model_.logits(c_, ops::gather_rows(c_, hidden, rows_at(rows)));
+
+  std::vector<TokenPick> picks;
+  for (const Wanted& w : wanted) {
+    const Running& r = *w.request;
+    picks.push_back({r.request.sampling.temperature,
+                     uniform(r.request.sampling.seed, static_cast<std::uint64_t>(w.position))});
+  }
+  const bool any = std::any_of(wanted.begin(), wanted.end(), [](const Wanted& w) { return !w.needs_logits; });
+  const bool chosen = any && c_.backend().choose_tokens(picks, logits, vocab, options_.vocab);
+  rows.clear();
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    Wanted& w = wanted[i];
+    w.pick = picks[i];
+    w.needs_logits = w.needs_logits || !chosen || !w.pick.finite;
+    if (w.needs_logits) rows.push_back(static_cast<std::int32_t>(i));
+  }
   if (rows.empty()) return {};
-  const Tensor at = c_.empty({static_cast<std::int64_t>(rows.size())}, DType::I32);
-  from_host(c_.backend(), at, rows);
-  const Tensor logits = model_.logits(c_, ops::gather_rows(c_, hidden, at));
-  if (logits.dtype() == DType::F32) return to_host<float>(c_.backend(), logits);
-  const std::vector<double> values = to_doubles(c_.backend(), logits);
-  return {values.begin(), values.end()};
+  const bool all = rows.size() == wanted.size();
+  std::vector<float> values =
+      to_floats(c_.backend(), all ? logits : ops::gather_rows(c_, logits, rows_at(rows)));
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    wanted[static_cast<std::size_t>(rows[i])].logits = std::span(values).subspan(
+        i * static_cast<std::size_t>(vocab), static_cast<std::size_t>(options_.vocab));
+  return values;
 }
 
 // Logits for the id at `position`: one of the prompt is scored, a new one chosen.

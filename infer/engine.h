@@ -28,7 +28,9 @@ struct EngineOptions {
   std::int64_t max_rows = 512;       // of a pass: every running text's next token, and chunks of prompts
   Causal rule;                       // for routed models
   std::int64_t vocab = 0;            // only ids below this are chosen: the tokenizer's; 0: all of the model's
-  bool whole_steps = true;           // decode in steps of one launch, where the backend can (whole_step.h)
+  /// Texts that decode in steps of one launch, where the backend can (whole_step.h). A step has a few of them
+  /// at a time, and reads all weights for these; where more texts decode, ops over all of them are faster.
+  std::int64_t whole_rows = 16;
 };
 
 struct Request {
@@ -148,7 +150,16 @@ class Engine {
   void run_pass(std::span<const Part> parts, std::vector<Event>& events);
   void run_whole(std::span<const Part> parts, std::vector<Event>& events);
   bool goes_whole(const Part& part) const;
-  std::vector<float> logits_of(const Tensor& hidden, const std::vector<std::int32_t>& rows);
+  struct Wanted {  // a row of a pass that something follows from
+    const Running* request = nullptr;
+    std::int32_t row = 0;
+    std::int64_t position = 0;  // of the id that follows
+    bool needs_logits = false;  // more than the device can choose from
+    TokenPick pick;
+    std::span<const float> logits;  // if it needs them
+  };
+  bool device_chooses(const Running& r) const;
+  [[nodiscard]] std::vector<float> choose_or_read(const Tensor& hidden, std::vector<Wanted>& wanted);
   void use_logits(Running& r, std::int64_t position, std::span<const float> logits, Event& event);
   void choose(Running& r, std::span<const float> logits, Event& event);
   void take(Running& r, const SampledToken& next, Event& event);

@@ -125,13 +125,17 @@ KvCache::Tables KvCache::upload(Context& c, const std::vector<const std::vector<
   std::vector<std::int32_t> tables(blocks.size() * most, 0);
   for (std::size_t i = 0; i < blocks.size(); ++i)
     std::copy(blocks[i]->begin(), blocks[i]->end(), tables.begin() + static_cast<std::ptrdiff_t>(i * most));
-  const auto put = [&](const std::vector<std::int32_t>& values) {
-    Tensor t = c.empty({static_cast<std::int64_t>(values.size())}, DType::I32, MemoryTag::Data);
-    from_host(c.backend(), t, values);
-    return t;
-  };
-  Tables t{put(tables), put(sequences), put(lengths), shape_};
-  t.shape.rows = static_cast<std::int64_t>(sequences.size());
+  // One copy for all three.
+  std::vector<std::int32_t> all = std::move(tables);
+  const auto end_of_tables = static_cast<std::int64_t>(all.size());
+  const auto rows = static_cast<std::int64_t>(sequences.size());
+  all.insert(all.end(), sequences.begin(), sequences.end());
+  all.insert(all.end(), lengths.begin(), lengths.end());
+  const Tensor both = c.empty({static_cast<std::int64_t>(all.size())}, DType::I32, MemoryTag::Data);
+  from_host(c.backend(), both, all);
+  Tables t{both.rows(0, end_of_tables), both.rows(end_of_tables, end_of_tables + rows),
+           both.rows(end_of_tables + rows, end_of_tables + 2 * rows), shape_};
+  t.shape.rows = rows;
   t.shape.sequences = static_cast<std::int64_t>(blocks.size());
   t.shape.table = static_cast<std::int64_t>(most);
   return t;
@@ -215,7 +219,8 @@ std::vector<std::int32_t> KvCache::routed_entries(SequenceId id) const {
 
 // Which of the pass's rows a routed layer keeps is known on the device only; their sequences and the blocks
 // are known here.
-KvCache::Tables KvCache::routed_tables(Context& c, std::size_t routed, const Tensor& kept) {
+void KvCache::expect(Context& c, std::int64_t layer_number, const Tensor& kept) {
+  const auto routed = static_cast<std::size_t>(place_[static_cast<std::size_t>(layer_number)]);
   const std::vector<std::int32_t> rows = to_host<std::int32_t>(c.backend(), kept);
   std::vector<const std::vector<std::int32_t>*> blocks;
   std::vector<std::int32_t> sequences, lengths;
@@ -230,19 +235,14 @@ KvCache::Tables KvCache::routed_tables(Context& c, std::size_t routed, const Ten
     sequences.push_back(static_cast<std::int32_t>(blocks.size()) - 1);
     lengths.push_back(static_cast<std::int32_t>(++layer.entries));
   }
-  return upload(c, blocks, sequences, lengths);
+  routed_tables_ = upload(c, blocks, sequences, lengths);
 }
 
 Tensor KvCache::attend(Context& c, std::int64_t layer, const Tensor& qkv, const Tensor& kept) {
   const auto l = static_cast<std::size_t>(layer);
-  const auto place = static_cast<std::size_t>(place_[l]);
-  Tables t;
-  if (is_routed_[l]) {
-    t = routed_tables(c, place, kept);
-  } else {
-    t = dense_tables_;
-    t.shape.offset = place_[l];
-  }
+  Tables t = is_routed_[l] ? routed_tables_ : dense_tables_;
+  if (!is_routed_[l]) t.shape.offset = place_[l];
+  if (kept.defined() && kept.size() != t.shape.rows) throw InternalError("[cache] rows that were not expected");
   Tensor out = c.empty({t.shape.rows, t.shape.heads * t.shape.head_dim});
   c.backend().cache_append(memory_, qkv, t.tables, t.sequences, t.lengths, t.shape);
   c.backend().cached_attention(out, memory_, qkv, t.tables, t.sequences, t.lengths, t.shape);

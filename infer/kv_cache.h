@@ -49,6 +49,7 @@ class KvCache final : public AttentionCache {
 
   /// What the next pass is over: its rows, sequence after sequence. Fits must have said yes.
   void begin(Context& c, std::span<const NewRows> rows);
+  void expect(Context& c, std::int64_t layer, const Tensor& kept) override;
   Tensor attend(Context& c, std::int64_t layer, const Tensor& qkv, const Tensor& kept) override;
 
   /// For measurements: as if a new sequence had so many tokens, and so many entries in each routed layer;
@@ -97,7 +98,6 @@ class KvCache final : public AttentionCache {
   std::int64_t blocks_for(std::int64_t entries) const { return (entries + block_ - 1) / block_; }
   Tables upload(Context& c, const std::vector<const std::vector<std::int32_t>*>& blocks,
                 const std::vector<std::int32_t>& sequences, const std::vector<std::int32_t>& lengths) const;
-  Tables routed_tables(Context& c, std::size_t routed, const Tensor& kept);
   std::int32_t take_block(Sequence& s);
   void make_room(Sequence& s, Layer& layer);
   static std::int64_t block_bytes(Context& c, const KvCacheOptions& options, const Transformer& model);
@@ -115,6 +115,7 @@ class KvCache final : public AttentionCache {
   SequenceId next_ = 0;
   std::vector<SequenceId> row_sequence_;  // of the pass: by row
   Tables dense_tables_;
+  Tables routed_tables_;  // of the layer that expect() was told of
 };
 
 }  // namespace fathom

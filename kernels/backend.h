@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "kernels/dtype.h"
@@ -90,6 +91,16 @@ struct CacheShape {
 
   std::int64_t block_of(std::int64_t b) const { return b * stride + offset; }
   std::int64_t block_elements() const { return 2 * kv_heads * block * head_dim; }
+};
+
+/// What is to follow a row of logits: the most likely token, or with a temperature above 0 one that is drawn
+/// from softmax(logits / temperature), the one in which the share `uniform` of [0, 1) falls, the tokens'
+/// probabilities laid side by side in the order of their ids.
+struct TokenPick {
+  double temperature = 0;
+  double uniform = 0;
+  std::int32_t token = 0;  // what was chosen; of equally likely ones the lowest id
+  bool finite = true;      // all of the row's logits; else the token means nothing
 };
 
 /// Rows of a [B, T, width] stream that a block keeps: `rows` indices, each b*T + t, ascending.
@@ -256,6 +267,11 @@ class Backend {
   /// out [rows, H*d]: each row over its entries. In the invariant mode with the bits of attention_forward.
   virtual void cached_attention(View out, ConstView pool, ConstView qkv, ConstView tables,
                                 ConstView sequences, ConstView lengths, const CacheShape& s) = 0;
+
+  /// Chooses for each row of logits [rows, vocab] among the first `choices` ids. Waits for the device. False:
+  /// nothing was done, this backend leaves it to the host.
+  virtual bool choose_tokens(std::span<TokenPick> picks, ConstView logits, std::int64_t vocab,
+                             std::int64_t choices);
 
   /// One step of decoding as a whole (decoder.h); null: this backend has no such thing, or none for a model
   /// of this shape. The memory that `model` points to outlives it.

@@ -123,6 +123,11 @@ void CudaBackend::cached_attention(View out, ConstView pool, ConstView qkv, Cons
     a.out = output<T>(op, "out", out, s.rows * s.heads * s.head_dim);
     if constexpr (std::is_same_v<T, bf16>) {
       if (!options().invariant && cached_flash_supports(s)) return attend_cached_flash(a, stream());
+      if (!options().invariant && cached_split_supports(s)) {
+        const int splits = cached_splits(s, multiprocessors());
+        const auto floats = static_cast<std::int64_t>(cached_split_floats(s, splits));
+        return attend_cached_split(a, splits, floats > 0 ? scratch_of<float>(floats) : nullptr, stream());
+      }
     }
     if (s.head_dim <= 32) {
       run<T, 1>(a, stream());

@@ -2,9 +2,11 @@
 // block holds keys and then values, each [kv_heads, block, head_dim].
 //
 // The row kernel (cached_attention.cu) takes any dtype and head size, and a row's result depends on its keys
-// alone. The flash kernel (cached_attention_flash.cu) is for many bf16 rows of a sequence: prompts.
+// alone. The flash kernel (cached_attention_flash.cu) is for many bf16 rows of a sequence: prompts. The split
+// kernel (cached_attention_split.cu) is for single bf16 rows of many or long ones: decoding.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include <cuda_runtime_api.h>
@@ -43,5 +45,12 @@ struct CachedRows {
 /// Heads that the flash kernel takes, and rows that are worth it: many of few sequences.
 bool cached_flash_supports(const CacheShape& s);
 void attend_cached_flash(const CachedRows<bf16>& a, cudaStream_t stream);
+
+/// Heads of 64 or 128, and groups of query heads, that the split kernel takes.
+bool cached_split_supports(const CacheShape& s);
+/// Into how many pieces it cuts the entries of each row, and the floats of scratch memory that it takes for that.
+int cached_splits(const CacheShape& s, int multiprocessors);
+std::size_t cached_split_floats(const CacheShape& s, int splits);
+void attend_cached_split(const CachedRows<bf16>& a, int splits, float* scratch, cudaStream_t stream);
 
 }  // namespace fathom::cuda

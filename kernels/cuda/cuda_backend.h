@@ -93,6 +93,8 @@ class CudaBackend final : public Backend {
                     const CacheShape& s) override;
   void cached_attention(View out, ConstView pool, ConstView qkv, ConstView tables, ConstView sequences,
                         ConstView lengths, const CacheShape& s) override;
+  bool choose_tokens(std::span<TokenPick> picks, ConstView logits, std::int64_t vocab,
+                     std::int64_t choices) override;
   std::unique_ptr<Decoder> make_decoder(const DecoderModel& model) override;
   void swiglu_forward(View h, ConstView gate_up, std::int64_t rows, std::int64_t hidden) override;
   void swiglu_backward(View dgate_up, ConstView dh, ConstView gate_up, std::int64_t rows,

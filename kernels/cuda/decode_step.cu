@@ -162,7 +162,7 @@ class Step {
 #pragma unroll 1
     while (at < end) {
       const AttentionPiece piece = d.piece_at(s, at, end);
-      EntryWalk<kDim> walk = begin_piece<kDim>(s, layer, piece);
+      EntryWalk<kDim, DecodeStep> walk = begin_piece<kDim>(s, layer, piece);
       if (!seen) {
         open(next);
         state_.meet();

@@ -139,6 +139,19 @@ std::vector<double> to_doubles(Backend& backend, const Tensor& t) {
   return {values.begin(), values.end()};
 }
 
+std::vector<float> to_floats(Backend& backend, const Tensor& t) {
+  if (t.dtype() == DType::F32) return to_host<float>(backend, t);
+  if (t.dtype() == DType::BF16) {
+    std::vector<std::uint16_t> bits(static_cast<std::size_t>(t.size()));
+    backend.copy_to_host(bits.data(), t.data(), t.bytes());
+    std::vector<float> values(bits.size());
+    std::transform(bits.begin(), bits.end(), values.begin(), from_bf16);
+    return values;
+  }
+  const std::vector<double> values = to_host<double>(backend, t);
+  return {values.begin(), values.end()};
+}
+
 void from_doubles(Backend& backend, const Tensor& t, const std::vector<double>& values) {
   if (t.dtype() == DType::F64) return from_host(backend, t, values);
   if (t.dtype() == DType::BF16) {

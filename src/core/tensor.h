@@ -67,6 +67,7 @@ template <typename T>
 void from_host(Backend& backend, const Tensor& t, const std::vector<T>& values);
 /// A floating tensor of any dtype as doubles.
 std::vector<double> to_doubles(Backend& backend, const Tensor& t);
+std::vector<float> to_floats(Backend& backend, const Tensor& t);
 /// Sets a floating tensor from doubles, rounded to its dtype.
 void from_doubles(Backend& backend, const Tensor& t, const std::vector<double>& values);
 /// The only element of a floating tensor.

@@ -12,9 +12,12 @@ namespace fathom {
 class AttentionCache {
  public:
   virtual ~AttentionCache() = default;
+  /// The rows that a routed layer keeps, before anything is computed of them: a cache that has to look at them
+  /// does it now, while the device has nothing else to do.
+  virtual void expect(Context& c, std::int64_t layer, const Tensor& kept) = 0;
   /// Adds the rows' keys and values to their sequences' entries of the layer, then lets each row see the
   /// entries of its sequence up to its own: [rows, H*d]. qkv [rows, (H+2G)*d] after RoPE. `kept` int32: which
-  /// rows of the batch these are, ascending; undefined: all.
+  /// rows of the batch these are, ascending, as expect() had them; undefined: all.
   virtual Tensor attend(Context& c, std::int64_t layer, const Tensor& qkv, const Tensor& kept) = 0;
 };
 

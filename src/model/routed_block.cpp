@@ -69,6 +69,7 @@ Transformer::Stream Transformer::routed_block(Context& c, std::int64_t layer, co
   routed.indices = std::visit(Select{c, routing_, routed, rows.batch, rows.seq}, rule);
   result.routing.push_back(routed);
   if (routed.indices.size() == 0) return {x, {}};
+  if (rows.cache != nullptr) rows.cache->expect(c, layer, routed.indices);
 
   // Kept rows are sequences of K tokens; under a threshold their lengths differ, so they are one packed
   // sequence in which nobody sees beyond its own.

@@ -47,6 +47,7 @@ Sequence make_sequence(Backend& backend, DType dtype, const Heads& h, std::int64
 struct Schedule {
   bool long_chunks = false;  // many rows of a sequence at a time, as prompts have them
   double tolerance = 0;      // absolute; 0: the same bits
+  std::vector<std::int64_t> lengths = {5, 70, 1, 130, 16, 200};
 };
 
 void expect_equal_to_whole(Backend& backend, DType dtype, const Heads& h, std::int64_t block, unsigned seed,
@@ -56,14 +57,14 @@ void expect_equal_to_whole(Backend& backend, DType dtype, const Heads& h, std::i
     return std::uniform_int_distribution<std::int64_t>(0, n - 1)(random_engine);
   };
   std::vector<Sequence> all;
-  for (const std::int64_t length : {5, 70, 1, 130, 16, 200}) {
+  for (const std::int64_t length : schedule.lengths) {
     all.push_back(make_sequence(backend, dtype, h, length, seed + static_cast<unsigned>(all.size())));
   }
   CacheShape s{.heads = h.heads, .kv_heads = h.kv_heads, .head_dim = h.head_dim, .scale = h.scale()};
   s.block = block;
   s.stride = 3, s.offset = 1;
   s.sequences = static_cast<std::int64_t>(all.size());
-  s.table = (200 + block - 1) / block;
+  s.table = (*std::max_element(schedule.lengths.begin(), schedule.lengths.end()) + block - 1) / block;
   const std::int64_t ids = s.sequences * s.table;
   s.blocks = ids * s.stride;
   std::vector<std::int32_t> free(static_cast<std::size_t>(ids));
@@ -192,9 +193,24 @@ TEST_F(CudaCachedAttention, OfPromptsIsCloseToAttentionOverTheWholeSequence) {
     for (const std::int64_t block : {16, 48, 64, 128}) {
       for (const unsigned seed : {3U, 11U}) {
         SCOPED_TRACE(fmt::format("heads {}/{} of {} blocks of {}", h.heads, h.kv_heads, h.head_dim, block));
-        expect_equal_to_whole(*opened.backend, DType::BF16, h, block, seed, {true, 0.02});
+        expect_equal_to_whole(*opened.backend, DType::BF16, h, block, seed, {.long_chunks = true, .tolerance = 0.02});
         if (::testing::Test::HasFatalFailure()) return;
       }
+    }
+  }
+}
+
+// Decoding: single rows, whose entries are cut into pieces where they are many.
+TEST_F(CudaCachedAttention, OfSingleRowsIsCloseToAttentionOverTheWholeSequence) {
+  const testing_support::OpenedDevice opened = testing_support::open_device(Device::Cuda, {});
+  testing_support::skip_without(opened);
+  if (!opened.backend) return;
+  for (const Heads& h : {Heads{2, 2, 64}, Heads{8, 1, 64}, Heads{6, 2, 128}, Heads{4, 4, 128}}) {
+    for (const std::int64_t block : {16, 48, 128}) {
+      SCOPED_TRACE(fmt::format("heads {}/{} of {} blocks of {}", h.heads, h.kv_heads, h.head_dim, block));
+      const Schedule schedule{.tolerance = 0.02, .lengths = {5, 700, 1, 300, 33}};
+      expect_equal_to_whole(*opened.backend, DType::BF16, h, block, 5, schedule);
+      if (::testing::Test::HasFatalFailure()) return;
     }
   }
 }

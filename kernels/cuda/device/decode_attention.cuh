@@ -47,15 +47,15 @@ struct AttentionRoom {
   float values[kDecodeWarps][kDecodeGroup][kDim + 8];
 };
 
-/// One warp's passage over its steps.
-template <int kDim>
+/// One warp's passage over its steps. Cache: where the entries are: pool, block and kv_heads as in DecodeStep.
+template <int kDim, typename Cache>
 class EntryWalk {
  public:
   float max = -INFINITY, sum = 0;  // of head g: the greatest score, and this lane's sum of exponentials
   float values[kDim / 8][2] = {};  // of head g, n-tile 8 h + j: elements 64 h + 8 (2c) + j and 8 (2c+1) + j
 
   /// `table`: the row's blocks; a block b of it is block b * stride + offset of the pool.
-  __device__ EntryWalk(const DecodeStep& s, const std::int32_t* table, int stride, int offset, int head)
+  __device__ EntryWalk(const Cache& s, const std::int32_t* table, int stride, int offset, int head)
       : s_(s), table_(table), stride_(stride), offset_(offset), head_(head) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     g_ = lane / 4;
@@ -69,8 +69,10 @@ class EntryWalk {
     load_keys(step, entries);
     load_values(step, entries);
   }
+  /// `scale`: of the scores; none where the queries have it already.
+  template <typename... Scale>
   __device__ __forceinline__ void run(const __nv_bfloat16* queries, int group, const StepRange& range,
-                                      int entries) {
+                                      int entries, Scale... scale) {
     uint4 q[kRuns] = {};
     constexpr int kStride = AttentionRoom<kDim>::kStride;
     if (g_ < group) {
@@ -92,11 +94,31 @@ class EntryWalk {
         }
       }
       if (next < range.end) load_keys(next, entries);
+      if constexpr (sizeof...(scale) > 0) {
+#pragma unroll
+        for (int e = 0; e < 8; ++e) scores[e / 4][e % 4] *= (scale + ...);
+      }
       std::uint32_t p[4] = {};
       weigh(scores, step * 16, entries, p);
       add(p);
       if (next < range.end) load_values(next, entries);
       step = next;
+    }
+  }
+  /// What the walk has found, for the block's other warps.
+  __device__ __forceinline__ void leave(AttentionRoom<kDim>& room, int warp, int group) {
+    sum += __shfl_xor_sync(kFullWarp, sum, 1);
+    sum += __shfl_xor_sync(kFullWarp, sum, 2);
+    if (g_ >= group) return;
+    if (c_ == 0) {
+      room.max[warp][g_] = max;
+      room.sum[warp][g_] = sum;
+    }
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+      const int e = 64 * (n / 8) + n % 8;
+      room.values[warp][g_][e + 8 * (2 * c_)] = values[n][0];
+      room.values[warp][g_][e + 8 * (2 * c_ + 1)] = values[n][1];
     }
   }
 
@@ -184,7 +206,7 @@ class EntryWalk {
     }
   }
 
-  const DecodeStep& s_;
+  const Cache& s_;
   const std::int32_t* table_;
   int stride_, offset_, head_, g_, c_;
   uint4 k_[2][kRuns];
@@ -245,10 +267,10 @@ __device__ __forceinline__ const std::int32_t* table_of(const DecodeStep& s, con
 }
 /// A piece's first entries begin to come: those of earlier steps wait for nothing of this one.
 template <int kDim>
-__device__ __forceinline__ EntryWalk<kDim> begin_piece(const DecodeStep& s, const DecodeLayer& layer,
+__device__ __forceinline__ EntryWalk<kDim, DecodeStep> begin_piece(const DecodeStep& s, const DecodeLayer& layer,
                                                        const AttentionPiece& p) {
   const bool routed = layer.routed >= 0;
-  EntryWalk<kDim> walk(s, table_of(s, layer, p.row), routed ? 1 : s.stride, routed ? 0 : layer.dense, p.head);
+  EntryWalk<kDim, DecodeStep> walk(s, table_of(s, layer, p.row), routed ? 1 : s.stride, routed ? 0 : layer.dense, p.head);
   walk.begin(p.range, p.entries);
   return walk;
 }
@@ -258,30 +280,16 @@ __device__ __forceinline__ EntryWalk<kDim> begin_piece(const DecodeStep& s, cons
 template <int kDim>
 __device__ __forceinline__ void attend_piece(const DecodeStep& s, const DecodeLayer& layer,
                                              const AttentionPiece& p, const float2* rotation,
-                                             EntryWalk<kDim>& walk, AttentionRoom<kDim>& room) {
+                                             EntryWalk<kDim, DecodeStep>& walk, AttentionRoom<kDim>& room) {
   const int group = s.heads / s.kv_heads, row = p.row, head = p.head, piece = p.piece, entries = p.entries;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int g = lane / 4, c = lane % 4;
 
   __syncthreads();  // the last piece's results have been read
   turn_heads<kDim>(s, layer, s.qkv + static_cast<std::int64_t>(row) * (s.heads + 2 * s.kv_heads) * kDim,
                    rotation, head, group, room);
   __syncthreads();
   walk.run(room.queries, group, p.range, entries);
-  walk.sum += __shfl_xor_sync(kFullWarp, walk.sum, 1);
-  walk.sum += __shfl_xor_sync(kFullWarp, walk.sum, 2);
-  if (g < group) {
-    if (c == 0) {
-      room.max[warp][g] = walk.max;
-      room.sum[warp][g] = walk.sum;
-    }
-#pragma unroll
-    for (int n = 0; n < kDim / 8; ++n) {
-      const int e = 64 * (n / 8) + n % 8;
-      room.values[warp][g][e + 8 * (2 * c)] = walk.values[n][0];
-      room.values[warp][g][e + 8 * (2 * c + 1)] = walk.values[n][1];
-    }
-  }
+  walk.leave(room, warp, group);
   if (p.first) {
     for (int h = warp; h < group; h += kDecodeWarps) {
       float score = 0;

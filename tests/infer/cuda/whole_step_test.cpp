@@ -260,7 +260,7 @@ std::vector<std::vector<float>> one_step(Pair& m, const std::vector<std::int64_t
   o.rule = m.rule;
   o.cache.bytes = std::int64_t{2} << 30;
   o.max_sequences = static_cast<std::int64_t>(lengths.size());
-  o.whole_steps = whole;
+  o.whole_rows = whole ? 16 : 0;
   Engine engine(m.gpu, m.on_gpu, o);
   std::map<RequestId, std::vector<float>> seen;
   engine.observe_logits([&](RequestId id, std::int64_t, std::span<const float> logits) {
