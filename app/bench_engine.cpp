@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "app/device.h"
+#include "app/engine_flags.h"
 #include "app/trained_model.h"
 #include "kernels/error.h"
 #include "src/config/resolve.h"
@@ -61,9 +62,7 @@ void add_engine_bench_flags(CLI::App& sub, EngineBenchFlags& flags, Globals& glo
   sub.add_option("--kv-heads", flags.kv_heads, "Key/value heads; 0: as many as heads")
       ->capture_default_str()
       ->check(number_from_to(0, 1024));
-  sub.add_option("--chunk", flags.chunk, "Tokens of a pass")
-      ->capture_default_str()
-      ->check(number_from_to(1, 1e6));
+  add_chunk_flag(sub, flags.chunk);
   sub.add_option("--block", flags.block, "Tokens of a block of the cache, a multiple of 16")
       ->capture_default_str()
       ->check(number_from_to(16, 1024));
@@ -106,7 +105,7 @@ EngineBench prepare_engine(const EngineBenchFlags& flags, const Globals& globals
       .bytes = flags.batch * 2 * m.kv_heads * m.head_dim() * flags.block * blocks * element * (m.depth + 1)};
   s.options.whole_rows = flags.whole_rows;
   s.options.max_sequences = flags.batch;
-  s.options.max_rows = std::max(flags.chunk, flags.batch);
+  s.options.max_rows = std::max(flags.chunk > 0 ? flags.chunk : chunk_for(*s.backend), flags.batch);
   return s;
 }
 

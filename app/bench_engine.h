@@ -21,7 +21,7 @@ struct EngineBenchFlags {
   std::int64_t context = 1024;
   std::int64_t batch = 1;
   std::int64_t kv_heads = 0;
-  std::int64_t chunk = 512;
+  std::int64_t chunk = 0;  // 0: chunk_for()
   std::int64_t block = 64;
   std::string precision;
   std::int64_t whole_rows = EngineOptions{}.whole_rows;

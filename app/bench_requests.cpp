@@ -74,7 +74,7 @@ void run(RequestsFlags flags, const Globals& globals) {
   nlohmann::json json = line_of("requests", flags, s);
   json.erase("context");
   json["requests"] = flags.requests;
-  json["chunk"] = flags.chunk;
+  json["chunk"] = s.options.max_rows;
   json["prompt_tokens"] = stats.prompt_tokens;
   json["new_tokens"] = stats.decoded_tokens;
   json["seconds"] = seconds;

@@ -15,7 +15,7 @@ EngineOptions EngineFlags::options(const Context& c, const Transformer& model, s
     throw UsageError(fmt::format("--block {} is no multiple of 16.", block), "64 is a good size.");
   EngineOptions o;
   o.max_sequences = std::min(sequences, std::max<std::int64_t>(1, static_cast<std::int64_t>(requests)));
-  o.max_rows = std::max(chunk, o.max_sequences);
+  o.max_rows = std::max(chunk > 0 ? chunk : chunk_for(c.backend()), o.max_sequences);
   o.cache.block = block;
   const ModelConfig& m = model.config();
   const auto element = static_cast<std::int64_t>(size_of(c.compute_dtype()));
@@ -29,13 +29,19 @@ EngineOptions EngineFlags::options(const Context& c, const Transformer& model, s
   return o;
 }
 
+std::int64_t chunk_for(const Backend& backend) { return backend.is_cpu() ? 512 : 2048; }
+
+void add_chunk_flag(CLI::App& sub, std::int64_t& chunk) {
+  sub.add_option("--chunk", chunk,
+                 "Tokens of a pass: prompts go in by so many; default: 512 on the CPU, 2048 on a GPU")
+      ->check(number_from_to(1, 1e6));
+}
+
 void add_engine_flags(CLI::App& sub, EngineFlags& flags) {
   sub.add_option("--sequences", flags.sequences, "Texts that are computed at the same time; others wait")
       ->capture_default_str()
       ->check(number_from_to(1, 1e6));
-  sub.add_option("--chunk", flags.chunk, "Tokens of a pass: prompts go in by so many")
-      ->capture_default_str()
-      ->check(number_from_to(1, 1e6));
+  add_chunk_flag(sub, flags.chunk);
   sub.add_option(
          "--cache-gb", flags.cache_gb,
          "Memory for keys and values, in 1e9 bytes; default: what the texts need, as far as it is there")

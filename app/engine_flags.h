@@ -13,12 +13,16 @@ struct EngineFlags {
   double cache_gb = 0;  // 0: what the sequences need, as far as the device has it
   std::int64_t block = 64;
   std::int64_t sequences = 64;  // at the same time
-  std::int64_t chunk = 512;     // rows of a pass
+  std::int64_t chunk = 0;       // rows of a pass; 0: chunk_for()
 
   /// For `requests` of a model.
   EngineOptions options(const Context& c, const Transformer& model, std::size_t requests) const;
 };
 
+/// Tokens of a pass where nobody says: as many as keep a device busy.
+std::int64_t chunk_for(const Backend& backend);
+/// Declares --chunk.
+void add_chunk_flag(CLI::App& sub, std::int64_t& chunk);
 /// Declares --sequences, --chunk, --cache-gb and --block.
 void add_engine_flags(CLI::App& sub, EngineFlags& flags);
 

@@ -30,7 +30,7 @@ struct EngineOptions {
   std::int64_t vocab = 0;            // only ids below this are chosen: the tokenizer's; 0: all of the model's
   /// Texts that decode in steps of one launch, where the backend can (whole_step.h). A step has a few of them
   /// at a time, and reads all weights for these; where more texts decode, ops over all of them are faster.
-  std::int64_t whole_rows = 16;
+  std::int64_t whole_rows = 12;
 };
 
 struct Request {

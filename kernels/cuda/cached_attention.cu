@@ -6,6 +6,7 @@
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/device/reduce.cuh"
+#include "kernels/cuda/device/row_runs.cuh"
 #include "kernels/cuda/device/row_dot.cuh"
 #include "kernels/cuda/device/vector.cuh"
 
@@ -101,6 +102,28 @@ void run(const CachedRows<T>& a, cudaStream_t stream) {
          {blocks_for(a.s.rows * a.s.heads, kWarps), kThreads, 0}, stream, a);
 }
 
+// By the tensor cores: prompts by one kernel, rows that come alone by another, and whoever has rows for both
+// has both kernels. False: heads that neither takes, or too few rows for the one that does. scratch(n): memory
+// for n floats.
+template <typename Scratch>
+bool attend_fast(const CachedRows<bf16>& a, int multiprocessors, cudaStream_t stream, Scratch&& scratch) {
+  const CacheShape& s = a.s;
+  const bool by_flash = cached_flash_supports(s), by_split = cached_split_supports(s);
+  if (!by_split) {
+    if (!by_flash || s.rows < kManyRows * s.sequences) return false;
+    attend_cached_flash(a, false, stream);
+    return true;
+  }
+  const bool prompts = by_flash && s.rows >= s.sequences - 1 + kManyRows;  // one of them may have as many
+  const bool alone = !prompts || s.sequences > 1;
+  if (prompts) attend_cached_flash(a, alone, stream);
+  if (!alone) return true;
+  const int splits = cached_splits(s, multiprocessors);
+  const auto floats = static_cast<std::int64_t>(cached_split_floats(s, splits));
+  attend_cached_split(a, prompts, splits, floats > 0 ? scratch(floats) : nullptr, stream);
+  return true;
+}
+
 }  // namespace
 
 void CudaBackend::cache_append(View pool, ConstView qkv, ConstView tables, ConstView sequences,
@@ -122,12 +145,8 @@ void CudaBackend::cached_attention(View out, ConstView pool, ConstView qkv, Cons
     CachedRows<T> a = arguments<T>(op, read_only, qkv, tables, sequences, lengths, s);
     a.out = output<T>(op, "out", out, s.rows * s.heads * s.head_dim);
     if constexpr (std::is_same_v<T, bf16>) {
-      if (!options().invariant && cached_flash_supports(s)) return attend_cached_flash(a, stream());
-      if (!options().invariant && cached_split_supports(s)) {
-        const int splits = cached_splits(s, multiprocessors());
-        const auto floats = static_cast<std::int64_t>(cached_split_floats(s, splits));
-        return attend_cached_split(a, splits, floats > 0 ? scratch_of<float>(floats) : nullptr, stream());
-      }
+      const auto scratch = [&](std::int64_t floats) { return scratch_of<float>(floats); };
+      if (!options().invariant && attend_fast(a, multiprocessors(), stream(), scratch)) return;
     }
     if (s.head_dim <= 32) {
       run<T, 1>(a, stream());

@@ -42,15 +42,17 @@ struct CachedRows {
 #endif
 };
 
-/// Heads that the flash kernel takes, and rows that are worth it: many of few sequences.
+/// Heads that the flash kernel takes.
 bool cached_flash_supports(const CacheShape& s);
-void attend_cached_flash(const CachedRows<bf16>& a, cudaStream_t stream);
+/// `many`: only of sequences that have many rows in the pass (device/row_runs.cuh); others get zeros.
+void attend_cached_flash(const CachedRows<bf16>& a, bool many, cudaStream_t stream);
 
 /// Heads of 64 or 128, and groups of query heads, that the split kernel takes.
 bool cached_split_supports(const CacheShape& s);
 /// Into how many pieces it cuts the entries of each row, and the floats of scratch memory that it takes for that.
 int cached_splits(const CacheShape& s, int multiprocessors);
 std::size_t cached_split_floats(const CacheShape& s, int splits);
-void attend_cached_split(const CachedRows<bf16>& a, int splits, float* scratch, cudaStream_t stream);
+/// `few`: only of sequences that do not; others stay as they are.
+void attend_cached_split(const CachedRows<bf16>& a, bool few, int splits, float* scratch, cudaStream_t stream);
 
 }  // namespace fathom::cuda

@@ -4,11 +4,13 @@
 //
 // Rows of one sequence stand together, in the order of their entries, and all see its entries from the first
 // to their own. A block of threads may have rows of several sequences: it then walks over the entries of one
-// after another, and for rows of the others they are masked.
+// after another, and for rows of the others they are masked. Rows that come alone are better left to the split
+// kernel: the walk over their entries would be made for one row of 64.
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/cached_attention.h"
 #include "kernels/cuda/device/flash_forward.cuh"
 #include "kernels/cuda/device/launch.cuh"
+#include "kernels/cuda/device/row_runs.cuh"
 
 namespace fathom::cuda {
 
@@ -18,6 +20,11 @@ constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kKeys = 64;
 constexpr int kQueries = 16 * kWarps;
+
+struct Task {
+  CachedRows<bf16> a;
+  bool many;
+};
 
 template <int D>
 constexpr std::size_t kSharedBytes = 4 * kKeys* D * sizeof(bf16);  // two stages of keys and values
@@ -72,7 +79,8 @@ __device__ __forceinline__ void copy_entries(const CachedRows<bf16>& a, bf16* st
 
 /// Traffic: q and out once, keys and values once for every block of rows (from L2).
 template <int D>
-__global__ void __launch_bounds__(kThreads, D == 64 ? 4 : 2) flash_kernel(const CachedRows<bf16> a) {
+__global__ void __launch_bounds__(kThreads, D == 64 ? 4 : 2) flash_kernel(const Task task) {
+  const CachedRows<bf16>& a = task.a;
   extern __shared__ __align__(128) unsigned char shared_memory[];
   auto* const memory = reinterpret_cast<bf16*>(shared_memory);
   const CacheShape& s = a.s;
@@ -93,6 +101,8 @@ __global__ void __launch_bounds__(kThreads, D == 64 ? 4 : 2) flash_kernel(const 
 #pragma unroll 1
   for (int from = begin; from < end;) {
     const Segment segment = segment_at(a, from, end);
+    from = segment.end;
+    if (task.many && !has_many_rows(a.sequences, rows, segment.first)) continue;
     const int sequence = a.sequences[segment.first];
     VisibleKeys visible[1] = {};
 #pragma unroll
@@ -129,33 +139,29 @@ __global__ void __launch_bounds__(kThreads, D == 64 ? 4 : 2) flash_kernel(const 
       }
       __syncthreads();  // before the next copy overwrites this stage
     }
-    from = segment.end;
   }
   queries.finish({a.out + static_cast<std::int64_t>(h) * d, s.heads * s.head_dim, end, d}, nullptr, row,
                  scale);
 }
 
 template <int D>
-void run(const CachedRows<bf16>& a, cudaStream_t stream) {
+void run(const CachedRows<bf16>& a, bool many, cudaStream_t stream) {
   const auto tiles = static_cast<unsigned>(blocks_for(a.s.rows, kQueries));
   launch("cached_attention", flash_kernel<D>,
-         {tiles * static_cast<unsigned>(a.s.heads), kThreads, kSharedBytes<D>}, stream, a);
+         {tiles * static_cast<unsigned>(a.s.heads), kThreads, kSharedBytes<D>}, stream, Task{a, many});
 }
 
 }  // namespace
 
 bool cached_flash_supports(const CacheShape& s) {
-  // A row for itself costs the walk over its entries that 64 rows cost together.
-  constexpr std::int64_t kRowsOfASequence = 8;
-  const AttentionShape shape{.head_dim = s.head_dim, .scale = s.scale};
-  return flash_supports(shape) && s.rows >= kRowsOfASequence * s.sequences;
+  return flash_supports({.head_dim = s.head_dim, .scale = s.scale});
 }
 
-void attend_cached_flash(const CachedRows<bf16>& a, cudaStream_t stream) {
+void attend_cached_flash(const CachedRows<bf16>& a, bool many, cudaStream_t stream) {
   if (a.s.head_dim <= 64) {
-    run<64>(a, stream);
+    run<64>(a, many, stream);
   } else {
-    run<128>(a, stream);
+    run<128>(a, many, stream);
   }
 }
 

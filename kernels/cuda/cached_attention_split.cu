@@ -9,6 +9,7 @@
 #include "kernels/cuda/cached_attention.h"
 #include "kernels/cuda/device/decode_attention.cuh"
 #include "kernels/cuda/device/launch.cuh"
+#include "kernels/cuda/device/row_runs.cuh"
 
 namespace fathom::cuda {
 
@@ -23,6 +24,7 @@ struct WalkedCache {
 
 struct SplitTask {
   CachedRows<bf16> a;
+  bool few;
   int splits;
   float scale;   // of the scores, with log2(e)
   float* parts;  // [rows*H][splits][d]: values, divided by their sum
@@ -37,6 +39,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) split_kernel(const SplitTas
   const int heads = static_cast<int>(s.heads), kv_heads = static_cast<int>(s.kv_heads), group = heads / kv_heads;
   const int item = static_cast<int>(blockIdx.x) / t.splits, split = static_cast<int>(blockIdx.x) % t.splits;
   const int row = item / kv_heads, head = item % kv_heads;
+  if (t.few && has_many_rows(t.a.sequences, static_cast<int>(s.rows), row)) return;
   const int entries = t.a.lengths[row], steps = (entries + 15) / 16;
   const int each = (steps + t.splits - 1) / t.splits, first = min(split * each, steps);
   const StepRange range{first, min(first + each, steps)};
@@ -80,6 +83,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) split_kernel(const SplitTas
 template <int D>
 __global__ void __launch_bounds__(D) join_kernel(const SplitTask t) {
   const std::int64_t of = blockIdx.x;
+  const int row = static_cast<int>(of / t.a.s.heads);
+  if (t.few && has_many_rows(t.a.sequences, static_cast<int>(t.a.s.rows), row)) return;
   const float2* const weights = t.weights + of * t.splits;
   const float* const parts = t.parts + of * t.splits * D + threadIdx.x;
   float most = -INFINITY, sum = 0, value = 0;
@@ -111,19 +116,22 @@ bool cached_split_supports(const CacheShape& s) {
 }
 
 int cached_splits(const CacheShape& s, int multiprocessors) {
-  constexpr std::int64_t kMost = 128, kEntriesOfAStep = 16;
-  const std::int64_t wanted = 4LL * multiprocessors / std::max<std::int64_t>(1, s.rows * s.kv_heads);
+  constexpr std::int64_t kMost = 128, kEntriesOfAStep = 16, kMostFloats = std::int64_t{1} << 24;
+  // A sequence has one row here, or it is another kernel's.
+  const std::int64_t items = std::max<std::int64_t>(1, std::min(s.rows, s.sequences) * s.kv_heads);
   const std::int64_t steps = s.table * s.block / kEntriesOfAStep;  // of the longest row, at the most
-  return static_cast<int>(std::clamp<std::int64_t>(std::min(wanted, steps / kDecodeWarps), 1, kMost));
+  const std::int64_t room = kMostFloats / std::max<std::int64_t>(1, s.rows * s.heads * (s.head_dim + 2));
+  return static_cast<int>(
+      std::clamp<std::int64_t>(std::min<std::int64_t>({4LL * multiprocessors / items, steps / kDecodeWarps, room}), 1, kMost));
 }
 
 std::size_t cached_split_floats(const CacheShape& s, int splits) {
   return splits == 1 ? 0 : static_cast<std::size_t>(s.rows * s.heads * splits * (s.head_dim + 2));
 }
 
-void attend_cached_split(const CachedRows<bf16>& a, int splits, float* scratch, cudaStream_t stream) {
+void attend_cached_split(const CachedRows<bf16>& a, bool few, int splits, float* scratch, cudaStream_t stream) {
   auto* const weights = reinterpret_cast<float2*>(scratch);
-  const SplitTask t{a, splits, static_cast<float>(a.s.scale) * kLog2,
+  const SplitTask t{a, few, splits, static_cast<float>(a.s.scale) * kLog2,
                     scratch + 2 * a.s.rows * a.s.heads * splits, weights};
   if (a.s.head_dim == 64) {
     run<64>(t, stream);
