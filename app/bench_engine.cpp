@@ -94,8 +94,10 @@ EngineBench prepare_engine(const EngineBenchFlags& flags, const Globals& globals
   if (s.config.routing.kind != RoutingKind::None) s.options.rule = causal_rule(s.config.routing);
   if (s.config.routing.has_predictor() && s.config.routing.routes_depth()) {
     constexpr std::int64_t kMost = 8192;
-    const std::int64_t last = std::min(kMost, flags.context + fit_more);
-    s.spread = fit_capacity(*s.c, *s.model, s.options.rule, std::min(fit_from, last - 1), last);
+    // Of a longer text the positions before kMost stand for those that it is about.
+    const std::int64_t wanted = flags.context + fit_more, last = std::min(kMost, wanted);
+    s.spread = fit_capacity(*s.c, *s.model, s.options.rule,
+                            std::max<std::int64_t>(0, fit_from - (wanted - last)), last);
   }
   const ModelConfig& m = s.config.model;
   const auto element = static_cast<std::int64_t>(size_of(s.c->compute_dtype()));
