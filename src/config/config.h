@@ -16,20 +16,21 @@ namespace fathom {
 
 /// A Llama-style transformer. Every length is in tokens or elements.
 struct ModelConfig {
-  std::int64_t vocab_size = 0;   // V; 0: taken from the token store
-  std::int64_t width = 256;      // D
-  std::int64_t depth = 6;        // blocks
-  std::int64_t heads = 4;        // H, query heads
-  std::int64_t kv_heads = 0;     // G, key/value heads; 0: as many as heads
-  std::int64_t ffn_hidden = 0;   // F; 0: 8/3 of the width, rounded up to a multiple of 64
-  std::int64_t max_seq_len = 0;  // 0: train.seq_len
+  std::int64_t vocab_size = 0;    // V; 0: taken from the token store
+  std::int64_t width = 256;       // D
+  std::int64_t depth = 6;         // blocks
+  std::int64_t heads = 4;         // H, query heads
+  std::int64_t kv_heads = 0;      // G, key/value heads; 0: as many as heads
+  std::int64_t own_head_dim = 0;  // d, elements of a head; 0: width / heads
+  std::int64_t ffn_hidden = 0;    // F; 0: 8/3 of the width, rounded up to a multiple of 64
+  std::int64_t max_seq_len = 0;   // 0: train.seq_len
   double rope_theta = 10000.0;
   RopeScaling rope_scaling = {};
   double norm_eps = 1e-5;
   bool qk_norm = false;
   bool tie_embeddings = false;
 
-  std::int64_t head_dim() const { return width / heads; }
+  std::int64_t head_dim() const { return own_head_dim > 0 ? own_head_dim : width / heads; }
 
   bool operator==(const ModelConfig&) const = default;
 };

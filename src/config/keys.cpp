@@ -201,9 +201,11 @@ std::vector<Key> make_keys() {
                             "D, elements of the residual stream."),
       key<model, &M::depth>("model.depth", from_to(1, 4096), "a model has at least one block", "Blocks."),
       key<model, &M::heads>("model.heads", from_to(1, 4096), "attention needs a head",
-                            "H, query heads; divides width, and width / heads is even."),
+                            "H, query heads; divides width, unless model.head_dim is given."),
       key<model, &M::kv_heads>("model.kv_heads", from_to(0, 4096), "",
                                "G, key and value heads; divides heads; 0: as many as heads."),
+      key<model, &M::own_head_dim>("model.head_dim", from_to(0, 4096), "",
+                                   "d, elements of a head, even; 0: width / heads."),
       key<model, &M::ffn_hidden>(
           "model.ffn_hidden", from_to(0, 1048576), "",
           "F, hidden width of the MLP; 0: 8/3 of width, rounded up to a multiple of 64."),

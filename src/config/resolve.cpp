@@ -26,6 +26,7 @@ Config resolve(Config c, std::optional<std::int64_t> store_vocab) {
     }
   }
   if (m.kv_heads == 0) m.kv_heads = m.heads;
+  if (m.own_head_dim * m.heads == m.width) m.own_head_dim = 0;  // says nothing: one model, one config
   if (m.ffn_hidden == 0) m.ffn_hidden = round_up((8 * m.width + 2) / 3, 64);
   if (m.max_seq_len == 0) m.max_seq_len = c.train.seq_len;
   c.routing.causal.method = c.routing.method();

@@ -35,15 +35,22 @@ class Checker {
 void check_model(const Config& c, const Checker& check) {
   const ModelConfig& m = c.model;
   check.require(
-      m.width % m.heads == 0, {"model.width", "model.heads"},
+      m.own_head_dim > 0 || m.width % m.heads == 0, {"model.width", "model.heads"},
       fmt::format("model.width is {} and model.heads is {}, but the heads must divide the width.", m.width,
                   m.heads),
-      fmt::format("With {} heads the nearest widths are {} and {}.", m.heads,
+      fmt::format("With {} heads the nearest widths are {} and {}; or give model.head_dim.", m.heads,
                   std::max(m.width / m.heads, std::int64_t{1}) * m.heads, (m.width / m.heads + 1) * m.heads));
-  check.require(m.head_dim() % 2 == 0, {"model.width", "model.heads"},
-                fmt::format("model.width / model.heads is {}, but RoPE rotates pairs, so it must be even.",
-                            m.head_dim()),
-                "Change model.heads or model.width.");
+  if (m.own_head_dim > 0) {
+    check.require(
+        m.own_head_dim % 2 == 0, {"model.head_dim"},
+        fmt::format("model.head_dim is {}, but RoPE rotates pairs, so it must be even.", m.own_head_dim),
+        "Change model.head_dim.");
+  } else {
+    check.require(m.head_dim() % 2 == 0, {"model.width", "model.heads"},
+                  fmt::format("model.width / model.heads is {}, but RoPE rotates pairs, so it must be even.",
+                              m.head_dim()),
+                  "Change model.heads or model.width, or give model.head_dim.");
+  }
   check.require(
       m.kv_heads == 0 || m.heads % m.kv_heads == 0, {"model.heads", "model.kv_heads"},
       fmt::format("model.kv_heads is {}, but it must divide model.heads, which is {}.", m.kv_heads, m.heads),

@@ -99,7 +99,7 @@ class Reader {
     model["tie_embeddings"] =
         json_.contains("tie_word_embeddings") ? json_["tie_word_embeddings"] : Json(false);
     model["qk_norm"] = type == "qwen3";
-    require_whole_heads(model);
+    model["head_dim"] = head_dim(type, model);
     const Json own = json_.contains(kOurs) && json_[kOurs].is_object() ? json_[kOurs] : Json::object();
     // A config is one of a training; these say nothing of the model.
     const Json length = model["max_seq_len"];
@@ -189,13 +189,14 @@ class Reader {
     return ours;
   }
 
-  void require_whole_heads(const Json& model) const {
+  // 0: the width's share. Where it is missing, it is what transformers takes.
+  Json head_dim(const std::string& type, const Json& model) const {
+    constexpr int kOfQwen3 = 128;
     const auto found = json_.find("head_dim");
-    if (found == json_.end() || found->is_null()) return;
-    const auto width = model["width"].get<double>(), heads = model["heads"].get<double>();
-    if (found->is_number() && found->get<double>() * heads == width) return;
-    refuse(fmt::format("head_dim is {} with {} heads in a width of {}", found->dump(), heads, width),
-           "heads that divide the width among them");
+    if (found == json_.end() || found->is_null()) return type == "qwen3" ? kOfQwen3 : 0;
+    const bool share = found->is_number() && model["heads"].is_number() && model["width"].is_number() &&
+                       found->get<double>() * model["heads"].get<double>() == model["width"].get<double>();
+    return share ? Json(0) : *found;
   }
 
   void require_version(const Json& own) const {

@@ -203,6 +203,8 @@ TEST(Parse, ContradictionsNameBothKeys) {
               AllOf(HasSubstr("--set model.width=100"), HasSubstr("model.heads is 3"), HasSubstr("divide"),
                     HasSubstr("99 and 102")));
   EXPECT_THAT(of({"model.width=12", "model.heads=4"}), HasSubstr("must be even"));
+  EXPECT_THAT(of({"model.head_dim=7"}), AllOf(HasSubstr("model.head_dim is 7"), HasSubstr("must be even")));
+  EXPECT_THAT(of({"model.width=100", "model.heads=3", "model.head_dim=-2"}), HasSubstr("model.head_dim"));
   EXPECT_THAT(of({"model.heads=4", "model.kv_heads=3"}), HasSubstr("model.kv_heads is 3"));
   EXPECT_THAT(of({"train.seq_len=512", "train.batch_tokens=1000"}), HasSubstr("multiple of train.seq_len"));
   EXPECT_THAT(of({"train.batch_tokens=128"}), HasSubstr("multiple of train.seq_len"));

@@ -44,6 +44,21 @@ TEST(Resolve, FillsWhatFollowsFromOtherKeys) {
   EXPECT_EQ(resolve(base()).model.vocab_size, 0);
 }
 
+// One model, one config: a head's size that is the width's share says nothing.
+TEST(Resolve, AHeadsSizeStandsWhereItIsAnother) {
+  Config c = base();
+  c.model.width = 384;
+  c.model.heads = 6;
+  EXPECT_EQ(resolve(c).model.head_dim(), 64);
+  c.model.own_head_dim = 64;
+  EXPECT_EQ(resolve(c).model.own_head_dim, 0);
+  c.model.own_head_dim = 128;
+  EXPECT_EQ(resolve(c).model.head_dim(), 128);
+  c.model.heads = 5;  // which does not divide the width
+  c.model.kv_heads = 5;
+  EXPECT_EQ(resolve(c).model.head_dim(), 128);
+}
+
 TEST(Resolve, WhereExpertsChooseAPredictorForetells) {
   const auto method = [](RoutingKind kind, ExpertsChoose choice, CausalMethod given = CausalMethod::Auto) {
     Config c = base();

@@ -34,6 +34,8 @@ CASES = {
     "llama_linear": (LlamaForCausalLM, "gpt2", {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.5}},
                      torch.float32, "5GB"),
     "qwen3": (Qwen3ForCausalLM, "qwen", {"rms_norm_eps": 1e-6}, torch.bfloat16, "5GB"),
+    "qwen3_wide_tied": (Qwen3ForCausalLM, "qwen", {"head_dim": 24, "tie_word_embeddings": True}, torch.float32, "5GB"),
+    "llama_wide": (LlamaForCausalLM, "gpt2", {"head_dim": 20}, torch.float32, "5GB"),
     "qwen3_tied": (Qwen3ForCausalLM, "qwen", {"tie_word_embeddings": True}, torch.float32, "100KB"),
 }
 

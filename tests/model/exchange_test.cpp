@@ -78,6 +78,12 @@ ModelConfig grouped(bool qk_norm, bool tied) {
   return m;
 }
 
+/// Heads that do not divide the width among them.
+ModelConfig wide(ModelConfig m) {
+  m.own_head_dim = 10;
+  return m;
+}
+
 TEST_F(Exchange, EveryKindComesBackAsItWas) {
   struct Kind {
     ModelConfig model;
@@ -88,6 +94,8 @@ TEST_F(Exchange, EveryKindComesBackAsItWas) {
       {small_config(), by(CausalMethod::None), "llama"},
       {grouped(false, true), by(CausalMethod::None), "llama"},
       {grouped(true, false), by(CausalMethod::None), "qwen3"},
+      {wide(grouped(true, false)), by(CausalMethod::None), "qwen3"},
+      {wide(grouped(false, true)), routed(CausalMethod::Both), "fathom"},
       {small_config(), routed(CausalMethod::Aux, Gate::Tanh, 0.5), "fathom"},
       {grouped(true, true), routed(CausalMethod::Both), "fathom"},
       {small_config(), with_experts(by(CausalMethod::Predictor), RoutingKind::Moe), "fathom"},
@@ -210,7 +218,9 @@ TEST_F(Exchange, WhatFathomHasNotIsNamed) {
   refused_with([](json& c) { c["model_type"] = "gpt2"; }, {"config.json", "gpt2"});
   refused_with([](json& c) { c["hidden_act"] = "gelu"; }, {"hidden_act", "gelu", "silu"});
   refused_with([](json& c) { c["attention_bias"] = true; }, {"attention_bias", "true"});
-  refused_with([](json& c) { c["head_dim"] = 8; }, {"head_dim", "8", "4 heads"});
+  refused_with([](json& c) { c["head_dim"] = 8; }, {"self_attn.q_proj.weight", "[16, 16]", "[32, 16]"});
+  refused_with([](json& c) { c["head_dim"] = 7; }, {"model.head_dim", "7", "even"});
+  refused_with([](json& c) { c["head_dim"] = "wide"; }, {"config.json", "model.head_dim"});
   refused_with(
       [](json& c) {
         c["rope_scaling"] = {{"rope_type", "llama3"}, {"factor", 8.0}};

@@ -113,6 +113,8 @@ std::vector<Case> cases() {
   grouped.kv_heads = 2;
   ModelConfig normed = grouped;
   normed.qk_norm = true;
+  ModelConfig wide = normed;  // heads that do not divide the width among them
+  wide.own_head_dim = 6;
   ModelConfig tied = base;
   tied.tie_embeddings = true;
   const std::vector<std::int32_t> documents = {0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2,  //
@@ -124,6 +126,8 @@ std::vector<Case> cases() {
       {"dense_gqa", grouped, none, TopK{}, {}},
       {"dense_qk_norm", normed, none, TopK{}, {}},
       {"dense_tied", tied, none, TopK{}, {}},
+      {"dense_wide_heads", wide, none, TopK{}, {}},
+      {"mod_wide_heads", wide, routed(CausalMethod::Both, Gate::Sigmoid), TopK{}, {}},
       {"dense_documents", base, none, TopK{}, documents},
       {"mod_raw", base, both, TopK{}, {}},
       {"mod_sigmoid", base, routed(CausalMethod::Both, Gate::Sigmoid), TopK{}, {}},

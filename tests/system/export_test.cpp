@@ -135,14 +135,16 @@ TEST_F(Export, TransformersComputesTheSame) {
   };
   const std::string bpe =
       "--set data.train=bpe.h5 --set data.valid=bpe.valid.h5 --set data.tokenizer=bpe.model";
-  for (const Case& c : {Case{"llama", "LlamaForCausalLM", "bytes", ""},
-                        Case{"qwen3", "Qwen3ForCausalLM", "bpe.model",
-                             bpe + " --set model.qk_norm=true --set model.tie_embeddings=true"},
-                        Case{"longer", "LlamaForCausalLM", "bytes",
-                             "--set model.rope_scaling.kind=llama3 --set model.rope_scaling.factor=8 "
-                             "--set model.rope_scaling.original_max_seq_len=64"},
-                        Case{"linear", "LlamaForCausalLM", "bytes",
-                             "--set model.rope_scaling.kind=linear --set model.rope_scaling.factor=2.5"}}) {
+  for (const Case& c :
+       {Case{"llama", "LlamaForCausalLM", "bytes", ""},
+        Case{"qwen3", "Qwen3ForCausalLM", "bpe.model",
+             bpe + " --set model.qk_norm=true --set model.tie_embeddings=true"},
+        Case{"wide", "Qwen3ForCausalLM", "bytes", "--set model.qk_norm=true --set model.head_dim=48"},
+        Case{"longer", "LlamaForCausalLM", "bytes",
+             "--set model.rope_scaling.kind=llama3 --set model.rope_scaling.factor=8 "
+             "--set model.rope_scaling.original_max_seq_len=64"},
+        Case{"linear", "LlamaForCausalLM", "bytes",
+             "--set model.rope_scaling.kind=linear --set model.rope_scaling.factor=2.5"}}) {
     SCOPED_TRACE(c.name);
     e.trained("dense", c.name, "--set model.max_seq_len=256 " + c.sets);  // prompt and answer fit
     succeeds("export " + c.name + " -o " + c.name + "-model");

@@ -45,6 +45,10 @@ std::string what_counts(Config c) {
     while (text.compare(end, 4, "    ") == 0) end = text.find('\n', end) + 1;
     text.erase(begin, end - begin);
   }
+  if (c.model.own_head_dim == any.model.own_head_dim) {
+    const std::size_t begin = text.find("  head_dim:");
+    text.erase(begin, text.find('\n', begin) + 1 - begin);
+  }
   return text;
 }
 

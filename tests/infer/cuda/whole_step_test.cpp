@@ -25,6 +25,7 @@ struct Case {
   std::int64_t width, heads, kv_heads, hidden;
   bool qk_norm, tied;
   RoutingConfig routing;
+  std::int64_t head_dim = 0;  // 0: width / heads
   friend void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 };
 
@@ -43,6 +44,7 @@ std::vector<Case> cases() {
   return {{"dense64", 256, 4, 4, 512, false, true, {}},
           {"dense128_groups", 512, 4, 1, 288, true, false, {}},
           {"dense64_two_groups", 512, 8, 2, 256, true, true, {}},
+          {"wide_heads", 256, 4, 2, 512, true, true, {}, 128},
           {"aux", 256, 4, 2, 512, true, true, depth(CausalMethod::Aux, 2, Gate::Sigmoid)},
           {"predictor", 256, 2, 2, 320, false, false, depth(CausalMethod::Predictor, 2, Gate::Raw)},
           {"every_layer", 320, 5, 5, 256, true, true, depth(CausalMethod::Predictor, 1, Gate::Tanh)},
@@ -55,6 +57,7 @@ ModelConfig config_of(const Case& c, std::int64_t context) {
   m.width = c.width;
   m.depth = 4;
   m.heads = c.heads;
+  m.own_head_dim = c.head_dim;
   m.kv_heads = c.kv_heads;
   m.ffn_hidden = c.hidden;
   m.max_seq_len = context;
