@@ -29,7 +29,7 @@ constexpr std::int64_t kSettling = 400;  // steps in which the routers come to t
 // Tokens of each text: the first ones come while the last texts' prompts still go in.
 std::int64_t new_tokens(const DecodeFlags& flags) {
   const std::int64_t chunk = flags.chunk > 0 ? flags.chunk : 512;  // at the least
-  const std::int64_t rows = std::max<std::int64_t>(1, chunk - flags.batch);
+  const std::int64_t rows = std::max(chunk, 2 * flags.batch) - flags.batch;
   return std::max(flags.steps, kSettling) + flags.batch * flags.context / rows + 2 * flags.batch + 16;
 }
 

@@ -69,9 +69,10 @@ void add_engine_bench_flags(CLI::App& sub, EngineBenchFlags& flags, Globals& glo
   sub.add_option("--precision", flags.precision,
                  "bf16 (on the CPU the weights alone) | fp32; default: bf16 on a GPU, fp32 on the CPU")
       ->check(CLI::IsMember({"bf16", "fp32"}));
-  sub.add_option("--whole-rows", flags.whole_rows,
-                 "Texts that decode in steps of one launch each, on a GPU; more go op by op")
-      ->capture_default_str()
+  sub.add_option(
+         "--whole-rows", flags.whole_rows,
+         "Texts that decode in steps of one launch each, on a GPU; more go op by op; default: 12, or as "
+         "many as one step has room for")
       ->check(number_from_to(0, 1e6));
   sub.add_flag("--invariant", flags.invariant, "Row-invariant kernels");
   add_global_flags(sub, globals);
@@ -107,7 +108,8 @@ EngineBench prepare_engine(const EngineBenchFlags& flags, const Globals& globals
       .bytes = flags.batch * 2 * m.kv_heads * m.head_dim() * flags.block * blocks * element * (m.depth + 1)};
   s.options.whole_rows = flags.whole_rows;
   s.options.max_sequences = flags.batch;
-  s.options.max_rows = std::max(flags.chunk > 0 ? flags.chunk : chunk_for(*s.backend), flags.batch);
+  // Prompts go on beside texts that decode.
+  s.options.max_rows = std::max(flags.chunk > 0 ? flags.chunk : chunk_for(*s.backend), 2 * flags.batch);
   return s;
 }
 

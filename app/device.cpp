@@ -137,7 +137,8 @@ std::shared_ptr<Backend> open_training_backend(const Globals& globals, const Con
   std::shared_ptr<Backend> backend = open_backend(globals, config);
   require_precision(*backend, {"train.precision", config.train.precision, "--set train.precision=fp32"},
                     globals, config);
-  require_head_dim(*backend, "model.heads", config.model.head_dim());
+  require_head_dim(*backend, config.model.own_head_dim > 0 ? "model.head_dim" : "model.heads",
+                   config.model.head_dim());
   return backend;
 }
 

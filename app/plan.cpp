@@ -98,8 +98,8 @@ Plan make_plan(const std::string& path, PlanFlags& flags) {
 
 std::string shape(const Config& c) {
   const ModelConfig& m = c.model;
-  std::string text = fmt::format("{} blocks of width {}, {} heads, hidden {}, vocabulary {}", m.depth,
-                                 m.width, m.heads, m.ffn_hidden, m.vocab_size);
+  std::string text = fmt::format("{} blocks of width {}, {} heads of {}, hidden {}, vocabulary {}", m.depth,
+                                 m.width, m.heads, m.head_dim(), m.ffn_hidden, m.vocab_size);
   if (c.routing.has_experts()) {
     const ExpertsConfig& e = c.routing.experts;
     text += fmt::format("; {} experts, {} of {} tokens each", e.count, expert_tokens(e, c.train.seq_len),

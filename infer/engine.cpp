@@ -14,6 +14,9 @@ namespace fathom {
 
 namespace {
 
+// Texts up to which a step of one launch was faster than ops over all of them (docs/results/inference.md).
+constexpr std::int64_t kWholeRows = 12;
+
 void require(bool holds, const char* what, const char* range) {
   if (!holds) throw UserError(fmt::format("{} is out of range.", what), fmt::format("It is {}.", range));
 }
@@ -56,10 +59,11 @@ Engine::Engine(Context& c, const Transformer& model, const EngineOptions& option
     throw InternalError("[engine] a pass has at least one row of one sequence");
   const std::int64_t vocab = model.config().vocab_size;
   if (options_.vocab <= 0 || options_.vocab > vocab) options_.vocab = vocab;
-  if (options.whole_rows > 0) {
+  if (options.whole_rows != 0) {
     try {
-      whole_ = WholeStep::open(c, model, options.rule, cache_, options_.vocab,
-                               std::min(options.whole_rows, options.max_sequences));
+      whole_ = WholeStep::open(
+          c, model, options.rule, cache_, options_.vocab,
+          std::min(options.whole_rows < 0 ? kWholeRows : options.whole_rows, options.max_sequences));
     } catch (const MemoryError&) {
       // The cache has taken it all: op by op is slower and needs nothing of its own.
     }
@@ -223,7 +227,9 @@ void Engine::make_room(std::vector<Part>& parts, std::vector<Event>& events) {
     // A chunk of a prompt may be smaller.
     const auto longest = std::max_element(parts.begin(), parts.end(),
                                           [](const Part& a, const Part& b) { return a.rows < b.rows; });
-    if (running_.size() == 1 && longest->rows > 1) {
+    // Before anybody is sent away that may go on, as long as it is worth a pass.
+    constexpr std::int64_t kWorthAPass = 256;
+    if (longest->rows > (running_.size() == 1 ? 1 : kWorthAPass)) {
       longest->rows = (longest->rows + 1) / 2;
       continue;
     }
@@ -252,8 +258,9 @@ std::vector<Event> Engine::step() {
   std::vector<Part> parts = schedule();
   make_room(parts, events);
   // Next tokens that the backend does in steps of their own, and what is one pass of the model's ops.
-  auto whole = std::stable_partition(parts.begin(), parts.end(), [&](const Part& p) { return !goes_whole(p); });
-  if (parts.end() - whole > options_.whole_rows) whole = parts.end();
+  auto whole =
+      std::stable_partition(parts.begin(), parts.end(), [&](const Part& p) { return !goes_whole(p); });
+  if (parts.end() - whole > most_whole_rows()) whole = parts.end();
   run({parts.begin(), whole}, events, &Engine::run_pass);
   for (std::span<const Part> steps(whole, parts.end()); !steps.empty();) {
     const auto n = std::min(steps.size(), static_cast<std::size_t>(whole_->most_rows()));
@@ -324,6 +331,11 @@ void Engine::drop_finished() {
   running_.remove_if([](const Running& r) { return r.finished; });
 }
 
+std::int64_t Engine::most_whole_rows() const {
+  if (whole_ == nullptr) return 0;
+  return options_.whole_rows < 0 ? std::min(kWholeRows, whole_->most_rows()) : options_.whole_rows;
+}
+
 // Whether a part is a text's next token and nothing else.
 bool Engine::goes_whole(const Part& part) const {
   const Running& r = *part.request;
@@ -382,8 +394,12 @@ void Engine::run_pass(std::span<const Part> parts, std::vector<Event>& events) {
       const bool scored = r.request.prompt_logprobs && position + 1 >= r.scored &&
                           position + 1 < static_cast<std::int64_t>(r.request.prompt.size());
       if (last || scored)
-        wanted.push_back({&r, static_cast<std::int32_t>(host.tokens.size()), position + 1,
-                          scored || !device_chooses(r), {}, {}});
+        wanted.push_back({&r,
+                          static_cast<std::int32_t>(host.tokens.size()),
+                          position + 1,
+                          scored || !device_chooses(r),
+                          {},
+                          {}});
       host.tokens.push_back(r.ids[static_cast<std::size_t>(position)]);
       host.positions.push_back(static_cast<std::int32_t>(position));
       host.documents.push_back(0);
@@ -442,8 +458,11 @@ std::vector<float> Engine::choose_or_read(const Tensor& hidden, std::vector<Want
     picks.push_back({r.request.sampling.temperature,
                      uniform(r.request.sampling.seed, static_cast<std::uint64_t>(w.position))});
   }
-  const bool any = std::any_of(wanted.begin(), wanted.end(), [](const Wanted& w) { return !w.needs_logits; });
-  const bool chosen = any && c_.backend().choose_tokens(picks, logits, vocab, options_.vocab);
+  // Many rows that need their logits are a prompt that is scored: then all come.
+  const auto needed = static_cast<std::size_t>(
+      std::count_if(wanted.begin(), wanted.end(), [](const Wanted& w) { return w.needs_logits; }));
+  const bool all = 2 * needed >= wanted.size();
+  const bool chosen = !all && c_.backend().choose_tokens(picks, logits, vocab, options_.vocab);
   rows.clear();
   for (std::size_t i = 0; i < wanted.size(); ++i) {
     Wanted& w = wanted[i];
@@ -452,12 +471,13 @@ std::vector<float> Engine::choose_or_read(const Tensor& hidden, std::vector<Want
     if (w.needs_logits) rows.push_back(static_cast<std::int32_t>(i));
   }
   if (rows.empty()) return {};
-  const bool all = rows.size() == wanted.size();
   std::vector<float> values =
       to_floats(c_.backend(), all ? logits : ops::gather_rows(c_, logits, rows_at(rows)));
-  for (std::size_t i = 0; i < rows.size(); ++i)
-    wanted[static_cast<std::size_t>(rows[i])].logits = std::span(values).subspan(
-        i * static_cast<std::size_t>(vocab), static_cast<std::size_t>(options_.vocab));
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const auto of = static_cast<std::size_t>(rows[i]);
+    wanted[of].logits = std::span(values).subspan((all ? of : i) * static_cast<std::size_t>(vocab),
+                                                  static_cast<std::size_t>(options_.vocab));
+  }
   return values;
 }
 

@@ -30,7 +30,8 @@ struct EngineOptions {
   std::int64_t vocab = 0;            // only ids below this are chosen: the tokenizer's; 0: all of the model's
   /// Texts that decode in steps of one launch, where the backend can (whole_step.h). A step has a few of them
   /// at a time, and reads all weights for these; where more texts decode, ops over all of them are faster.
-  std::int64_t whole_rows = 12;
+  /// -1: as many as that is true of, and as one step has room for; 0: none; else so many, in several steps.
+  std::int64_t whole_rows = -1;
 };
 
 struct Request {
@@ -150,6 +151,7 @@ class Engine {
   void run_pass(std::span<const Part> parts, std::vector<Event>& events);
   void run_whole(std::span<const Part> parts, std::vector<Event>& events);
   bool goes_whole(const Part& part) const;
+  std::int64_t most_whole_rows() const;
   struct Wanted {  // a row of a pass that something follows from
     const Running* request = nullptr;
     std::int32_t row = 0;

@@ -6,8 +6,8 @@
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/device/reduce.cuh"
-#include "kernels/cuda/device/row_runs.cuh"
 #include "kernels/cuda/device/row_dot.cuh"
+#include "kernels/cuda/device/row_runs.cuh"
 #include "kernels/cuda/device/vector.cuh"
 
 namespace fathom::cuda {
@@ -103,8 +103,8 @@ void run(const CachedRows<T>& a, cudaStream_t stream) {
 }
 
 // By the tensor cores: prompts by one kernel, rows that come alone by another, and whoever has rows for both
-// has both kernels. False: heads that neither takes, or too few rows for the one that does. scratch(n): memory
-// for n floats.
+// has both kernels. False: heads that neither takes, or too few rows for the one that does. scratch(n):
+// memory for n floats.
 template <typename Scratch>
 bool attend_fast(const CachedRows<bf16>& a, int multiprocessors, cudaStream_t stream, Scratch&& scratch) {
   const CacheShape& s = a.s;

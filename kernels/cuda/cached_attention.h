@@ -49,10 +49,12 @@ void attend_cached_flash(const CachedRows<bf16>& a, bool many, cudaStream_t stre
 
 /// Heads of 64 or 128, and groups of query heads, that the split kernel takes.
 bool cached_split_supports(const CacheShape& s);
-/// Into how many pieces it cuts the entries of each row, and the floats of scratch memory that it takes for that.
+/// Into how many pieces it cuts the entries of each row, and the floats of scratch memory that it takes for
+/// that.
 int cached_splits(const CacheShape& s, int multiprocessors);
 std::size_t cached_split_floats(const CacheShape& s, int splits);
 /// `few`: only of sequences that do not; others stay as they are.
-void attend_cached_split(const CachedRows<bf16>& a, bool few, int splits, float* scratch, cudaStream_t stream);
+void attend_cached_split(const CachedRows<bf16>& a, bool few, int splits, float* scratch,
+                         cudaStream_t stream);
 
 }  // namespace fathom::cuda

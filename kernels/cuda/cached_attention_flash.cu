@@ -4,8 +4,8 @@
 //
 // Rows of one sequence stand together, in the order of their entries, and all see its entries from the first
 // to their own. A block of threads may have rows of several sequences: it then walks over the entries of one
-// after another, and for rows of the others they are masked. Rows that come alone are better left to the split
-// kernel: the walk over their entries would be made for one row of 64.
+// after another, and for rows of the others they are masked. Rows that come alone are better left to the
+// split kernel: the walk over their entries would be made for one row of 64.
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/cached_attention.h"
 #include "kernels/cuda/device/flash_forward.cuh"

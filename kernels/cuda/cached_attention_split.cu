@@ -1,7 +1,7 @@
 // Attention of single new rows over keys and values in a pool of blocks, as a step of decoding has them: a
-// block of threads has one row, the query heads of one key/value head, and a piece of the row's entries, which
-// it reads once. Where rows and heads are few, a row's entries are cut into more pieces, and a second kernel
-// joins them.
+// block of threads has one row, the query heads of one key/value head, and a piece of the row's entries,
+// which it reads once. Where rows and heads are few, a row's entries are cut into more pieces, and a second
+// kernel joins them.
 //
 // The walk over the entries is the one of a decoding step (device/decode_attention.cuh).
 #include <algorithm>
@@ -26,8 +26,8 @@ struct SplitTask {
   CachedRows<bf16> a;
   bool few;
   int splits;
-  float scale;   // of the scores, with log2(e)
-  float* parts;  // [rows*H][splits][d]: values, divided by their sum
+  float scale;      // of the scores, with log2(e)
+  float* parts;     // [rows*H][splits][d]: values, divided by their sum
   float2* weights;  // the greatest score and the sum, [rows*H][splits]
 };
 
@@ -36,7 +36,8 @@ template <int D>
 __global__ void __launch_bounds__(kDecodeThreads, 2) split_kernel(const SplitTask t) {
   __shared__ AttentionRoom<D> room;
   const CacheShape& s = t.a.s;
-  const int heads = static_cast<int>(s.heads), kv_heads = static_cast<int>(s.kv_heads), group = heads / kv_heads;
+  const int heads = static_cast<int>(s.heads), kv_heads = static_cast<int>(s.kv_heads),
+            group = heads / kv_heads;
   const int item = static_cast<int>(blockIdx.x) / t.splits, split = static_cast<int>(blockIdx.x) % t.splits;
   const int row = item / kv_heads, head = item % kv_heads;
   if (t.few && has_many_rows(t.a.sequences, static_cast<int>(s.rows), row)) return;
@@ -68,7 +69,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) split_kernel(const SplitTas
       sum = fmaf(weight, room.sum[w][h], sum);
       value = fmaf(weight, room.values[w][h][e], value);
     }
-    value = sum > 0 ? value / sum : 0.0F;
+    // No entries in this piece; of a row's only one there are some, and what is not a number stays that.
+    value = t.splits == 1 || sum != 0 ? value / sum : 0.0F;
     const std::int64_t of = static_cast<std::int64_t>(row) * heads + head * group + h;
     if (t.splits == 1) {
       t.a.out[of * D + e] = __float2bfloat16_rn(value);
@@ -121,18 +123,20 @@ int cached_splits(const CacheShape& s, int multiprocessors) {
   const std::int64_t items = std::max<std::int64_t>(1, std::min(s.rows, s.sequences) * s.kv_heads);
   const std::int64_t steps = s.table * s.block / kEntriesOfAStep;  // of the longest row, at the most
   const std::int64_t room = kMostFloats / std::max<std::int64_t>(1, s.rows * s.heads * (s.head_dim + 2));
-  return static_cast<int>(
-      std::clamp<std::int64_t>(std::min<std::int64_t>({4LL * multiprocessors / items, steps / kDecodeWarps, room}), 1, kMost));
+  return static_cast<int>(std::clamp<std::int64_t>(
+      std::min<std::int64_t>({4LL * multiprocessors / items, steps / kDecodeWarps, room}), 1, kMost));
 }
 
 std::size_t cached_split_floats(const CacheShape& s, int splits) {
   return splits == 1 ? 0 : static_cast<std::size_t>(s.rows * s.heads * splits * (s.head_dim + 2));
 }
 
-void attend_cached_split(const CachedRows<bf16>& a, bool few, int splits, float* scratch, cudaStream_t stream) {
+void attend_cached_split(const CachedRows<bf16>& a, bool few, int splits, float* scratch,
+                         cudaStream_t stream) {
   auto* const weights = reinterpret_cast<float2*>(scratch);
-  const SplitTask t{a, few, splits, static_cast<float>(a.s.scale) * kLog2,
-                    scratch + 2 * a.s.rows * a.s.heads * splits, weights};
+  const SplitTask t{
+      a,      few, splits, static_cast<float>(a.s.scale) * kLog2, scratch + 2 * a.s.rows * a.s.heads * splits,
+      weights};
   if (a.s.head_dim == 64) {
     run<64>(t, stream);
   } else {

@@ -123,13 +123,18 @@ bool CudaBackend::choose_tokens(std::span<TokenPick> picks, ConstView logits, st
   static_assert(sizeof(Picked) == sizeof(double));
   for_compute_type(op, logits.dtype, [&](auto zero) {
     using T = decltype(zero);
-    const Choose<T> a{input<T>(op, "logits", logits, rows * vocab), room, picked, vocab,
-                      static_cast<int>(rows), static_cast<int>(choices)};
+    const Choose<T> a{input<T>(op, "logits", logits, rows * vocab),
+                      room,
+                      picked,
+                      vocab,
+                      static_cast<int>(rows),
+                      static_cast<int>(choices)};
     launch(op, choose_kernel<T>, {static_cast<unsigned>(rows), kThreads, 0}, stream(), a);
   });
   std::vector<Picked> out(picks.size());
   copy_to_host(out.data(), picked, out.size() * sizeof(Picked));
-  for (std::size_t i = 0; i < picks.size(); ++i) picks[i].token = out[i].token, picks[i].finite = out[i].finite != 0;
+  for (std::size_t i = 0; i < picks.size(); ++i)
+    picks[i].token = out[i].token, picks[i].finite = out[i].finite != 0;
   return true;
 }
 

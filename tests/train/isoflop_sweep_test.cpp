@@ -87,6 +87,15 @@ TEST_F(SweepFile, ConfiguresACellFromItsFamilyShapeAndBudget) {
   EXPECT_DOUBLE_EQ(row.passes, static_cast<double>(row.tokens) / 100000);
 }
 
+// The sweep's head_dim says how many heads a shape has; another one of the base would make them wider.
+TEST_F(SweepFile, TakesNoHeadsSizeFromItsBase) {
+  Sweep s = load("budgets: [1e9]\nfamilies: {dense: }\nshapes: [64x2]\nhead_dim: 16\n");
+  s.base.model.own_head_dim = 128;
+  const Config c = config_of(s, cells_of(s, {}).front(), 64);
+  EXPECT_EQ(c.model.heads, 4);
+  EXPECT_EQ(c.model.head_dim(), 16);
+}
+
 TEST_F(SweepFile, TakesExplicitHeadsAndHiddenWidth) {
   Sweep s = load("budgets: [1e9]\nfamilies: {dense: }\nshapes: [64x2x2x96]\n");
   const Config c = config_of(s, cells_of(s, {}).front(), 64);

@@ -152,6 +152,7 @@ Config config_of(const Sweep& sweep, const Cell& cell, std::int64_t vocab) {
   c.seed = static_cast<std::uint64_t>(cell.seed);
   c.model.width = cell.shape.width;
   c.model.depth = cell.shape.depth;
+  c.model.own_head_dim = 0;  // the sweep's head_dim says how many heads there are
   c.model.heads =
       cell.shape.heads > 0 ? cell.shape.heads : std::max<std::int64_t>(1, cell.shape.width / sweep.head_dim);
   c.model.ffn_hidden = cell.shape.hidden;

@@ -47,7 +47,8 @@ struct AttentionRoom {
   float values[kDecodeWarps][kDecodeGroup][kDim + 8];
 };
 
-/// One warp's passage over its steps. Cache: where the entries are: pool, block and kv_heads as in DecodeStep.
+/// One warp's passage over its steps. Cache: where the entries are: pool, block and kv_heads as in
+/// DecodeStep.
 template <int kDim, typename Cache>
 class EntryWalk {
  public:
@@ -267,10 +268,12 @@ __device__ __forceinline__ const std::int32_t* table_of(const DecodeStep& s, con
 }
 /// A piece's first entries begin to come: those of earlier steps wait for nothing of this one.
 template <int kDim>
-__device__ __forceinline__ EntryWalk<kDim, DecodeStep> begin_piece(const DecodeStep& s, const DecodeLayer& layer,
-                                                       const AttentionPiece& p) {
+__device__ __forceinline__ EntryWalk<kDim, DecodeStep> begin_piece(const DecodeStep& s,
+                                                                   const DecodeLayer& layer,
+                                                                   const AttentionPiece& p) {
   const bool routed = layer.routed >= 0;
-  EntryWalk<kDim, DecodeStep> walk(s, table_of(s, layer, p.row), routed ? 1 : s.stride, routed ? 0 : layer.dense, p.head);
+  EntryWalk<kDim, DecodeStep> walk(s, table_of(s, layer, p.row), routed ? 1 : s.stride,
+                                   routed ? 0 : layer.dense, p.head);
   walk.begin(p.range, p.entries);
   return walk;
 }

@@ -137,6 +137,7 @@ struct Text {
 
 struct Schedule {
   std::int64_t texts, most_rows, block, prompt, tokens;
+  std::int64_t whole_rows = 64;  // several steps for more texts than one has room for
 };
 
 /// All texts through the engine. `watch`: their logits are kept, and the host chooses from them.
@@ -147,6 +148,7 @@ std::vector<Text> run(Pair& m, const Schedule& s, bool watch, EngineStats& stats
   o.cache.bytes = 512 << 20;
   o.max_rows = s.most_rows;
   o.max_sequences = 20;
+  o.whole_rows = s.whole_rows;
   Engine engine(m.gpu, m.on_gpu, o);
   std::map<RequestId, Text> texts;
   if (watch) {
