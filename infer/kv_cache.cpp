@@ -242,7 +242,8 @@ Tensor KvCache::attend(Context& c, std::int64_t layer, const Tensor& qkv, const 
   const auto l = static_cast<std::size_t>(layer);
   Tables t = is_routed_[l] ? routed_tables_ : dense_tables_;
   if (!is_routed_[l]) t.shape.offset = place_[l];
-  if (kept.defined() && kept.size() != t.shape.rows) throw InternalError("[cache] rows that were not expected");
+  if (kept.defined() && kept.size() != t.shape.rows)
+    throw InternalError("[cache] rows that were not expected");
   Tensor out = c.empty({t.shape.rows, t.shape.heads * t.shape.head_dim});
   c.backend().cache_append(memory_, qkv, t.tables, t.sequences, t.lengths, t.shape);
   c.backend().cached_attention(out, memory_, qkv, t.tables, t.sequences, t.lengths, t.shape);

@@ -12,8 +12,8 @@ namespace fathom {
 class AttentionCache {
  public:
   virtual ~AttentionCache() = default;
-  /// The rows that a routed layer keeps, before anything is computed of them: a cache that has to look at them
-  /// does it now, while the device has nothing else to do.
+  /// The rows that a routed layer keeps, before anything is computed of them: a cache that has to look at
+  /// them does it now, while the device has nothing else to do.
   virtual void expect(Context& c, std::int64_t layer, const Tensor& kept) = 0;
   /// Adds the rows' keys and values to their sequences' entries of the layer, then lets each row see the
   /// entries of its sequence up to its own: [rows, H*d]. qkv [rows, (H+2G)*d] after RoPE. `kept` int32: which

@@ -193,7 +193,8 @@ TEST_F(CudaCachedAttention, OfPromptsIsCloseToAttentionOverTheWholeSequence) {
     for (const std::int64_t block : {16, 48, 64, 128}) {
       for (const unsigned seed : {3U, 11U}) {
         SCOPED_TRACE(fmt::format("heads {}/{} of {} blocks of {}", h.heads, h.kv_heads, h.head_dim, block));
-        expect_equal_to_whole(*opened.backend, DType::BF16, h, block, seed, {.long_chunks = true, .tolerance = 0.02});
+        expect_equal_to_whole(*opened.backend, DType::BF16, h, block, seed,
+                              {.long_chunks = true, .tolerance = 0.02});
         if (::testing::Test::HasFatalFailure()) return;
       }
     }

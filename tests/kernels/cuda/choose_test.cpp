@@ -43,7 +43,8 @@ TEST_P(CudaChoose, TheMostLikelyAndTheDrawn) {
     for (std::int64_t i = 0; i < rows * vocab; ++i) logits.push_back(rounded(GetParam(), normal(random)));
     std::vector<TokenPick> asked;
     for (std::int64_t r = 0; r < rows; ++r)
-      asked.push_back({r % 3 == 0 ? 0.0 : 0.4 * static_cast<double>(r), r == 1 ? 0.0 : share(random), 0, true});
+      asked.push_back(
+          {r % 3 == 0 ? 0.0 : 0.4 * static_cast<double>(r), r == 1 ? 0.0 : share(random), 0, true});
     const std::vector<TokenPick> got = choose(logits, asked, vocab, choices);
     for (std::int64_t r = 0; r < rows; ++r) {
       SCOPED_TRACE(fmt::format("vocabulary {} row {}", vocab, r));
