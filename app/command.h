@@ -34,6 +34,7 @@ void add_eval(CLI::App& app, Globals& globals);
 void add_generate(CLI::App& app, Globals& globals);
 void add_export(CLI::App& app, Globals& globals);
 void add_import(CLI::App& app, Globals& globals);
+void add_quantize(CLI::App& app, Globals& globals);
 void add_routes(CLI::App& app, Globals& globals);
 void add_report(CLI::App& app, Globals& globals);
 void add_bench(CLI::App& app, Globals& globals);

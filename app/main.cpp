@@ -81,6 +81,7 @@ int run(int argc, char** argv) {
   add_generate(app, globals);
   add_export(app, globals);
   add_import(app, globals);
+  add_quantize(app, globals);
   add_routes(app, globals);
   add_isoflop(app, globals);
   add_report(app, globals);

@@ -1,0 +1,174 @@
+#include "infer/quant/rotate.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "infer/quant/hadamard.h"
+#include "kernels/error.h"
+#include "src/core/splitmix64.h"
+
+namespace fathom {
+
+namespace {
+
+using Values = std::vector<double>;
+
+/// R S on vectors of the stream.
+class StreamRotation {
+ public:
+  StreamRotation(std::int64_t width, std::uint64_t seed) : transform_(width) {
+    for (std::int64_t i = 0; i < width; ++i)
+      signs_.push_back(mix64(seed * kGoldenGamma + static_cast<std::uint64_t>(i)) >> 63 != 0 ? -1.0 : 1.0);
+  }
+  std::size_t width() const { return signs_.size(); }
+  void apply(std::span<double> x) const {
+    for (std::size_t i = 0; i < x.size(); ++i) x[i] *= signs_[i];
+    transform_.apply(x);
+  }
+  void rows(std::span<double> matrix) const {
+    for (std::size_t i = 0; i < matrix.size(); i += width()) apply(matrix.subspan(i, width()));
+  }
+  /// Of a matrix [width, in]: R S W.
+  void columns(std::span<double> matrix) const {
+    const std::size_t in = matrix.size() / width();
+    Values column(width());
+    for (std::size_t j = 0; j < in; ++j) {
+      for (std::size_t i = 0; i < width(); ++i) column[i] = matrix[i * in + j];
+      apply(column);
+      for (std::size_t i = 0; i < width(); ++i) matrix[i * in + j] = column[i];
+    }
+  }
+
+ private:
+  HadamardTransform transform_;
+  Values signs_;
+};
+
+/// A model's parameters on the host, by name.
+class Parameters {
+ public:
+  Parameters(Context& c, const Transformer& model) {
+    const ParameterSet& from = model.parameters();
+    for (const ParameterSpec& spec : from.specs())
+      values_[spec.name] = to_doubles(c.backend(), from.master(spec.name));
+  }
+  bool has(const std::string& name) const { return values_.contains(name); }
+  Values& at(const std::string& name) {
+    const auto found = values_.find(name);
+    if (found == values_.end()) throw InternalError(fmt::format("[rotate] no parameter {}", name));
+    return found->second;
+  }
+  void set(const std::string& name, Values values) { values_[name] = std::move(values); }
+
+ private:
+  std::map<std::string, Values> values_;
+};
+
+/// Each row times a norm's scales.
+void scale_rows(Values& matrix, const Values& scales) {
+  for (std::size_t i = 0; i < matrix.size(); ++i) matrix[i] *= scales[i % scales.size()];
+}
+
+class Rotator {
+ public:
+  Rotator(Parameters& parameters, const ModelConfig& model, std::uint64_t seed)
+      : p_(parameters), m_(model), stream_(model.width, seed), head_(model.head_dim()) {}
+
+  void whole_model(bool tied) {
+    Values& embedding = p_.at("model.embed_tokens.weight");
+    if (tied) p_.set("lm_head.weight", embedding);
+    stream_.rows(embedding);
+    reads_norm("model.norm.weight", {"lm_head.weight"});
+    for (std::int64_t i = 0; i < m_.depth; ++i) layer(fmt::format("model.layers.{}.", i));
+  }
+
+ private:
+  /// Matrices that read a norm, of those that there are.
+  void reads_norm(const std::string& norm, const std::vector<std::string>& readers) {
+    Values& scales = p_.at(norm);
+    for (const std::string& name : readers) {
+      if (!p_.has(name)) continue;
+      scale_rows(p_.at(name), scales);
+      stream_.rows(p_.at(name));
+    }
+    std::fill(scales.begin(), scales.end(), 1.0);
+  }
+  void layer(const std::string& at) {
+    reads_norm(at + "input_layernorm.weight", {at + "self_attn.qkv_proj.weight"});
+    rotate_values(p_.at(at + "self_attn.qkv_proj.weight"), p_.at(at + "self_attn.o_proj.weight"));
+    stream_.columns(p_.at(at + "self_attn.o_proj.weight"));
+    reads_norm(at + "post_attention_layernorm.weight",
+               {at + "mlp.gate_up_proj.weight", at + "mlp.experts.gate_up_proj.weight",
+                at + "mlp.router.weight", at + "mlp.router_predictor.0.weight"});
+    if (p_.has(at + "mlp.down_proj.weight")) stream_.columns(p_.at(at + "mlp.down_proj.weight"));
+    if (p_.has(at + "mlp.experts.down_proj.weight")) {
+      Values& all = p_.at(at + "mlp.experts.down_proj.weight");
+      const std::size_t each = stream_.width() * static_cast<std::size_t>(m_.ffn_hidden);
+      for (std::size_t i = 0; i < all.size(); i += each) stream_.columns(std::span(all).subspan(i, each));
+    }
+    // These read the stream itself.
+    for (const char* name : {"router.weight", "router_predictor.0.weight"}) {
+      if (p_.has(at + name)) stream_.rows(p_.at(at + name));
+    }
+  }
+  /// v' = R v of each key/value head: R on the columns of its rows; and on each query head's part of o's
+  /// rows.
+  void rotate_values(Values& qkv, Values& o) const {
+    const auto d = static_cast<std::size_t>(m_.head_dim()), width = stream_.width();
+    const auto heads = static_cast<std::size_t>(m_.heads), kv_heads = static_cast<std::size_t>(m_.kv_heads);
+    Values column(d);
+    for (std::size_t g = 0; g < kv_heads; ++g) {
+      const std::span<double> rows = std::span(qkv).subspan((heads + kv_heads + g) * d * width, d * width);
+      for (std::size_t j = 0; j < width; ++j) {
+        for (std::size_t i = 0; i < d; ++i) column[i] = rows[i * width + j];
+        head_.apply(column);
+        for (std::size_t i = 0; i < d; ++i) rows[i * width + j] = column[i];
+      }
+    }
+    for (std::size_t i = 0; i < o.size(); i += d) head_.apply(std::span(o).subspan(i, d));
+  }
+
+  Parameters& p_;
+  const ModelConfig& m_;
+  StreamRotation stream_;
+  HadamardTransform head_;
+};
+
+}  // namespace
+
+std::unique_ptr<Transformer> rotate_model(Context& c, const Transformer& model,
+                                          const RotateOptions& options) {
+  Parameters parameters(c, model);
+  ModelConfig m = model.config();
+  Rotator(parameters, m, options.seed).whole_model(m.tie_embeddings);
+  m.tie_embeddings = false;
+  auto rotated = std::make_unique<Transformer>(c, m, model.routing(), false);
+  ParameterSet& to = rotated->parameters();
+  for (const ParameterSpec& spec : to.specs())
+    from_doubles(c.backend(), to.master(spec.name), parameters.at(spec.name));
+  to.refresh_working_copy(c);
+  return rotated;
+}
+
+double greatest_outlier(Context& c, const Transformer& model) {
+  double greatest = 0;
+  for (const ParameterSpec& spec : model.parameters().specs()) {
+    if (spec.is_vector()) continue;
+    double most = 0, squares = 0;
+    const Values values = to_doubles(c.backend(), model.parameters().master(spec.name));
+    for (const double v : values) {
+      most = std::max(most, std::abs(v));
+      squares += v * v;
+    }
+    if (squares > 0)
+      greatest = std::max(greatest, most / std::sqrt(squares / static_cast<double>(values.size())));
+  }
+  return greatest;
+}
+
+}  // namespace fathom
