@@ -1,5 +1,6 @@
 #include "infer/quant/hadamard.h"
 
+#include <array>
 #include <cmath>
 
 #include <fmt/format.h>
@@ -87,15 +88,64 @@ std::vector<std::int8_t> second_construction(std::int64_t q) {
   return h;
 }
 
+/// Four circulant matrices of n by n whose products with their transposes add up to 4 n I. Their first rows
+/// are 1 at 0 and on some of the orbits of Z_n under multiplication by a unit, those whose bits a mask has,
+/// in the order of the orbits' least elements; -1 on the others. So few orbits that the masks were found by
+/// trying.
+struct Circulants {
+  int n, unit;
+  std::array<int, 4> masks;
+};
+constexpr Circulants kCirculants[] = {{39, 5, {173, 519, 843, 307}}, {43, 4, {21, 6, 28, 26}}};
+
+/// Goethals and Seidel 1967: four such matrices, three of them backwards, in an array of 4 n by 4 n.
+std::vector<std::int8_t> array_construction(const Circulants& of) {
+  const auto n = static_cast<std::size_t>(of.n);
+  std::vector<int> orbit(n, -1);
+  int orbits = 0;
+  for (std::size_t first = 1; first < n; ++first) {
+    if (orbit[first] >= 0) continue;
+    for (std::size_t x = first; orbit[x] < 0; x = x * static_cast<std::size_t>(of.unit) % n)
+      orbit[x] = orbits;
+    ++orbits;
+  }
+  // Element (i, j) of matrix m or its transpose.
+  const auto circulant = [&](int m, std::size_t i, std::size_t j, bool transposed) {
+    const std::size_t x = transposed ? (i + n - j) % n : (j + n - i) % n;
+    return x == 0 || (of.masks[static_cast<std::size_t>(m)] >> orbit[x] & 1) != 0 ? 1 : -1;
+  };
+  struct Block {
+    int matrix, sign;
+    bool transposed;
+  };
+  // Off the diagonal all are backwards.
+  constexpr Block kArray[4][4] = {{{0, 1, false}, {1, 1, false}, {2, 1, false}, {3, 1, false}},
+                                  {{1, -1, false}, {0, 1, false}, {3, 1, true}, {2, -1, true}},
+                                  {{2, -1, false}, {3, -1, true}, {0, 1, false}, {1, 1, true}},
+                                  {{3, -1, false}, {2, 1, true}, {1, -1, true}, {0, 1, false}}};
+  std::vector<std::int8_t> h;
+  for (std::size_t i = 0; i < 4 * n; ++i) {
+    for (std::size_t j = 0; j < 4 * n; ++j) {
+      const Block& b = kArray[i / n][j / n];
+      const std::size_t column = i / n == j / n ? j % n : n - 1 - j % n;
+      h.push_back(static_cast<std::int8_t>(b.sign * circulant(b.matrix, i % n, column, b.transposed)));
+    }
+  }
+  return h;
+}
+
 }  // namespace
 
-std::vector<std::int8_t> paley_hadamard(std::int64_t order) {
+std::vector<std::int8_t> hadamard_matrix(std::int64_t order) {
   if (order == 1) return {1};
   if (order == 2) return {1, 1, 1, -1};
   if (order < 4 || order % 4 != 0) return {};
   if (Field::is_order(order - 1)) return first_construction(order - 1);  // order - 1 = 3 (mod 4)
   const std::int64_t q = order / 2 - 1;
   if (q % 4 == 1 && Field::is_order(q)) return second_construction(q);
+  for (const Circulants& four : kCirculants) {
+    if (order == 4 * four.n) return array_construction(four);
+  }
   return {};
 }
 
@@ -109,7 +159,7 @@ HadamardTransform::HadamardTransform(std::int64_t size) : size_(size) {
     while (block % (2 * power) == 0) power *= 2;
     for (; power >= 1; power /= 2) {
       if (block / power > kMostFactor) break;
-      matrix_ = paley_hadamard(block / power);
+      matrix_ = hadamard_matrix(block / power);
       if (matrix_.empty()) continue;
       factor_ = block / power;
       power_ = power;

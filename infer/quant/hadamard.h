@@ -4,7 +4,8 @@
 //
 // An order is K * 2^m. The 2^m part is Sylvester's, applied in n log n; the K x K part is constructed:
 // Paley 1933, from the squares of a finite field of q elements, q = 3 (mod 4): K = q + 1, and q = 1 (mod 4):
-// K = 2 (q + 1), q a prime or the square of one.
+// K = 2 (q + 1), q a prime or the square of one; and for 156 and 172 Goethals and Seidel 1967, from four
+// circulant matrices.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +15,8 @@
 namespace fathom {
 
 /// A Hadamard matrix [order, order] by rows; empty where these constructions give none of this order, as for
-/// 92, 116, 156, 172, 184 and 188, and for some that are an even one's half times two.
-std::vector<std::int8_t> paley_hadamard(std::int64_t order);
+/// 92, 116, 184 and 188, and for some that are an even one's half times two.
+std::vector<std::int8_t> hadamard_matrix(std::int64_t order);
 
 /// x -> H x / sqrt(block), for each block of x: orthogonal. H = H_K (x) H_(2^m); where no such matrix has the
 /// whole size, the largest one that divides it stands along the diagonal.

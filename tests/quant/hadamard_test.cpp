@@ -11,7 +11,7 @@ namespace {
 TEST(Hadamard, RowsAreOrthogonal) {
   int found = 0;
   for (std::int64_t n = 1; n <= 200; ++n) {
-    const std::vector<std::int8_t> h = paley_hadamard(n);
+    const std::vector<std::int8_t> h = hadamard_matrix(n);
     if (h.empty()) continue;
     ++found;
     ASSERT_EQ(h.size(), static_cast<std::size_t>(n * n)) << n;
@@ -24,20 +24,21 @@ TEST(Hadamard, RowsAreOrthogonal) {
       }
     }
   }
-  EXPECT_EQ(found, 34);
+  EXPECT_EQ(found, 36);
 }
 
 // Whole transforms for what models' widths are made of; blocks for what has none.
 TEST(Hadamard, SizesHaveTheirBlocks) {
   for (const std::int64_t n :
-       {1, 2, 12, 20, 28, 36, 40, 52, 60, 108, 140, 96, 768, 1024, 2048, 2816, 5632, 14336})
+       {1, 2, 12, 20, 28, 36, 40, 52, 60, 108, 140, 156, 172, 96, 768, 1024, 2048, 2816, 5632, 14336})
     EXPECT_EQ(HadamardTransform(n).block(), n) << n;
   EXPECT_EQ(HadamardTransform(768).factor(), 12);
   EXPECT_EQ(HadamardTransform(5632).factor(), 44);
   EXPECT_EQ(HadamardTransform(2048).factor(), 1);
   EXPECT_EQ(HadamardTransform(6).block(), 2);
   EXPECT_EQ(HadamardTransform(7).block(), 1);
-  EXPECT_EQ(HadamardTransform(11008).block(), 256);  // 172 * 64, and no matrix of 172 here
+  EXPECT_EQ(HadamardTransform(11008).factor(), 172);
+  EXPECT_EQ(HadamardTransform(92 * 8).block(), 32);  // no matrix of 92 here
 }
 
 TEST(Hadamard, TransformsKeepLengthsAndAnglesAndSpreadOneElementEvenly) {
