@@ -7,6 +7,7 @@
 #include <spdlog/spdlog.h>
 
 #include "app/command.h"
+#include "app/export_flags.h"
 #include "app/trained_model.h"
 #include "kernels/error.h"
 #include "src/core/units.h"
@@ -15,13 +16,6 @@
 namespace fathom::app {
 
 namespace {
-
-struct ExportFlags {
-  std::string model;
-  std::string output;
-  std::string precision = "fp32";
-  std::string tokenizer;
-};
 
 // Why no other engine computes it, and what each would have to add.
 std::string what_others_lack(const RoutingConfig& routing) {
@@ -35,10 +29,8 @@ std::string what_others_lack(const RoutingConfig& routing) {
 
 void run(const ExportFlags& flags, const Globals& globals) {
   const TrainedModel model = open_model(flags.model, false, globals);
-  ExportOptions options;
-  options.dtype = flags.precision == "bf16" ? DType::BF16 : DType::F32;
-  options.tokenizer = flags.tokenizer;
-  const Exported exported = export_model(model.loaded, model.context->backend(), flags.output, options);
+  const Exported exported =
+      export_model(model.loaded, model.context->backend(), flags.output, flags.options());
   const bool is_routed = model.loaded.config.routing.kind != RoutingKind::None;
   if (globals.json) {
     std::cout << nlohmann::json{{"path", flags.output},
@@ -67,13 +59,7 @@ void add_export(CLI::App& app, Globals& globals) {
   auto flags = std::make_shared<ExportFlags>();
   CLI::App* sub =
       app.add_subcommand("export", "Write a model as safetensors, config.json and tokenizer files");
-  sub->add_option("model", flags->model, "Run folder, checkpoint file or exported model")->required();
-  sub->add_option("-o,--output", flags->output, "The folder to write")->required();
-  sub->add_option("--precision", flags->precision, "fp32 | bf16: of the weights")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"fp32", "bf16"}));
-  sub->add_option("--tokenizer", flags->tokenizer,
-                  "Tokenizer, if neither in the run folder nor where the config says");
+  add_export_flags(*sub, *flags);
   add_global_flags(*sub, globals);
   sub->footer(
       "A dense model is one that transformers loads, as a Llama or, with QK-norm, a Qwen3.\n"
