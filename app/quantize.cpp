@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "app/command.h"
+#include "app/export_flags.h"
 #include "app/trained_model.h"
 #include "infer/quant/hadamard.h"
 #include "infer/quant/rotate.h"
@@ -17,12 +18,8 @@ namespace fathom::app {
 
 namespace {
 
-struct QuantizeFlags {
-  std::string model;
-  std::string output;
+struct QuantizeFlags : ExportFlags {
   std::string method;
-  std::string precision = "fp32";
-  std::string tokenizer;
   std::uint64_t seed = 1;
 };
 
@@ -42,10 +39,7 @@ void run(const QuantizeFlags& flags, const Globals& globals) {
   loaded.model = rotate_model(c, *loaded.model, {.seed = flags.seed});
   loaded.config.model = loaded.model->config();
   const double after = greatest_outlier(c, *loaded.model);
-  ExportOptions options;
-  options.dtype = flags.precision == "bf16" ? DType::BF16 : DType::F32;
-  options.tokenizer = flags.tokenizer;
-  const Exported exported = export_model(loaded, c.backend(), flags.output, options);
+  const Exported exported = export_model(loaded, c.backend(), flags.output, flags.options());
   const ModelConfig& m = loaded.config.model;
   const HadamardTransform stream(m.width), heads(m.head_dim());
   if (globals.json) {
@@ -78,8 +72,7 @@ void add_quantize(CLI::App& app, Globals& globals) {
   auto flags = std::make_shared<QuantizeFlags>();
   CLI::App* sub =
       app.add_subcommand("quantize", "Prepare a model for weights of few bits: so far its rotation");
-  sub->add_option("model", flags->model, "Run folder, checkpoint file or exported model")->required();
-  sub->add_option("-o,--output", flags->output, "The folder to write")->required();
+  add_export_flags(*sub, *flags);
   sub->add_option(
          "--method", flags->method,
          "rotate-only: spreads outliers over all channels by rotations that change nothing of what the "
@@ -87,11 +80,6 @@ void add_quantize(CLI::App& app, Globals& globals) {
       ->required()
       ->check(CLI::IsMember({"rotate-only"}));
   sub->add_option("--seed", flags->seed, "Of the rotation's signs")->capture_default_str();
-  sub->add_option("--precision", flags->precision, "fp32 | bf16: of the weights")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"fp32", "bf16"}));
-  sub->add_option("--tokenizer", flags->tokenizer,
-                  "Tokenizer, if neither in the run folder nor where the config says");
   add_global_flags(*sub, globals);
   sub->footer(
       "The model that comes out is loaded by all that loads the one that went in.\n"
