@@ -1,6 +1,9 @@
 // fathom quantize MODEL -o OUT
+#include <algorithm>
 #include <iostream>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -9,9 +12,11 @@
 #include "app/export_flags.h"
 #include "app/trained_model.h"
 #include "infer/quant/hadamard.h"
+#include "infer/quant/outliers.h"
 #include "infer/quant/rotate.h"
 #include "kernels/error.h"
 #include "src/core/units.h"
+#include "src/io/token_store.h"
 #include "src/model/exchange.h"
 
 namespace fathom::app {
@@ -20,6 +25,7 @@ namespace {
 
 struct QuantizeFlags : ExportFlags {
   std::string method;
+  std::string calibration;
   std::uint64_t seed = 1;
 };
 
@@ -31,14 +37,50 @@ std::string described(const HadamardTransform& t) {
   return text;
 }
 
+// The first tokens of a store, and how they are looked at.
+struct Calibration {
+  std::vector<std::int32_t> tokens;
+  std::int64_t seq = 0;
+
+  Calibration(const std::string& path, const Config& config) {
+    if (path.empty()) return;
+    constexpr std::int64_t kTokens = 8192, kLongest = 512;
+    const TokenStore store = TokenStore::open(path);
+    if (store.vocab_size() > config.model.vocab_size)
+      throw UserError(
+          fmt::format("{} has {} ids, and the model {}.", path, store.vocab_size(), config.model.vocab_size),
+          "Use a store of the tokenizer that the model was trained with.");
+    tokens.resize(static_cast<std::size_t>(std::min(kTokens, store.num_tokens())));
+    store.read(0, tokens);
+    seq = std::min({kLongest, config.model.max_seq_len, std::ssize(tokens)});
+  }
+  std::vector<double> outliers(const TrainedModel& m) const {
+    if (tokens.empty()) return {};
+    const RoutingConfig& routing = m.loaded.config.routing;
+    SelectionRule rule = TopK{};
+    if (routing.kind != RoutingKind::None && !routing.needs_future()) rule = causal_rule(routing);
+    return stream_outliers(*m.context, *m.loaded.model, rule, tokens, seq);
+  }
+};
+
+// By block: "3.1 2.9 ...".
+std::string listed(const std::vector<double>& values) {
+  std::string text;
+  for (const double v : values) text += fmt::format("{}{:.1f}", text.empty() ? "" : " ", v);
+  return text;
+}
+
 void run(const QuantizeFlags& flags, const Globals& globals) {
   TrainedModel model = open_model(flags.model, false, globals);
   Context& c = *model.context;
   LoadedModel& loaded = model.loaded;
+  const Calibration calibration(flags.calibration, loaded.config);
   const double before = greatest_outlier(c, *loaded.model);
+  const std::vector<double> stream_before = calibration.outliers(model);
   loaded.model = rotate_model(c, *loaded.model, {.seed = flags.seed});
   loaded.config.model = loaded.model->config();
   const double after = greatest_outlier(c, *loaded.model);
+  const std::vector<double> stream_after = calibration.outliers(model);
   const Exported exported = export_model(loaded, c.backend(), flags.output, flags.options());
   const ModelConfig& m = loaded.config.model;
   const HadamardTransform stream(m.width), heads(m.head_dim());
@@ -53,7 +95,10 @@ void run(const QuantizeFlags& flags, const Globals& globals) {
                                 {"stream_block", stream.block()},
                                 {"head_block", heads.block()},
                                 {"outlier_before", before},
-                                {"outlier_after", after}}
+                                {"outlier_after", after},
+                                {"calibration_tokens", calibration.tokens.size()},
+                                {"stream_outliers_before", stream_before},
+                                {"stream_outliers_after", stream_after}}
                      .dump()
               << "\n";
     return;
@@ -64,6 +109,12 @@ void run(const QuantizeFlags& flags, const Globals& globals) {
       "The greatest weight of a matrix, over the matrix's root mean square: {:.1f} before, {:.1f} now.\n",
       flags.output, format_bytes(exported.bytes), flags.precision, described(stream), described(heads),
       before, after);
+  if (calibration.tokens.empty()) return;
+  std::cout << fmt::format(
+      "The greatest element of the stream over its root mean square, the mean of {} tokens, behind 0, 1, ... "
+      "blocks:\n"
+      "  before  {}\n  now     {}\n",
+      calibration.tokens.size(), listed(stream_before), listed(stream_after));
 }
 
 }  // namespace
@@ -79,6 +130,10 @@ void add_quantize(CLI::App& app, Globals& globals) {
          "model computes")
       ->required()
       ->check(CLI::IsMember({"rotate-only"}));
+  sub->add_option(
+      "--calibration", flags->calibration,
+      "Token store: its first 8192 tokens show how far elements of the stream stand out, before and "
+      "now");
   sub->add_option("--seed", flags->seed, "Of the rotation's signs")->capture_default_str();
   add_global_flags(*sub, globals);
   sub->footer(

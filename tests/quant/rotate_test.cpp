@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include "infer/quant/outliers.h"
 #include "tests/model/small_model.h"
 
 namespace fathom::model_test {
@@ -101,7 +102,15 @@ TEST(RotationOfOutliers, SpreadsThem) {
   for (std::size_t i = 5; i < values.size(); i += 64) values[i] *= 100;
   from_doubles(backend, embedding, values);
   const double before = greatest_outlier(m.context, m.model);
+  const std::vector<std::int32_t> tokens = m.random_tokens(96, 4);
+  const std::vector<double> stream_before = stream_outliers(m.context, m.model, TopK{}, tokens, 32);
   const auto rotated = rotate_model(m.context, m.model);
+  const std::vector<double> stream_after = stream_outliers(m.context, *rotated, TopK{}, tokens, 32);
+  ASSERT_EQ(stream_before.size(), 5U);  // behind 0 to 4 blocks
+  for (std::size_t i = 0; i < stream_before.size(); ++i) {
+    EXPECT_GT(stream_before[i], 4) << i;  // one element beside 63 that the blocks make larger
+    EXPECT_LT(stream_after[i], 3) << i;   // as of random numbers
+  }
   EXPECT_GT(before, 8);
   EXPECT_LT(greatest_outlier(m.context, *rotated), 0.6 * before);
 }
