@@ -131,28 +131,6 @@ void dump_logits(Context& c, const Transformer& model, const Config& config, con
   }
 }
 
-// Of ids that a program made nobody knows the tokenizer: they are taken for those of a model that was trained
-// elsewhere, whose tokenizer Fathom may not read either.
-void require_same_tokens(const TokenStore& store, const LoadedModel& loaded) {
-  const std::string& kind = store.info().tokenizer_kind;
-  const CheckpointMeta& meta = loaded.meta;
-  const bool is_known = !meta.tokenizer_hash.empty();
-  if (is_known && store.tokenizer_hash() == meta.tokenizer_hash) return;
-  const bool is_foreign = meta.store_hash.empty();
-  if (is_foreign && kind == "external" && store.info().vocab_size <= loaded.config.model.vocab_size) return;
-  if (!is_known) {
-    throw UserError(
-        fmt::format(
-            "{} holds {} ids of the kind {}, and Fathom does not read the tokenizer of this model of {} ids.",
-            store.path(), store.info().vocab_size, kind, loaded.config.model.vocab_size),
-        "Make a store of ids that the model's own tokenizer gave (fathom data prepare FILE.bin).");
-  }
-  throw UserError(
-      fmt::format("{} was made with the tokenizer {} ({}), the model was trained with {} ({}).", store.path(),
-                  store.tokenizer_hash(), kind, meta.tokenizer_hash, meta.tokenizer_kind),
-      "Prepare the text with the model's tokenizer.");
-}
-
 TokenStore open_store(const EvalFlags& flags, const Config& config) {
   if (!flags.data.empty()) return TokenStore::open(flags.data);
   const std::string& path = config.data.valid;

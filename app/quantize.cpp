@@ -42,17 +42,15 @@ struct Calibration {
   std::vector<std::int32_t> tokens;
   std::int64_t seq = 0;
 
-  Calibration(const std::string& path, const Config& config) {
+  Calibration(const std::string& path, const LoadedModel& loaded) {
     if (path.empty()) return;
     constexpr std::int64_t kTokens = 8192, kLongest = 512;
     const TokenStore store = TokenStore::open(path);
-    if (store.vocab_size() > config.model.vocab_size)
-      throw UserError(
-          fmt::format("{} has {} ids, and the model {}.", path, store.vocab_size(), config.model.vocab_size),
-          "Use a store of the tokenizer that the model was trained with.");
+    require_same_tokens(store, loaded);
     tokens.resize(static_cast<std::size_t>(std::min(kTokens, store.num_tokens())));
+    seq = std::min({kLongest, loaded.config.model.max_seq_len, std::ssize(tokens)});
+    tokens.resize(tokens.size() - tokens.size() % static_cast<std::size_t>(seq));  // whole sequences
     store.read(0, tokens);
-    seq = std::min({kLongest, config.model.max_seq_len, std::ssize(tokens)});
   }
   std::vector<double> outliers(const TrainedModel& m) const {
     if (tokens.empty()) return {};
@@ -74,7 +72,7 @@ void run(const QuantizeFlags& flags, const Globals& globals) {
   TrainedModel model = open_model(flags.model, false, globals);
   Context& c = *model.context;
   LoadedModel& loaded = model.loaded;
-  const Calibration calibration(flags.calibration, loaded.config);
+  const Calibration calibration(flags.calibration, loaded);
   const double before = greatest_outlier(c, *loaded.model);
   const std::vector<double> stream_before = calibration.outliers(model);
   loaded.model = rotate_model(c, *loaded.model, {.seed = flags.seed});
@@ -127,7 +125,7 @@ void add_quantize(CLI::App& app, Globals& globals) {
   sub->add_option(
          "--method", flags->method,
          "rotate-only: spreads outliers over all channels by rotations that change nothing of what the "
-         "model computes")
+         "model computes but its rounding")
       ->required()
       ->check(CLI::IsMember({"rotate-only"}));
   sub->add_option(
@@ -137,7 +135,7 @@ void add_quantize(CLI::App& app, Globals& globals) {
   sub->add_option("--seed", flags->seed, "Of the rotation's signs")->capture_default_str();
   add_global_flags(*sub, globals);
   sub->footer(
-      "The model that comes out is loaded by all that loads the one that went in.\n"
+      "What comes out is an exported model: eval, generate and routes take it.\n"
       "Example:\n"
       "  fathom quantize runs/mod -o model --method rotate-only");
   sub->callback([flags, &globals] { run(*flags, globals); });

@@ -6,6 +6,7 @@
 
 #include "app/command.h"
 #include "src/autograd/context.h"
+#include "src/io/token_store.h"
 #include "src/model/checkpoint.h"
 
 namespace fathom::app {
@@ -22,6 +23,8 @@ TrainedModel open_model(const std::string& path, bool invariant, const Globals& 
                         const std::string& precision = "fp32");
 /// fp32, or bf16: on a GPU all of it, on the CPU the weights of products and lookups, computed with in fp32.
 std::unique_ptr<Context> inference_context(std::shared_ptr<Backend> backend, const std::string& precision);
+/// UserError: the store's ids are not those of the model's tokenizer.
+void require_same_tokens(const TokenStore& store, const LoadedModel& loaded);
 /// --precision, of commands that compute with a trained model.
 void add_precision_flag(CLI::App& sub, std::string& precision, const char* what);
 

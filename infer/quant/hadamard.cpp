@@ -151,7 +151,7 @@ std::vector<std::int8_t> hadamard_matrix(std::int64_t order) {
 
 HadamardTransform::HadamardTransform(std::int64_t size) : size_(size) {
   if (size < 1) throw InternalError(fmt::format("[hadamard] a transform of {} elements", size));
-  constexpr std::int64_t kMostFactor = 256;  // K: its part takes n K operations
+  constexpr std::int64_t kMostFactor = 512;  // K: its part takes n K operations
   // Of the blocks that divide the size the largest; of its splits the one with the smallest K.
   for (std::int64_t block = size; block >= 1; --block) {
     if (size % block != 0) continue;

@@ -18,8 +18,8 @@ namespace fathom {
 /// 92, 116, 184 and 188, and for some that are an even one's half times two.
 std::vector<std::int8_t> hadamard_matrix(std::int64_t order);
 
-/// x -> H x / sqrt(block), for each block of x: orthogonal. H = H_K (x) H_(2^m); where no such matrix has the
-/// whole size, the largest one that divides it stands along the diagonal.
+/// x -> H x / sqrt(block), for each block of x: orthogonal. H = H_K (x) H_(2^m); where no such matrix, of K
+/// up to 512, has the whole size, the largest one that divides it stands along the diagonal.
 class HadamardTransform {
  public:
   /// InternalError: no positive size.

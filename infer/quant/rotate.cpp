@@ -159,14 +159,18 @@ double greatest_outlier(Context& c, const Transformer& model) {
   double greatest = 0;
   for (const ParameterSpec& spec : model.parameters().specs()) {
     if (spec.is_vector()) continue;
-    double most = 0, squares = 0;
     const Values values = to_doubles(c.backend(), model.parameters().master(spec.name));
-    for (const double v : values) {
-      most = std::max(most, std::abs(v));
-      squares += v * v;
+    // Each expert has a matrix of its own.
+    const std::size_t each =
+        spec.shape.rank() == 3 ? values.size() / static_cast<std::size_t>(spec.shape[0]) : values.size();
+    for (std::size_t first = 0; first < values.size(); first += each) {
+      double most = 0, squares = 0;
+      for (const double v : std::span(values).subspan(first, each)) {
+        most = std::max(most, std::abs(v));
+        squares += v * v;
+      }
+      if (squares > 0) greatest = std::max(greatest, most / std::sqrt(squares / static_cast<double>(each)));
     }
-    if (squares > 0)
-      greatest = std::max(greatest, most / std::sqrt(squares / static_cast<double>(values.size())));
   }
   return greatest;
 }

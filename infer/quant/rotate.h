@@ -25,8 +25,8 @@ struct RotateOptions {
   std::uint64_t seed = 1;  // of the signs
 };
 
-/// The rotated model, for inference: computed in double, on the host, and held as `c` holds parameters. Its
-/// embeddings are not tied.
+/// The rotated model, for inference, of one that has its masters: computed in double, on the host, and held
+/// as `c` holds parameters. Its embeddings are not tied.
 std::unique_ptr<Transformer> rotate_model(Context& c, const Transformer& model,
                                           const RotateOptions& options = {});
 

@@ -38,7 +38,8 @@ TEST(Hadamard, SizesHaveTheirBlocks) {
   EXPECT_EQ(HadamardTransform(6).block(), 2);
   EXPECT_EQ(HadamardTransform(7).block(), 1);
   EXPECT_EQ(HadamardTransform(11008).factor(), 172);
-  EXPECT_EQ(HadamardTransform(92 * 8).block(), 32);  // no matrix of 92 here
+  EXPECT_EQ(HadamardTransform(92 * 8).factor(), 368);  // none of 92 here, but of four times that
+  EXPECT_EQ(HadamardTransform(107 * 128).block(), 128);
 }
 
 TEST(Hadamard, TransformsKeepLengthsAndAnglesAndSpreadOneElementEvenly) {

@@ -36,8 +36,14 @@ TEST_F(Quantize, ARotatedModelHasTheLossAndTheTextsOfItsOwn) {
     EXPECT_EQ(said.at("method"), "rotate-only");
     EXPECT_EQ(said.at("model_type"), run == "dense" ? "llama" : "fathom");
     EXPECT_GT(said.at("stream_block").get<int>(), 1);
-    EXPECT_GT(said.at("outlier_before").get<double>(), said.at("outlier_after").get<double>() * 0.5);
-    EXPECT_GT(said.at("calibration_tokens").get<int>(), 0);
+    // It is another model: other weights, and untied. Another seed gives one more.
+    EXPECT_NE(said.at("outlier_before"), said.at("outlier_after"));
+    const auto config = nlohmann::json::parse(testing::read_bytes(e / (run + "-rotated/config.json")));
+    EXPECT_EQ(config.at("tie_word_embeddings"), false);
+    succeeds("quantize " + run + " -o " + run + "-other --method rotate-only --seed 4");
+    EXPECT_NE(testing::read_bytes(e / (run + "-rotated/model.safetensors")),
+              testing::read_bytes(e / (run + "-other/model.safetensors")));
+    EXPECT_GE(said.at("calibration_tokens").get<int>(), 512);
     const auto stream = said.at("stream_outliers_after").get<std::vector<double>>();
     EXPECT_EQ(stream.size(), said.at("stream_outliers_before").size());
     for (const double x : stream) EXPECT_GT(x, 1);
@@ -58,6 +64,10 @@ TEST_F(Quantize, RefusesWhatItCannot) {
   e.trained("dense", "run");
   expect_refusal(fathom_command(e, "quantize run -o out --method rotate-only --calibration nothing.h5"), 1,
                  {"nothing.h5"});
+  EXPECT_EQ(fathom_command(e, "tokenizer train text.jsonl --vocab 400 -o bpe.model").status, 0);
+  EXPECT_EQ(fathom_command(e, "data prepare text.jsonl --tokenizer bpe.model -o bpe.h5").status, 0);
+  expect_refusal(fathom_command(e, "quantize run -o out --method rotate-only --calibration bpe.h5"), 1,
+                 {"bpe.h5", "tokenizer"});
   EXPECT_FALSE(std::filesystem::exists(e / "out"));
   expect_refusal(fathom_command(e, "quantize nowhere -o out --method gptq"), 2, {"--method", "rotate-only"});
   expect_refusal(fathom_command(e, "quantize nowhere -o out"), 2, {"--method"});
