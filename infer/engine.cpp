@@ -458,11 +458,11 @@ std::vector<float> Engine::choose_or_read(const Tensor& hidden, std::vector<Want
     picks.push_back({r.request.sampling.temperature,
                      uniform(r.request.sampling.seed, static_cast<std::uint64_t>(w.position))});
   }
-  // Many rows that need their logits are a prompt that is scored: then all come.
+  // Many rows that need their logits are a prompt that is scored: then all come, and nothing is chosen here.
   const auto needed = static_cast<std::size_t>(
       std::count_if(wanted.begin(), wanted.end(), [](const Wanted& w) { return w.needs_logits; }));
-  const bool all = 2 * needed >= wanted.size();
-  const bool chosen = !all && c_.backend().choose_tokens(picks, logits, vocab, options_.vocab);
+  const bool most = 2 * needed >= wanted.size();
+  const bool chosen = !most && c_.backend().choose_tokens(picks, logits, vocab, options_.vocab);
   rows.clear();
   for (std::size_t i = 0; i < wanted.size(); ++i) {
     Wanted& w = wanted[i];
@@ -471,13 +471,12 @@ std::vector<float> Engine::choose_or_read(const Tensor& hidden, std::vector<Want
     if (w.needs_logits) rows.push_back(static_cast<std::int32_t>(i));
   }
   if (rows.empty()) return {};
+  const bool all = rows.size() == wanted.size();
   std::vector<float> values =
       to_floats(c_.backend(), all ? logits : ops::gather_rows(c_, logits, rows_at(rows)));
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    const auto of = static_cast<std::size_t>(rows[i]);
-    wanted[of].logits = std::span(values).subspan((all ? of : i) * static_cast<std::size_t>(vocab),
-                                                  static_cast<std::size_t>(options_.vocab));
-  }
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    wanted[static_cast<std::size_t>(rows[i])].logits = std::span(values).subspan(
+        i * static_cast<std::size_t>(vocab), static_cast<std::size_t>(options_.vocab));
   return values;
 }
 

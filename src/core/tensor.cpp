@@ -124,32 +124,27 @@ std::uint16_t to_bf16(float x) {
   return static_cast<std::uint16_t>((bits + 0x7fffU + (bits >> 16 & 1U)) >> 16);
 }
 
+/// A tensor of any real type, on the host as T.
+template <typename T>
+std::vector<T> to_host_as(Backend& backend, const Tensor& t) {
+  const auto converted = [](const auto& values) { return std::vector<T>(values.begin(), values.end()); };
+  if (t.dtype() == DType::F64) return converted(to_host<double>(backend, t));
+  if (t.dtype() != DType::BF16) return converted(to_host<float>(backend, t));
+  std::vector<std::uint16_t> bits(static_cast<std::size_t>(t.size()));
+  backend.copy_to_host(bits.data(), t.data(), t.bytes());
+  std::vector<T> values(bits.size());
+  std::transform(bits.begin(), bits.end(), values.begin(), from_bf16);
+  return values;
+}
+
 }  // namespace
 
 std::vector<double> to_doubles(Backend& backend, const Tensor& t) {
-  if (t.dtype() == DType::F64) return to_host<double>(backend, t);
-  if (t.dtype() == DType::BF16) {
-    std::vector<std::uint16_t> bits(static_cast<std::size_t>(t.size()));
-    backend.copy_to_host(bits.data(), t.data(), t.bytes());
-    std::vector<double> values(bits.size());
-    std::transform(bits.begin(), bits.end(), values.begin(), from_bf16);
-    return values;
-  }
-  const std::vector<float> values = to_host<float>(backend, t);
-  return {values.begin(), values.end()};
+  return t.dtype() == DType::F64 ? to_host<double>(backend, t) : to_host_as<double>(backend, t);
 }
 
 std::vector<float> to_floats(Backend& backend, const Tensor& t) {
-  if (t.dtype() == DType::F32) return to_host<float>(backend, t);
-  if (t.dtype() == DType::BF16) {
-    std::vector<std::uint16_t> bits(static_cast<std::size_t>(t.size()));
-    backend.copy_to_host(bits.data(), t.data(), t.bytes());
-    std::vector<float> values(bits.size());
-    std::transform(bits.begin(), bits.end(), values.begin(), from_bf16);
-    return values;
-  }
-  const std::vector<double> values = to_host<double>(backend, t);
-  return {values.begin(), values.end()};
+  return t.dtype() == DType::F32 ? to_host<float>(backend, t) : to_host_as<float>(backend, t);
 }
 
 void from_doubles(Backend& backend, const Tensor& t, const std::vector<double>& values) {
