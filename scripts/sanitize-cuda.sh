@@ -146,8 +146,10 @@ for tool in ${tools//,/ }; do
   if [[ $ops == yes ]]; then
     for name in kernels ops; do
       test="$build/tests/test_$name"
-      # A filter may be for one of the two only.
-      if "$test" --gtest_list_tests --gtest_filter="$filter" | grep -q '^ '; then
+      # A filter may be for one of the two only. The whole list first: grep -q ends at its first line, and a test
+      # program that still writes then fails with the pipe.
+      listed="$("$test" --gtest_list_tests --gtest_filter="$filter")"
+      if grep -q '^ ' <<<"$listed"; then
         run "$tool" "$name" "$test" --gtest_filter="$filter"
       fi
     done
