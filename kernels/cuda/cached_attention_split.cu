@@ -3,11 +3,11 @@
 // which it reads once. Where rows and heads are few, a row's entries are cut into more pieces, and a second
 // kernel joins them.
 //
-// The walk over the entries is the one of a decoding step (device/decode_attention.cuh).
+// The walk over the entries is the one of a decoding step (device/entry_walk.cuh).
 #include <algorithm>
 
 #include "kernels/cuda/cached_attention.h"
-#include "kernels/cuda/device/decode_attention.cuh"
+#include "kernels/cuda/device/entry_walk.cuh"
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/device/row_runs.cuh"
 

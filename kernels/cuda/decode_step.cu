@@ -50,28 +50,30 @@ class Step {
   __device__ void run() {
     prepare();
     DecodePlace now = first_of(0);
-    if (has_product(now)) open(now);
+    bool opened = false;
     for (;;) {
+      if (has_product(now) && !opened) open(now);
       DecodeStage<kHalves, kDim>(state_).stage(now);
-      if (has_product(now)) DecodeResults<kHalves, kDim>(state_).multiply(now, stream_);
+      if (has_product(now)) {
+        stream_.rest();
+        DecodeResults<kHalves, kDim>(state_).multiply(now, stream_);
+      }
       if (now.product == DecodeProduct::Head) break;
       DecodePlace next = expected_after(now);
-      if (has_product(now)) {
-        if (now.product == DecodeProduct::Project) {
-          attend(state_.layers[now.layer], next);
-        } else {
-          if (has_product(next)) open(next);
-          state_.meet();
-        }
+      opened = has_product(now);
+      if (now.product == DecodeProduct::Project) {
+        attend(state_.layers[now.layer], next);
+      } else if (opened) {
+        const bool followed = now.product == DecodeProduct::Mix && follows_;
+        if (has_product(next) && !followed) open(next);
+        state_.meet();
       }
       if (now.product == DecodeProduct::Decide) {
         DecodeDecision(state_).decide(state_.layers[now.layer]);
-        const DecodePlace decided = state_.fixed.deal.rows > 0
+        const DecodePlace decided = state_.fixed.deals[1].rows > 0
                                         ? DecodePlace{DecodeProduct::Project, now.layer}
                                         : first_of(now.layer + 1);
-        const bool as_expected =
-            has_product(now) && decided.product == next.product && decided.layer == next.layer;
-        if (!as_expected && has_product(decided)) open(decided);
+        opened = opened && decided.product == next.product && decided.layer == next.layer;
         next = decided;
       }
       now = next;
@@ -115,7 +117,7 @@ class Step {
   }
   /// The weights begin to come.
   __device__ __forceinline__ void open(const DecodePlace& p) {
-    stream_.open(weights_of(p), state_.matrix(p.product));
+    stream_.open(weights_of(p), state_.matrix(p.product), p.product == DecodeProduct::Mix && follows_);
   }
 
   /// Fills what stays in shared memory. The first block also brings the tables up to date: new blocks hold no
@@ -135,14 +137,30 @@ class Step {
       for (int i = thread; i < s.updates; i += kDecodeThreads) s.tables[s.update[i].at] = s.update[i].block;
     }
     if (thread == 0) {
-      state_.matrix(DecodeProduct::Decide).deal(s.predictor_hidden, s.width, 0, 0);
-      state_.matrix(DecodeProduct::Project).deal((s.heads + 2 * s.kv_heads) * kDim, s.width, 0, 0);
-      state_.matrix(DecodeProduct::Mix).deal(s.width, s.heads * kDim, 0, 0);
-      state_.matrix(DecodeProduct::Expand).deal(2 * s.hidden, s.width, s.hidden, 0);
-      state_.matrix(DecodeProduct::Contract).deal(s.width, s.hidden, 0, 0);
-      state_.matrix(DecodeProduct::Head).deal(s.vocab, s.width, 0, 1);
+      state_.matrix(DecodeProduct::Decide).deal(s.predictor_hidden, s.width, 0, kRing);
+      state_.matrix(DecodeProduct::Project).deal((s.heads + 2 * s.kv_heads) * kDim, s.width, 0, kRing);
+      state_.matrix(DecodeProduct::Mix).deal(s.width, s.heads * kDim, 0, kRing);
+      state_.matrix(DecodeProduct::Expand).deal(2 * s.hidden, s.width, s.hidden, kRing);
+      state_.matrix(DecodeProduct::Contract).deal(s.width, s.hidden, 0, kRing);
+      state_.matrix(DecodeProduct::Head).deal(s.vocab, s.width, 0, kRing);
     }
-    DecodeDecision(state_).all_rows();
+    if (thread == kDecodeThreads - 1) {
+      AttentionDeal& dense = state_.fixed.deals[0];
+      dense.rows = s.rows;
+      for (int row = 0; row < s.rows; ++row) dense.row[row] = row;
+      state_.deal_entries(-1);
+    }
+    __syncthreads();
+    const bool has_piece = static_cast<int>(blockIdx.x) < state_.fixed.deals[0].blocks;
+    if (has_piece && state_.lane == 0)
+      state_.fixed.first_keys[state_.warp] = first_keys_of<kDim>(s, state_.fixed.first[0]);
+    // Behind W_o come gate and up, where both together are more than the ring holds: else their loads would
+    // only be in the way of attention's.
+    const Matrix &mix = state_.matrix(DecodeProduct::Mix), &expand = state_.matrix(DecodeProduct::Expand);
+    follows_ = mix.width == expand.width &&
+               (mix.tiles + expand.tiles) * 8 * mix.width * static_cast<int>(sizeof(__nv_bfloat16)) >
+                   WeightStream<kRing>::kBytes;
+    __syncthreads();
   }
 
   /// Between the arrival of the projection and its being seen: entries of earlier steps wait for nothing.
@@ -151,41 +169,50 @@ class Step {
     constexpr int kJoinedByAll = 16;  // pieces of a head, of all rows, that each block may join for itself
     const DecodeStep& s = state_.s;
     auto& room = *reinterpret_cast<AttentionRoom<kDim>*>(state_.room);
-    const AttentionDeal& d = state_.fixed.deal;
+    const AttentionDeal& d = state_.deal(layer);
     const int block = static_cast<int>(blockIdx.x);
     int at = block, end = d.blocks;
     if (d.even) {
       at = block < d.blocks ? d.first_step(block) : 0;
       end = block < d.blocks ? d.first_step(block + 1) : 0;
     }
-    bool seen = false;
+    const int which = layer.routed >= 0 ? 1 : 0;
+    bool first = true;
 #pragma unroll 1
-    while (at < end) {
-      const AttentionPiece piece = d.piece_at(s, at, end);
-      EntryWalk<kDim, DecodeStep> walk = begin_piece<kDim>(s, layer, piece);
-      if (!seen) {
-        open(next);
-        state_.meet();
+    do {
+      const bool has_piece = at < end;
+      const AttentionPiece piece = !has_piece ? AttentionPiece{}
+                                   : first    ? state_.fixed.first[which]
+                                              : d.piece_at(s, at, end);
+      const std::int64_t first_keys =
+          first && which == 0 ? state_.fixed.first_keys[state_.warp] : std::int64_t{-1};
+      EntryWalk<kDim, DecodeStep> walk = begin_piece<kDim>(s, layer, piece, first_keys);
+      if (first) state_.meet();
+      const NewEntry entry = new_entry(s, layer, piece);
+      if (has_piece) {
+        attend_entries<kDim>(s, layer, piece, state_.rotation + piece.row * (kDim / 2), walk, room);
       }
-      seen = true;
-      attend_piece<kDim>(s, layer, piece, state_.rotation + piece.row * (kDim / 2), walk, room);
+      // Weights behind the entries: what is asked for comes in turn.
+      if (first) open(next);
+      first = false;
+      if (!has_piece) break;
+      leave_piece<kDim>(s, piece, walk, entry, room);
       at += d.even ? piece.range.end - piece.range.first : static_cast<int>(gridDim.x);
-    }
-    if (!seen) {
-      open(next);
-      state_.meet();
-    }
+    } while (at < end);
     state_.grid.arrive();
+    if (follows_)
+      stream_.follow(weights_of({DecodeProduct::Expand, next.layer}), state_.matrix(DecodeProduct::Expand));
     state_.meet();
     state_.joined = d.pieces * d.rows > kJoinedByAll;
     if (!state_.joined) return;
-    DecodeStage<kHalves, kDim>(state_).join();
+    DecodeStage<kHalves, kDim>(state_).join(layer);
     state_.grid.arrive();
     state_.meet();
   }
 
   DecodeState state_;
   WeightStream<kRing> stream_;
+  bool follows_ = false;  // the weights of Expand come behind those of Mix
 };
 
 template <int kHalves, int kRing, int kDim>

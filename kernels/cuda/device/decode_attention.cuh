@@ -1,218 +1,22 @@
 // Attention of one new entry over a row's earlier ones in the cache, for the query heads of one key/value
 // head and a piece of the entries: a block of threads, whose warps take steps of 16 entries in turn.
 //
-// Keys and values go straight from memory into the operands of the tensor core (mma.cuh), 16 bytes a lane.
-// Lane 4g+c has
-//   scores:  rows are the query heads, columns eight entries. Of entry g the elements 8c .. 8c+7 of a run of
-//            32, as it has them of query g.
-//   values:  rows are the query heads, the inner index the 16 entries. Of the entries 2c, 2c+1, 2c+8, 2c+9
-//            (whose weights are where the scores' result has them) the elements 8g .. 8g+7 of a run of 64;
-//            the same element j of two entries is a word of an operand, whose eight columns are 8g + j.
-//
 // A piece leaves its values, divided by its sum of exponentials, and beside them the greatest score and that
 // sum: enough to join the pieces of a head.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/cuda/decode_step.h"
 #include "kernels/cuda/device/decode_deal.cuh"
+#include "kernels/cuda/device/entry_walk.cuh"
 #include "kernels/cuda/device/mma.cuh"
 #include "kernels/cuda/device/reduce.cuh"
 #include "kernels/cuda/device/rotation.cuh"
 
 namespace fathom::cuda {
-
-/// 16 bytes of an entry, which this step does not read again: they need no room in the first cache. What lies
-/// beside them in a run of 256 bytes is asked for as well, since other lanes want it. Only for entries of
-/// earlier steps: the load may pass by what this launch has written.
-__device__ __forceinline__ uint4 load_once(const void* p) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p));
-  return v;
-}
-
-/// What attention keeps in shared memory.
-template <int kDim>
-struct AttentionRoom {
-  // 64 bytes beside a multiple of 128, so that eight queries' 16 bytes come without conflicts.
-  static constexpr int kStride = kDim + 32;
-  __nv_bfloat16 queries[kDecodeGroup * kStride];
-  float key[kDim], value[kDim];  // the new entry's
-  float scores[kDecodeGroup];    // of the new entry
-  float max[kDecodeWarps][kDecodeGroup], sum[kDecodeWarps][kDecodeGroup];
-  float values[kDecodeWarps][kDecodeGroup][kDim + 8];
-};
-
-/// One warp's passage over its steps. Cache: where the entries are: pool, block and kv_heads as in
-/// DecodeStep.
-template <int kDim, typename Cache>
-class EntryWalk {
- public:
-  float max = -INFINITY, sum = 0;  // of head g: the greatest score, and this lane's sum of exponentials
-  float values[kDim / 8][2] = {};  // of head g, n-tile 8 h + j: elements 64 h + 8 (2c) + j and 8 (2c+1) + j
-
-  /// `table`: the row's blocks; a block b of it is block b * stride + offset of the pool.
-  __device__ EntryWalk(const Cache& s, const std::int32_t* table, int stride, int offset, int head)
-      : s_(s), table_(table), stride_(stride), offset_(offset), head_(head) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    g_ = lane / 4;
-    c_ = lane % 4;
-  }
-
-  /// The first step's entries begin to come.
-  __device__ __forceinline__ void begin(const StepRange& range, int entries) {
-    const int step = range.first + static_cast<int>(threadIdx.x) / 32;
-    if (step >= range.end) return;
-    load_keys(step, entries);
-    load_values(step, entries);
-  }
-  /// `scale`: of the scores; none where the queries have it already.
-  template <typename... Scale>
-  __device__ __forceinline__ void run(const __nv_bfloat16* queries, int group, const StepRange& range,
-                                      int entries, Scale... scale) {
-    uint4 q[kRuns] = {};
-    constexpr int kStride = AttentionRoom<kDim>::kStride;
-    if (g_ < group) {
-#pragma unroll
-      for (int r = 0; r < kRuns; ++r)
-        q[r] = *reinterpret_cast<const uint4*>(queries + g_ * kStride + 32 * r + 8 * c_);
-    }
-    int step = range.first + static_cast<int>(threadIdx.x) / 32;
-#pragma unroll 1
-    while (step < range.end) {
-      const int next = step + kDecodeWarps;
-      float scores[2][4] = {};
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-#pragma unroll
-        for (int r = 0; r < kRuns; ++r) {
-          mma(scores[j], {q[r].x, 0, q[r].y, 0}, k_[j][r].x, k_[j][r].y);
-          mma(scores[j], {q[r].z, 0, q[r].w, 0}, k_[j][r].z, k_[j][r].w);
-        }
-      }
-      if (next < range.end) load_keys(next, entries);
-      if constexpr (sizeof...(scale) > 0) {
-#pragma unroll
-        for (int e = 0; e < 8; ++e) scores[e / 4][e % 4] *= (scale + ...);
-      }
-      std::uint32_t p[4] = {};
-      weigh(scores, step * 16, entries, p);
-      add(p);
-      if (next < range.end) load_values(next, entries);
-      step = next;
-    }
-  }
-  /// What the walk has found, for the block's other warps.
-  __device__ __forceinline__ void leave(AttentionRoom<kDim>& room, int warp, int group) {
-    sum += __shfl_xor_sync(kFullWarp, sum, 1);
-    sum += __shfl_xor_sync(kFullWarp, sum, 2);
-    if (g_ >= group) return;
-    if (c_ == 0) {
-      room.max[warp][g_] = max;
-      room.sum[warp][g_] = sum;
-    }
-#pragma unroll
-    for (int n = 0; n < kDim / 8; ++n) {
-      const int e = 64 * (n / 8) + n % 8;
-      room.values[warp][g_][e + 8 * (2 * c_)] = values[n][0];
-      room.values[warp][g_][e + 8 * (2 * c_ + 1)] = values[n][1];
-    }
-  }
-
- private:
-  static constexpr int kRuns = kDim / 32, kWide = kDim / 64;
-
-  /// Where an entry's key begins.
-  __device__ __forceinline__ const __nv_bfloat16* at(int entry) const {
-    const std::int64_t block = static_cast<std::int64_t>(table_[entry / s_.block]) * stride_ + offset_;
-    return s_.pool + ((block * 2 * s_.kv_heads + head_) * s_.block + entry % s_.block) * kDim;
-  }
-  __device__ __forceinline__ void load_keys(int step, int entries) {
-    const __nv_bfloat16* const keys = at(step * 16) + 8 * c_;
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const int entry = 8 * j + g_;
-#pragma unroll
-      for (int r = 0; r < kRuns; ++r) {
-        k_[j][r] = step * 16 + entry < entries ? load_once(keys + entry * kDim + 32 * r) : uint4{};
-      }
-    }
-  }
-  __device__ __forceinline__ void load_values(int step, int entries) {
-    const __nv_bfloat16* const values =
-        at(step * 16) + static_cast<std::int64_t>(s_.kv_heads) * s_.block * kDim + 8 * g_;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int entry = 2 * c_ + (i % 2) + 8 * (i / 2);
-#pragma unroll
-      for (int h = 0; h < kWide; ++h)
-        v_[i][h] = step * 16 + entry < entries ? load_once(values + entry * kDim + 64 * h) : uint4{};
-    }
-  }
-  /// The scores' exponentials, less the greatest so far, as an operand. The first entry of a step is there,
-  /// so the greatest is finite; only in a row without entries it is not, and then nobody takes the sums.
-  __device__ __forceinline__ void weigh(float (&scores)[2][4], int first, int entries,
-                                        std::uint32_t (&p)[4]) {
-    float most = max;
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        if (first + 8 * j + 2 * c_ + e >= entries) scores[j][e] = -INFINITY;
-        most = fmaxf(most, scores[j][e]);
-      }
-    }
-    most = fmaxf(most, __shfl_xor_sync(kFullWarp, most, 1));
-    most = fmaxf(most, __shfl_xor_sync(kFullWarp, most, 2));
-    const float shrink = fast_exp2(max - most);
-    max = most;
-    sum *= shrink;
-    float e[2][2];
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        e[j][i] = fast_exp2(scores[j][i] - most);
-        sum += e[j][i];
-      }
-    }
-    p[0] = pack_bf16(e[0][0], e[0][1]);
-    p[2] = pack_bf16(e[1][0], e[1][1]);
-#pragma unroll
-    for (int n = 0; n < kDim / 8; ++n) {
-      values[n][0] *= shrink;
-      values[n][1] *= shrink;
-    }
-  }
-  __device__ __forceinline__ void add(const std::uint32_t (&p)[4]) {
-#pragma unroll
-    for (int h = 0; h < kWide; ++h) {
-      const auto word = [&](int i, int w) {
-        return w == 0 ? v_[i][h].x : w == 1 ? v_[i][h].y : w == 2 ? v_[i][h].z : v_[i][h].w;
-      };
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const unsigned pick = j % 2 == 0 ? 0x5410 : 0x7632;
-        const std::uint32_t b0 = __byte_perm(word(0, j / 2), word(1, j / 2), pick);
-        const std::uint32_t b1 = __byte_perm(word(2, j / 2), word(3, j / 2), pick);
-        float c[4] = {values[8 * h + j][0], values[8 * h + j][1], 0.0F, 0.0F};
-        mma(c, p, b0, b1);
-        values[8 * h + j][0] = c[0];
-        values[8 * h + j][1] = c[1];
-      }
-    }
-  }
-
-  const Cache& s_;
-  const std::int32_t* table_;
-  int stride_, offset_, head_, g_, c_;
-  uint4 k_[2][kRuns];
-  uint4 v_[4][kWide];
-};
 
 /// The new entry's key and value and the queries of its group, into shared memory: QK-norm and RoPE for the
 /// key and the queries, and the queries times the scores' scale. The block synchronises afterwards. `packed`:
@@ -223,7 +27,14 @@ __device__ __forceinline__ void turn_heads(const DecodeStep& s, const DecodeLaye
                                            AttentionRoom<kDim>& room) {
   constexpr int kPairs = kDim / 64;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  for (int i = static_cast<int>(threadIdx.x) / 32; i <= group; i += kDecodeWarps) {
+  for (int i = static_cast<int>(threadIdx.x) / 32; i <= group + 1; i += kDecodeWarps) {
+    if (i == group + 1) {
+      const float* const from = packed + (s.heads + s.kv_heads + head) * kDim;
+#pragma unroll
+      for (int e = lane; e < kDim; e += 32)
+        room.value[e] = __bfloat162float(__float2bfloat16_rn(__ldcg(from + e)));
+      break;
+    }
     const bool is_key = i == group;
     const float* const from = packed + (is_key ? s.heads + head : head * group + i) * kDim;
     const float* const weight = is_key ? layer.k_norm : layer.q_norm;
@@ -254,10 +65,6 @@ __device__ __forceinline__ void turn_heads(const DecodeStep& s, const DecodeLaye
       }
     }
   }
-  for (int e = static_cast<int>(threadIdx.x); e < kDim; e += kDecodeThreads) {
-    room.value[e] =
-        __bfloat162float(__float2bfloat16_rn(__ldcg(packed + (s.heads + s.kv_heads + head) * kDim + e)));
-  }
 }
 
 /// The table of a row's blocks in a layer.
@@ -266,32 +73,72 @@ __device__ __forceinline__ const std::int32_t* table_of(const DecodeStep& s, con
   return s.tables + (static_cast<std::int64_t>(s.row[row].slot) * (1 + s.routed_layers) + 1 + layer.routed) *
                         s.most_blocks;
 }
-/// A piece's first entries begin to come: those of earlier steps wait for nothing of this one.
+/// Of a dense layer's piece: where this warp's first step begins in the pool, in elements, if it were the
+/// first layer's; every layer is as many elements further on as a block of one layer has. No step: anything.
+template <int kDim>
+__device__ __forceinline__ std::int64_t first_keys_of(const DecodeStep& s, const AttentionPiece& p) {
+  const int entry = (p.range.first + static_cast<int>(threadIdx.x) / 32) * 16;
+  if (entry >= p.range.end * 16) return 0;
+  const std::int64_t block =
+      s.tables[static_cast<std::int64_t>(s.row[p.row].slot) * (1 + s.routed_layers) * s.most_blocks +
+               entry / s.block];
+  return ((block * s.stride * 2 * s.kv_heads + p.head) * s.block + entry % s.block) * kDim;
+}
+
+/// A piece's first entries begin to come: those of earlier steps wait for nothing of this one. `first_keys`:
+/// of this warp (first_keys_of), where the piece is a dense layer's first one; negative: to be looked up.
 template <int kDim>
 __device__ __forceinline__ EntryWalk<kDim, DecodeStep> begin_piece(const DecodeStep& s,
                                                                    const DecodeLayer& layer,
-                                                                   const AttentionPiece& p) {
+                                                                   const AttentionPiece& p,
+                                                                   std::int64_t first_keys) {
   const bool routed = layer.routed >= 0;
   EntryWalk<kDim, DecodeStep> walk(s, table_of(s, layer, p.row), routed ? 1 : s.stride,
                                    routed ? 0 : layer.dense, p.head);
-  walk.begin(p.range, p.entries);
+  if (first_keys >= 0) {
+    const std::int64_t layer_size = static_cast<std::int64_t>(2) * s.kv_heads * s.block * kDim;
+    walk.begin_at(s.pool + first_keys + layer.dense * layer_size, p.range, p.entries);
+  } else {
+    walk.begin(p.range, p.entries);
+  }
   return walk;
 }
 
-/// Attention over a piece, on the way since begin_piece, into `parts`. The first one of a head also has the
-/// new entry, and puts it into the cache. All threads call it, when the projection has been seen.
-template <int kDim>
-__device__ __forceinline__ void attend_piece(const DecodeStep& s, const DecodeLayer& layer,
-                                             const AttentionPiece& p, const float2* rotation,
-                                             EntryWalk<kDim, DecodeStep>& walk, AttentionRoom<kDim>& room) {
-  const int group = s.heads / s.kv_heads, row = p.row, head = p.head, piece = p.piece, entries = p.entries;
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+/// Where the new entry of a piece's row goes, if the piece is the first one: read before anything else is
+/// asked for.
+struct NewEntry {
+  std::int64_t block;  // of the pool
+};
+/// The tables are up to date once the blocks of threads have met.
+__device__ __forceinline__ NewEntry new_entry(const DecodeStep& s, const DecodeLayer& layer,
+                                              const AttentionPiece& p) {
+  if (!p.first) return {0};
+  const std::int64_t block = __ldcg(table_of(s, layer, p.row) + p.entries / s.block);
+  return {layer.routed >= 0 ? block : block * s.stride + layer.dense};
+}
 
+/// A warp's part of attention over a piece, on the way since begin_piece. All threads call it, when the
+/// projection has been seen.
+template <int kDim>
+__device__ __forceinline__ void attend_entries(const DecodeStep& s, const DecodeLayer& layer,
+                                               const AttentionPiece& p, const float2* rotation,
+                                               EntryWalk<kDim, DecodeStep>& walk, AttentionRoom<kDim>& room) {
+  const int group = s.heads / s.kv_heads;
   __syncthreads();  // the last piece's results have been read
-  turn_heads<kDim>(s, layer, s.qkv + static_cast<std::int64_t>(row) * (s.heads + 2 * s.kv_heads) * kDim,
-                   rotation, head, group, room);
+  turn_heads<kDim>(s, layer, s.qkv + static_cast<std::int64_t>(p.row) * (s.heads + 2 * s.kv_heads) * kDim,
+                   rotation, p.head, group, room);
   __syncthreads();
-  walk.run(room.queries, group, p.range, entries);
+  walk.run(room.queries, group, p.range, p.entries);
+}
+
+/// What the warps have found, into `parts`. The first piece of a head also has the new entry, and puts it
+/// into the cache. All threads call it.
+template <int kDim>
+__device__ __forceinline__ void leave_piece(const DecodeStep& s, const AttentionPiece& p,
+                                            EntryWalk<kDim, DecodeStep>& walk, const NewEntry& entry,
+                                            AttentionRoom<kDim>& room) {
+  const int group = s.heads / s.kv_heads, row = p.row, head = p.head, piece = p.piece;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   walk.leave(room, warp, group);
   if (p.first) {
     for (int h = warp; h < group; h += kDecodeWarps) {
@@ -302,10 +149,8 @@ __device__ __forceinline__ void attend_piece(const DecodeStep& s, const DecodeLa
       score = warp_reduce(score, Sum{});
       if (lane == 0) room.scores[h] = score;
     }
-    const bool routed = layer.routed >= 0;
-    const std::int64_t entry_block = __ldcg(table_of(s, layer, row) + entries / s.block);
-    const std::int64_t block = routed ? entry_block : entry_block * s.stride + layer.dense;
-    __nv_bfloat16* const to = s.pool + ((block * 2 * s.kv_heads + head) * s.block + entries % s.block) * kDim;
+    __nv_bfloat16* const to =
+        s.pool + ((entry.block * 2 * s.kv_heads + head) * s.block + p.entries % s.block) * kDim;
     for (int e = static_cast<int>(threadIdx.x); e < kDim; e += kDecodeThreads) {
       to[e] = __float2bfloat16_rn(room.key[e]);
       to[static_cast<std::int64_t>(s.kv_heads) * s.block * kDim + e] = __float2bfloat16_rn(room.value[e]);
@@ -335,44 +180,65 @@ __device__ __forceinline__ void attend_piece(const DecodeStep& s, const DecodeLa
   }
 }
 
-/// Elements e .. e+3 of attention of a head, counted over all rows, from its pieces: twelve at a time, all of
-/// them asked for at once.
+/// Elements of a head that a thread joins: a head is sixteen threads' work.
 template <int kDim>
-__device__ __forceinline__ float4 join_pieces(const DecodeStep& s, std::int64_t head, int e, int pieces) {
-  constexpr int kAtOnce = 12;
+inline constexpr int kJoinPack = kDim / 16;
+
+/// So many of them, as words of a pair each.
+template <int kDim>
+struct alignas(2 * kJoinPack<kDim>) JoinedPack {
+  std::uint32_t word[kJoinPack<kDim> / 2];
+};
+
+/// A pack of attention from element e, of a head, counted over all rows, from its pieces: some at a time, all
+/// of these asked for at once.
+template <int kDim>
+__device__ __forceinline__ JoinedPack<kDim> join_pieces(const DecodeStep& s, std::int64_t head, int e,
+                                                        int pieces) {
+  constexpr int kPack = kJoinPack<kDim>;
+  using Words = std::conditional_t<kPack == 4, uint2, uint4>;
+  constexpr int kAtOnce = kDim == 64 ? 12 : 8;  // what the registers hold
   const float2* const weights = s.part_weights + head * kDecodeSplits;
   const __nv_bfloat16* const parts = s.parts + head * kDecodeSplits * kDim + e;
   float most = -INFINITY, sum = 0;
-  float4 value{};
+  float value[kPack] = {};
 #pragma unroll 1
   for (int first = 0; first < pieces; first += kAtOnce) {
     float2 w[kAtOnce];
-    uint2 part[kAtOnce];
+    Words part[kAtOnce];
     float next = most;
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       const bool there = first + i < pieces;
       w[i] = there ? __ldcg(weights + first + i) : float2{-INFINITY, 0.0F};
-      part[i] = there ? __ldcg(reinterpret_cast<const uint2*>(parts + (first + i) * kDim)) : uint2{};
+      part[i] = there ? __ldcg(reinterpret_cast<const Words*>(parts + (first + i) * kDim)) : Words{};
     }
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) next = fmaxf(next, w[i].x);
     const float shrink = fast_exp2(most - next);  // the first piece has the new entry: next is finite
     sum *= shrink;
-    value.x *= shrink, value.y *= shrink, value.z *= shrink, value.w *= shrink;
+#pragma unroll
+    for (int j = 0; j < kPack; ++j) value[j] *= shrink;
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       const float grow = fast_exp2(w[i].x - next) * w[i].y;
+      std::uint32_t words[4] = {part[i].x, part[i].y};
+      if constexpr (kPack == 8) words[2] = part[i].z, words[3] = part[i].w;
       sum += grow;
-      value.x = fmaf(grow, low_of(part[i].x), value.x);
-      value.y = fmaf(grow, high_of(part[i].x), value.y);
-      value.z = fmaf(grow, low_of(part[i].y), value.z);
-      value.w = fmaf(grow, high_of(part[i].y), value.w);
+#pragma unroll
+      for (int j = 0; j < kPack / 2; ++j) {
+        value[2 * j] = fmaf(grow, low_of(words[j]), value[2 * j]);
+        value[2 * j + 1] = fmaf(grow, high_of(words[j]), value[2 * j + 1]);
+      }
     }
     most = next;
   }
   const float scale = 1.0F / sum;
-  return {value.x * scale, value.y * scale, value.z * scale, value.w * scale};
+  JoinedPack<kDim> joined;
+#pragma unroll
+  for (int j = 0; j < kPack / 2; ++j)
+    joined.word[j] = pack_bf16(value[2 * j] * scale, value[2 * j + 1] * scale);
+  return joined;
 }
 
 }  // namespace fathom::cuda

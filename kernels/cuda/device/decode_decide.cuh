@@ -13,18 +13,6 @@ class DecodeDecision : DecodePhase {
  public:
   using DecodePhase::DecodePhase;
 
-  /// A layer that is not routed.
-  __device__ __forceinline__ void all_rows() {
-    __syncthreads();
-    if (thread_ < s_.rows) {
-      fixed_.deal.row[thread_] = thread_;
-      fixed_.is_computed[thread_] = true;
-      fixed_.gates[thread_] = 1.0F;
-      fixed_.deal.rows = s_.rows;
-    }
-    __syncthreads();
-  }
-
   /// A routed layer: with the sums of the router's score in shared memory and a predictor's hidden layer, if
   /// there is one, in `predicted`. The gate is the router's in any case.
   __device__ __forceinline__ void decide(const DecodeLayer& layer) {
@@ -42,9 +30,9 @@ class DecodeDecision : DecodePhase {
     if (thread_ == 0) {
       int n = 0;
       for (int row = 0; row < s_.rows; ++row) {
-        if (fixed_.is_computed[row]) fixed_.deal.row[n++] = row;
+        if (fixed_.is_computed[row]) fixed_.deals[1].row[n++] = row;
       }
-      fixed_.deal.rows = n;
+      fixed_.deals[1].rows = n;
     }
     __syncthreads();
   }

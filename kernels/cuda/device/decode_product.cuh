@@ -21,37 +21,38 @@
 
 namespace fathom::cuda {
 
+/// From one run of a warp's columns to its next one, in elements: every warp has one of 32 in between.
+inline constexpr int kRunsApart = 32 * kDecodeWarps;
+
 /// The shape of a matrix, and what of it is this block's. The same in all layers, so it is worked out once.
 struct Matrix {
   int rows, width;  // width: a multiple of 32, at least 256
-  int half;   // not 0: a tile has four rows of the first half and the four that belong to them of the second
-  int alone;  // 1: each warp has tiles of its own; 0: all warps share a tile's columns
+  int half;  // not 0: a tile has four rows of the first half and the four that belong to them of the second
   int first, tiles;  // of this block
+  int at_once;       // runs that are taken at once: divides the runs of all warps
+  int places;        // so many times as many the ring holds
 
-  __device__ void deal(int matrix_rows, int matrix_width, int matrix_half, int warps_alone) {
-    rows = matrix_rows, width = matrix_width, half = matrix_half, alone = warps_alone;
+  /// `ring`: runs that a warp's ring holds.
+  __device__ void deal(int matrix_rows, int matrix_width, int matrix_half, int ring) {
+    rows = matrix_rows, width = matrix_width, half = matrix_half;
     const long long all = half > 0 ? (half + 3) / 4 : (rows + 7) / 8;
     first = static_cast<int>(all * blockIdx.x / gridDim.x);
     tiles = static_cast<int>(all * (blockIdx.x + 1) / gridDim.x) - first;
+    const int runs = width % kRunsApart == 0 ? width / kRunsApart : 1;
+    at_once = 1;
+    for (const int n : {3, 4, 8, 11}) {
+      if (runs % n == 0 && ring >= 2 * n) at_once = n;
+    }
+    places = ring / at_once;
   }
   /// Row g of a tile; past the end the last one, whose result nobody takes.
   __device__ __forceinline__ int row(int tile, int g) const {
     if (half == 0) return min(tile * 8 + g, rows - 1);
     return min(tile * 4 + g % 4, half - 1) + (g < 4 ? 0 : half);
   }
-  /// This warp's first tile, of this block's, and the step to the next.
-  __device__ __forceinline__ int warp_first() const {
-    return alone != 0 ? static_cast<int>(threadIdx.x) / 32 : 0;
-  }
-  __device__ __forceinline__ int warp_step() const { return alone != 0 ? kDecodeWarps : 1; }
-  /// Columns: this warp's first one, from one run of it to the next, and how many runs.
-  __device__ __forceinline__ int offset() const {
-    return alone != 0 ? 0 : static_cast<int>(threadIdx.x) / 32 * 32;
-  }
-  __device__ __forceinline__ int apart() const { return alone != 0 ? 32 : 32 * kDecodeWarps; }
+  /// Of this warp, in a tile.
   __device__ __forceinline__ int runs() const {
-    const int all = width / 32;
-    return alone != 0 ? all : (all - static_cast<int>(threadIdx.x) / 32 + kDecodeWarps - 1) / kDecodeWarps;
+    return (width / 32 - static_cast<int>(threadIdx.x) / 32 + kDecodeWarps - 1) / kDecodeWarps;
   }
 };
 
@@ -77,6 +78,15 @@ struct Staged {
       staged[row % 8 * stride + e / 8 * 8 + 2 * w + row / 8] = word;
     }
   }
+  /// Eight columns, e a multiple of eight.
+  static __device__ __forceinline__ void put(std::uint32_t* staged, int stride, int row, int e, uint4 words) {
+    if constexpr (kHalves == 1) {
+      *reinterpret_cast<uint4*>(staged + row * stride + e / 2) = uint4{words.x, words.z, words.y, words.w};
+    } else {
+      std::uint32_t* const to = staged + row % 8 * stride + e + row / 8;
+      to[0] = words.x, to[2] = words.y, to[4] = words.z, to[6] = words.w;
+    }
+  }
 };
 
 /// A warp's share of a matrix, on its way through a ring of its own in shared memory: kRing loads ahead of
@@ -84,9 +94,12 @@ struct Staged {
 /// itself, so nobody waits for anybody.
 ///
 /// A few warps with much to do each: what counts is how many instructions follow one another. So runs are
-/// taken several at a time, as many as divide a tile's, in loops without conditions that are short: a step
-/// passes through its code once a phase, and code that the caches of instructions do not hold costs more than
-/// it computes.
+/// taken several at a time, as many as divide a tile's, in loops that are short and whose addresses are a
+/// register and a constant: a step passes through its code once a phase, and code that the caches of
+/// instructions do not hold costs more than it computes.
+///
+/// Loads that are asked for come in turn: what else is read waits for them. So open() asks for half of a ring
+/// where a matrix fills more than one, and rest(), when the rows x are there, for the other half.
 template <int kRing>
 class WeightStream {
  public:
@@ -95,94 +108,107 @@ class WeightStream {
 
   /// `ring`: kBytes of shared memory, 16-aligned.
   __device__ explicit WeightStream(unsigned char* ring)
-      : ring_(ring + threadIdx.x * 16), ring_address_(shared_address(ring) + threadIdx.x * 16) {}
+      : ring_address_(shared_address(ring) + threadIdx.x * 16) {}
 
-  /// The first loads begin. What was open before is given up.
-  __device__ __forceinline__ void open(const __nv_bfloat16* data, const Matrix& m) {
-    const int g = static_cast<int>(threadIdx.x) % 32 / 4, c = static_cast<int>(threadIdx.x) % 4;
+  /// The first loads begin. What was open before is given up. rest() before run(); `followed`: follow().
+  __device__ __forceinline__ void open(const __nv_bfloat16* data, const Matrix& m, bool followed) {
     wait_copies<0>();
-    const int step = m.warp_step(), first = m.warp_first();
-    runs_ = m.runs();
-    apart_ = m.apart();
-    const int at_once = at_once_of(runs_);
-    batches_ = runs_ / at_once;
-    left_ = m.tiles > first ? (m.tiles - first + step - 1) / step * batches_ : 0;
-    batch_ = batches_;
-    // The last tile may have rows that there are not: their lanes go no further than the last one.
-    const int from = m.row(m.first + first, g);
-    row_jump_ = (m.half > 0 ? 4 : 8) * step;
-    rows_left_ = m.half > 0 ? m.half - 1 - (from < m.half ? from : from - m.half) : m.rows - 1 - from;
-    width_ = m.width;
-    at_ = data + static_cast<std::int64_t>(from) * m.width + m.offset() + 8 * c;
-    dispatch(at_once, [&](auto n) {
-      constexpr int kRuns = decltype(n)::value;
-#pragma unroll 1
-      for (int i = 0; i < kRing / kRuns; ++i) load<kRuns>(i * kRuns * kLoad);
-    });
+    at_once_ = m.at_once;
+    places_ = m.places;
+    place_ = 0;
+    filled_ = 0;
+    aim(data, m);
+    fill(left_ > places_ ? (places_ + 1) / 2 : left_);
+    if (left_ > 0 || followed) return;
+    for (; filled_ < places_; ++filled_) commit_copies();  // they are waited for by their number
+  }
+  /// The rest of the ring.
+  __device__ __forceinline__ void rest() {
+    if (filled_ < places_) fill(places_);
+  }
+  /// The same, and behind the open matrix's last loads come those of another one of the same width, which is
+  /// multiplied next: it is open then.
+  __device__ __forceinline__ void follow(const __nv_bfloat16* data, const Matrix& m) {
+    after_ = data;
+    after_matrix_ = &m;
+    if (left_ == 0) aim(data, m);
+    rest();
   }
 
-  /// The open matrix times the staged rows x; done(tile, sums) gets this warp's share of the sums: of lane
-  /// 4g+c, sums[0], sums[1] are row g's for the tile's rows 2c and 2c+1, sums[2], sums[3] row g+8's.
+  /// Tiles `tile` to `end` of the open matrix, those before having been taken, times the staged rows x;
+  /// done(tile, sums) gets this warp's share of the sums: of lane 4g+c, sums[0], sums[1] are row g's for the
+  /// tile's rows 2c and 2c+1, sums[2], sums[3] row g+8's.
   template <int kHalves, typename Done>
-  __device__ __forceinline__ void run(const Matrix& m, const std::uint32_t* staged, int rows, Done&& done) {
-    dispatch(at_once_of(runs_), [&](auto n) { run_by<kHalves, decltype(n)::value>(m, staged, rows, done); });
+  __device__ __forceinline__ void run(const Matrix& m, const std::uint32_t* staged, int rows, int tile,
+                                      int end, Done&& done) {
+    dispatch([&](auto n) { run_by<kHalves, decltype(n)::value>(m, staged, rows, tile, end, done); });
   }
 
  private:
+  /// 16 bytes of shared memory. Such loads begin in the order in which they stand, before what follows: the
+  /// compiler would rather put each of them before the first product that wants it, which then waits.
+  static __device__ __forceinline__ uint4 load_in_turn(unsigned address) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(address)
+                 : "memory");
+    return v;
+  }
   template <int kN>
   struct Number {
     static constexpr int value = kN;
   };
-  /// The most of 11, 8, 4, 3, 1 that divides the runs and leaves the ring two places.
-  static __device__ __forceinline__ int at_once_of(int runs) {
-    if (kRing >= 22 && runs % 11 == 0) return 11;
-    if (kRing >= 16 && runs % 8 == 0) return 8;
-    if (kRing >= 8 && runs % 4 == 0) return 4;
-    return runs % 3 == 0 ? 3 : 1;
-  }
   template <typename Do>
-  static __device__ __forceinline__ void dispatch(int at_once, Do&& what) {
-    if (kRing >= 22 && at_once == 11) {
+  __device__ __forceinline__ void dispatch(Do&& what) const {
+    if (kRing >= 22 && at_once_ == 11) {
       what(Number<11>{});
-    } else if (kRing >= 16 && at_once == 8) {
+    } else if (kRing >= 16 && at_once_ == 8) {
       what(Number<8>{});
-    } else if (kRing >= 8 && at_once == 4) {
+    } else if (kRing >= 8 && at_once_ == 4) {
       what(Number<4>{});
-    } else if (at_once == 3) {
+    } else if (at_once_ == 3) {
       what(Number<3>{});
     } else {
       what(Number<1>{});
     }
   }
   template <int kHalves, int kRuns, typename Done>
-  __device__ __forceinline__ void run_by(const Matrix& m, const std::uint32_t* staged, int rows,
-                                         Done&& done) {
+  __device__ __forceinline__ void run_by(const Matrix& m, const std::uint32_t* staged, int rows, int tile,
+                                         int end, Done&& done) {
     constexpr int kPlaces = kRing / kRuns;
+    constexpr int kApart = kRunsApart / 2 * kHalves;  // words
     const int g = static_cast<int>(threadIdx.x) % 32 / 4, c = static_cast<int>(threadIdx.x) % 4;
     // Rows that there are not have somebody else's sums, which nobody takes.
     const int row = kHalves == 2 ? g : min(g, rows - 1);
-    const std::uint32_t* const start =
-        staged + row * Staged<kHalves>::stride(width_) + (m.offset() / 8 + c) * 4 * kHalves;
-    const int apart = apart_ / 2 * kHalves;  // words
-    int place = 0;
+    const unsigned start = shared_address(staged + row * Staged<kHalves>::stride(m.width) +
+                                          (static_cast<int>(threadIdx.x) / 32 * 4 + c) * 4 * kHalves);
+    int place = place_;
 #pragma unroll 1
-    for (int tile = m.warp_first(); tile < m.tiles; tile += m.warp_step()) {
-      const std::uint32_t* x = start;
+    for (; tile < end; ++tile) {
+      unsigned x = start;
       float even[4] = {}, odd[4] = {};
 #pragma unroll 1
-      for (int i = 0; i < batches_; ++i) {
+      for (int i = batches_; i > 0; --i, x += kRuns * kApart * 4) {
         uint4 w[kRuns];
         wait_copies<kPlaces - 1>();
 #pragma unroll
-        for (int j = 0; j < kRuns; ++j) w[j] = *reinterpret_cast<const uint4*>(ring_ + place + j * kLoad);
+        for (int j = 0; j < kRuns; ++j)
+          w[j] = load_in_turn(ring_address_ + static_cast<unsigned>(place + j * kLoad));
+        uint4 xs[kRuns];
+        if constexpr (kHalves == 1) {
 #pragma unroll
-        for (int j = 0; j < kRuns; ++j, x += apart) {
-          const uint4 a = *reinterpret_cast<const uint4*>(x);
+          for (int j = 0; j < kRuns; ++j) xs[j] = load_in_turn(x + j * kApart * 4);
+        }
+#pragma unroll
+        for (int j = 0; j < kRuns; ++j) {
           if constexpr (kHalves == 1) {
+            const uint4 a = xs[j];
             mma(even, {a.x, a.y, a.z, a.w}, w[j].x, w[j].y);
             mma(odd, {a.x, a.y, a.z, a.w}, w[j].z, w[j].w);
           } else {
-            const uint4 b = *reinterpret_cast<const uint4*>(x + 4);
+            const uint4 a = load_in_turn(x + j * kApart * 4);
+            const uint4 b = load_in_turn(x + j * kApart * 4 + 16);
             mma(even, {a.x, a.y, a.z, a.w}, w[j].x, w[j].y);
             mma(odd, {b.x, b.y, b.z, b.w}, w[j].z, w[j].w);
           }
@@ -197,7 +223,31 @@ class WeightStream {
         for (int e = 0; e < 4; ++e) even[e] += odd[e];
       }
       done(tile, even);
+      if (left_ == 0 && after_ != nullptr) aim(after_, *after_matrix_);
     }
+    place_ = place;
+  }
+  /// The places of the ring up to number `end`, in their order.
+  __device__ __forceinline__ void fill(int end) {
+    dispatch([&](auto n) {
+      constexpr int kRuns = decltype(n)::value;
+#pragma unroll 1
+      for (; filled_ < end; ++filled_) load<kRuns>(filled_ * kRuns * kLoad);
+    });
+  }
+  /// The loads' way through a matrix, from its beginning.
+  __device__ __forceinline__ void aim(const __nv_bfloat16* data, const Matrix& m) {
+    const int g = static_cast<int>(threadIdx.x) % 32 / 4, c = static_cast<int>(threadIdx.x) % 4;
+    const int runs = m.runs();
+    batches_ = m.at_once == 1 ? runs : m.width / kRunsApart / m.at_once;
+    after_ = nullptr;
+    batch_ = batches_;
+    left_ = m.tiles * batches_;
+    const __nv_bfloat16* const column = data + static_cast<int>(threadIdx.x) / 32 * 32 + 8 * c;
+    at_ = column + static_cast<std::int64_t>(m.row(m.first, g)) * m.width;
+    // The last tile may have rows that there are not: their lanes go no further than the last one.
+    last_ = column + static_cast<std::int64_t>(m.row(m.rows, g)) * m.width;
+    next_tile_ = (m.half > 0 ? 4 : 8) * m.width - runs * kRunsApart;
   }
   /// The next runs into a place. Also where nothing is left: copies are waited for by their number.
   template <int kRuns>
@@ -207,27 +257,30 @@ class WeightStream {
       for (int j = 0; j < kRuns; ++j) {
         asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;\n" ::"r"(
                          ring_address_ + static_cast<unsigned>(place + j * kLoad)),
-                     "l"(at_)
+                     "l"(at_ + j * kRunsApart)
                      : "memory");
-        at_ += apart_;
       }
       --left_;
+      at_ += kRuns * kRunsApart;
       if (--batch_ == 0) {
         batch_ = batches_;
-        const int jump = min(row_jump_, rows_left_);
-        rows_left_ -= jump;
-        at_ += static_cast<std::int64_t>(jump) * width_ - runs_ * apart_;
+        at_ += next_tile_;
+        at_ = at_ < last_ ? at_ : last_;
       }
     }
     commit_copies();
   }
 
-  const unsigned char* ring_;
   unsigned ring_address_;
-  int runs_, apart_, width_, batches_;  // runs and batches of them: of a tile
-  int left_, batch_;                    // batches still to ask for, of all tiles and of this one
-  int row_jump_, rows_left_;            // rows to the next tile's, and to the last one of the matrix
-  const __nv_bfloat16* at_;
+  int at_once_, places_;  // of the open matrix
+  int place_ = 0;         // of the ring: what is multiplied next, in bytes
+  int filled_ = 0;        // places of the ring that were asked for, or had nothing to ask for
+  // The loads: batches of runs, of a tile, still to ask for in it, and in all tiles; where they are, in the
+  // last row, and from behind a tile's last one to the next tile's first.
+  int batches_, batch_, left_ = 0, next_tile_;
+  const __nv_bfloat16 *at_, *last_;
+  const __nv_bfloat16* after_ = nullptr;  // what is loaded behind this one
+  const Matrix* after_matrix_;
 };
 
 }  // namespace fathom::cuda

@@ -20,40 +20,40 @@ class DecodeResults : DecodePhase {
   template <int kRing>
   __device__ __forceinline__ void multiply(const DecodePlace& p, WeightStream<kRing>& stream) {
     const Matrix& m = state_.matrix(p.product);
-    const int rows = s_.rows, g = lane_ / 4, first = m.first, tiles = m.tiles;
+    const int rows = s_.rows, g = lane_ / 4, tiles = m.tiles;
     float* const sums = reinterpret_cast<float*>(
         state_.room + rounded_shared(static_cast<std::size_t>(Staged<kHalves>::bytes(m.width, rows))));
     load_ahead(p, m);
     const bool is_head = p.product == DecodeProduct::Head;
-    const float scale[2] = {is_head && g < rows ? reciprocal_rms(g) : 1.0F,
-                            kHalves == 2 && is_head && g + 8 < rows ? reciprocal_rms(g + 8) : 1.0F};
     const auto* const staged = reinterpret_cast<const std::uint32_t*>(state_.room);
-    stream.template run<kHalves>(m, staged, rows, [&](int tile, const float(&c)[4]) {
-      const int column = lane_ % 4 * 2;
+    // The head has more tiles than there is room for sums. As many at a time as gate and up have, whose rows
+    // x are as wide.
+    const int at_once = is_head ? max(1, state_.matrix(DecodeProduct::Expand).tiles) : tiles;
+    int from = 0;
+#pragma unroll 1
+    do {
+      const int end = min(from + at_once, tiles);
+      stream.template run<kHalves>(m, staged, rows, from, end, [&](int tile, const float(&c)[4]) {
+        const int column = lane_ % 4 * 2;
 #pragma unroll
-      for (int h = 0; h < kHalves; ++h) {
-        const int row = g + 8 * h;
-        if (row >= rows) continue;
-        const float2 pair{c[2 * h] * scale[h], c[2 * h + 1] * scale[h]};
-        if (is_head) {
-          const int id = (first + tile) * 8 + column;
-          float* const to = s_.logits + static_cast<std::int64_t>(row) * s_.vocab + id;
-          if (id < s_.vocab) to[0] = pair.x;
-          if (id + 1 < s_.vocab) to[1] = pair.y;
-        } else {
-          float* const to = sums + ((tile * kDecodeWarps + warp_) * rows + row) * 8 + column;
-          *reinterpret_cast<float2*>(to) = pair;
+        for (int h = 0; h < kHalves; ++h) {
+          const int row = g + 8 * h;
+          if (row >= rows) continue;
+          float* const to = sums + (((tile - from) * kDecodeWarps + warp_) * rows + row) * 8 + column;
+          *reinterpret_cast<float2*>(to) = float2{c[2 * h], c[2 * h + 1]};
         }
+      });
+      __syncthreads();
+      // Warps that have nothing to add up go on to ask for the next weights.
+      const int results = ((end - from) * rows) << (m.half > 0 ? 2 : 3);
+      const int writers = max(1, min(kDecodeWarps, (results + 31) / 32));
+      if (warp_ < writers) {
+        add_up(p, m, from, end - from, sums);
+        if (!is_head) state_.grid.arrive_with(writers);
       }
-    });
-    if (is_head) return;
-    __syncthreads();
-    // Warps that have nothing to add up go on to ask for the next weights.
-    const int results = (tiles * rows) << (m.half > 0 ? 2 : 3);
-    const int writers = max(1, min(kDecodeWarps, (results + 31) / 32));
-    if (warp_ >= writers) return;
-    add_up(p, m, sums);
-    state_.grid.arrive_with(writers);
+      if (is_head) __syncthreads();
+      from = end;
+    } while (from < tiles);
   }
 
  private:
@@ -73,21 +73,22 @@ class DecodeResults : DecodePhase {
       }
     }
   }
-  /// The warps' sums of this block's tiles: [tiles][warps][rows][8].
-  __device__ __forceinline__ void add_up(const DecodePlace& p, const Matrix& m, const float* sums) {
+  /// The warps' sums of `tiles` of this block's tiles, from number `from`: [tiles][warps][rows][8].
+  __device__ __forceinline__ void add_up(const DecodePlace& p, const Matrix& m, int from, int tiles,
+                                         const float* sums) {
     const bool halves = m.half > 0;
-    const int shift = halves ? 2 : 3, most = halves ? m.half : m.rows, rows = s_.rows, tiles = m.tiles;
+    const int shift = halves ? 2 : 3, most = halves ? m.half : m.rows, rows = s_.rows;
 #pragma unroll 1
     for (int i = thread_; i < (tiles * rows) << shift; i += kDecodeThreads) {
       const int item = i >> shift, column = i & ((1 << shift) - 1);
       const int tile = rows == 1 ? item : item / rows, row = item - tile * rows;
-      const int at = ((m.first + tile) << shift) + column;
-      const float* from = sums + (tile * kDecodeWarps * rows + row) * 8 + column;
+      const int at = ((m.first + from + tile) << shift) + column;
+      const float* part_sums = sums + (tile * kDecodeWarps * rows + row) * 8 + column;
       float sum = 0, other = 0;
 #pragma unroll
-      for (int part = 0; part < kDecodeWarps; ++part, from += rows * 8) {
-        sum += from[0];
-        if (halves) other += from[4];
+      for (int part = 0; part < kDecodeWarps; ++part, part_sums += rows * 8) {
+        sum += part_sums[0];
+        if (halves) other += part_sums[4];
       }
       if (at < most) take(p, row, at, sum, other, i == thread_);
     }
@@ -118,10 +119,14 @@ class DecodeResults : DecodePhase {
             __float2bfloat16_rn(__fdividef(z, 1.0F + __expf(-z)) * (other * scale));
         break;
       }
+      case DecodeProduct::Head:
+        s_.logits[static_cast<std::int64_t>(row) * s_.vocab + at] = sum * fixed_.scales[row];
+        break;
       default: {  // Contract
         float x = first ? state_.stream_before : __ldcg(s_.x + i);
-        if (fixed_.is_computed[row]) {
-          x += fixed_.gates[row] * ((first ? state_.branch_before : __ldcg(s_.branch + i)) + sum);
+        if (l.routed < 0 || fixed_.is_computed[row]) {
+          x += (l.routed < 0 ? 1.0F : fixed_.gates[row]) *
+               ((first ? state_.branch_before : __ldcg(s_.branch + i)) + sum);
           s_.x[i] = x;
         }
         s_.to_norm[i] = __float2bfloat16_rn(x);

@@ -30,12 +30,11 @@ class DecodeStage : DecodePhase {
       if (state_.joined) {
         stage_rows(s_.mixed, s_.heads * kDim);
       } else {
-        stage_pieces();
+        stage_pieces(l);
       }
     } else if (product == DecodeProduct::Contract) {
       stage_rows(s_.activations, s_.hidden);
     } else {
-      if (product == DecodeProduct::Project && l.routed < 0) DecodeDecision(state_).all_rows();
       stage_stream(product == DecodeProduct::Decide    ? l.router
                    : product == DecodeProduct::Expand  ? l.post_norm
                    : product == DecodeProduct::Project ? l.input_norm
@@ -43,27 +42,30 @@ class DecodeStage : DecodePhase {
                    product == DecodeProduct::Decide);
     }
     __syncthreads();
-    if (product == DecodeProduct::Project && thread_ == kDecodeThreads - 1) fixed_.deal.deal(s_, l);
+    if (product == DecodeProduct::Project && l.routed >= 0 && thread_ == kDecodeThreads - 1)
+      state_.deal_entries(l.routed);
     if (thread_ < s_.rows && product != DecodeProduct::Decide)
       fixed_.scales[thread_] = reciprocal_rms(thread_);
   }
 
   /// Attention's pieces, joined in `mixed` by all blocks of threads together: every piece is read once, and
   /// not once by each of them. Wants another wait for each other.
-  __device__ __forceinline__ void join() {
-    const AttentionDeal& d = fixed_.deal;
-    const int total = d.rows * s_.heads * kDim / 4;
+  __device__ __forceinline__ void join(const DecodeLayer& l) {
+    const AttentionDeal& d = state_.deal(l);
+    const int total = d.rows * s_.heads * kThreadsOfHead;
 #pragma unroll 1
     for (int i = static_cast<int>(blockIdx.x) * kDecodeThreads + thread_; i < total;
          i += static_cast<int>(gridDim.x) * kDecodeThreads) {
-      const int head = i / (kDim / 4), e = i % (kDim / 4) * 4, row = head / s_.heads;
+      const int head = i / kThreadsOfHead, e = i % kThreadsOfHead * kJoinPack<kDim>, row = head / s_.heads;
       const std::int64_t of = static_cast<std::int64_t>(d.row[row]) * s_.heads + head % s_.heads;
-      const float4 y = joined(row, head % s_.heads, e);
-      *reinterpret_cast<uint2*>(s_.mixed + of * kDim + e) = uint2{pack_bf16(y.x, y.y), pack_bf16(y.z, y.w)};
+      const JoinedPack<kDim> y = joined(d, row, head % s_.heads, e);
+      *reinterpret_cast<JoinedPack<kDim>*>(s_.mixed + of * kDim + e) = y;
     }
   }
 
  private:
+  static constexpr int kThreadsOfHead = kDim / kJoinPack<kDim>;
+
   __device__ std::uint32_t* staged() const { return reinterpret_cast<std::uint32_t*>(state_.room); }
 
   /// The stream. With a norm's weights: times these, and the sums of its squares. With a router's: as it is,
@@ -79,14 +81,15 @@ class DecodeStage : DecodePhase {
         const uint4 raw = stream_at(row, e);
         const float4 w[2] = {*reinterpret_cast<const float4*>(weight + e),
                              *reinterpret_cast<const float4*>(weight + e + 4)};
-        const std::uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
+        std::uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const float x = low_of(words[i]), y = high_of(words[i]);
           const float wx = i % 2 == 0 ? w[i / 2].x : w[i / 2].z, wy = i % 2 == 0 ? w[i / 2].y : w[i / 2].w;
           sum += router ? x * wx + y * wy : x * x + y * y;
-          Staged<kHalves>::put(to, stride, row, e + 2 * i, router ? words[i] : pack_bf16(x * wx, y * wy));
+          if (!router) words[i] = pack_bf16(x * wx, y * wy);
         }
+        Staged<kHalves>::put(to, stride, row, e, uint4{words[0], words[1], words[2], words[3]});
       }
       sum = warp_reduce(sum, Sum{});
       if (lane_ == 0) fixed_.squares[row][warp_] = sum;
@@ -118,30 +121,32 @@ class DecodeStage : DecodePhase {
     for (int i = thread_; i < s_.rows * packs; i += kDecodeThreads) {
       while (e >= packs) e -= packs, ++row;
       const uint4 raw = __ldcg(reinterpret_cast<const uint4*>(from + static_cast<std::int64_t>(i) * 8));
-      Staged<kHalves>::put(to, stride, row, e * 8, raw.x);
-      Staged<kHalves>::put(to, stride, row, e * 8 + 2, raw.y);
-      Staged<kHalves>::put(to, stride, row, e * 8 + 4, raw.z);
-      Staged<kHalves>::put(to, stride, row, e * 8 + 6, raw.w);
+      Staged<kHalves>::put(to, stride, row, e * 8, raw);
       e += kDecodeThreads;
     }
   }
   /// Attention's pieces, joined: by every block of threads for itself. Rows that are not computed keep what
   /// was there; nobody takes their results.
-  __device__ __forceinline__ void stage_pieces() {
+  __device__ __forceinline__ void stage_pieces(const DecodeLayer& l) {
+    const AttentionDeal& d = state_.deal(l);
     std::uint32_t* const to = staged();
     const int size = s_.heads * kDim, stride = Staged<kHalves>::stride(size);
 #pragma unroll 1
-    for (int i = thread_; i < fixed_.deal.rows * size / 4; i += kDecodeThreads) {
-      const int head = i / (kDim / 4), e = i % (kDim / 4) * 4, row = head / s_.heads;
-      const float4 y = joined(row, head - row * s_.heads, e);
+    for (int i = thread_; i < d.rows * s_.heads * kThreadsOfHead; i += kDecodeThreads) {
+      const int head = i / kThreadsOfHead, e = i % kThreadsOfHead * kJoinPack<kDim>, row = head / s_.heads;
+      const JoinedPack<kDim> y = joined(d, row, head - row * s_.heads, e);
       const int column = (head - row * s_.heads) * kDim + e;
-      Staged<kHalves>::put(to, stride, fixed_.deal.row[row], column, pack_bf16(y.x, y.y));
-      Staged<kHalves>::put(to, stride, fixed_.deal.row[row], column + 2, pack_bf16(y.z, y.w));
+      if constexpr (kJoinPack<kDim> == 8) {
+        Staged<kHalves>::put(to, stride, d.row[row], column,
+                             uint4{y.word[0], y.word[1], y.word[2], y.word[3]});
+      } else {
+        Staged<kHalves>::put(to, stride, d.row[row], column, y.word[0]);
+        Staged<kHalves>::put(to, stride, d.row[row], column + 2, y.word[1]);
+      }
     }
   }
-  /// Elements e .. e+3 of attention, of a head of the computed row number i.
-  __device__ __forceinline__ float4 joined(int i, int head, int e) const {
-    const AttentionDeal& d = fixed_.deal;
+  /// A pack of attention from element e, of a head of the computed row number i.
+  __device__ __forceinline__ JoinedPack<kDim> joined(const AttentionDeal& d, int i, int head, int e) const {
     return join_pieces<kDim>(s_, static_cast<std::int64_t>(d.row[i]) * s_.heads + head, e,
                              d.pieces_of(i, head / (s_.heads / s_.kv_heads)));
   }

@@ -35,7 +35,11 @@ struct DecodeFixed {
   float scales[kDecodeRows];                 // 1 / rms of the staged rows
   float gates[kDecodeRows];
   bool is_computed[kDecodeRows];
-  AttentionDeal deal;           // of the rows that a layer computes
+  AttentionDeal
+      deals[2];  // of a dense layer's rows, the same in all of them; of those that a routed one computes
+  AttentionPiece first[2];                // of the same two: this block's first piece, where it has one
+  std::int64_t first_keys[kDecodeWarps];  // of a dense layer's first piece: where this warp's first step
+                                          // begins in the pool, less the layer
   double before[kDecodeRows];   // of a draw: where in this block's sum the share falls; negative: elsewhere
   float greatest[kDecodeRows];  // logit
   float scratch[kDecodeWarps];
@@ -94,6 +98,19 @@ struct DecodeState {
   /// Of the head, which has none, the last one.
   __device__ __forceinline__ const DecodeLayer& layer_at(const DecodePlace& p) const {
     return layers[min(p.layer, s.depth - 1)];
+  }
+  __device__ __forceinline__ AttentionDeal& deal(const DecodeLayer& l) const {
+    return fixed.deals[l.routed >= 0 ? 1 : 0];
+  }
+  /// The entries of a layer, with the deal's rows there: by one thread. `routed`: its number, or -1 for all
+  /// dense ones.
+  __device__ __forceinline__ void deal_entries(int routed) const {
+    const int which = routed >= 0 ? 1 : 0, block = static_cast<int>(blockIdx.x);
+    AttentionDeal& d = fixed.deals[which];
+    d.deal(s, routed);
+    if (block >= d.blocks) return;
+    fixed.first[which] =
+        d.even ? d.piece_at(s, d.first_step(block), d.first_step(block + 1)) : d.piece_at(s, block, d.blocks);
   }
   /// A predictor's hidden layer, [rows][P]. Two in turn: a block of threads may be a decision ahead of
   /// another.
