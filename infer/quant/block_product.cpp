@@ -25,7 +25,7 @@ struct Product {
 /// A run of k. Inlined into one copy for each width of vectors.
 template <int lanes>
 [[gnu::always_inline]] inline void run_product(const Product& p) {
-  typedef double Vec __attribute__((vector_size(lanes * sizeof(double))));
+  using Vec [[gnu::vector_size(lanes * sizeof(double))]] = double;
   constexpr std::int64_t kWidth = kVectors * lanes;
   alignas(64) double panel[kRun * kWidth];  // columns of b, side by side for the caches' sake
   for (std::int64_t j = 0; j < p.n; j += kWidth) {

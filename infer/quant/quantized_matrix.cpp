@@ -28,7 +28,7 @@ void check(const QuantizedMatrix& q) {
                                     codes, scales, q.rows, q.columns, q.group));
   const int least = -(1 << (q.bits - 1)), most = -least - 1;
   for (std::int64_t i = 0; i < codes; ++i) {
-    const int code = q.codes[static_cast<std::size_t>(i)];
+    const std::int8_t code = q.codes[static_cast<std::size_t>(i)];
     if (code < least || code > most)
       throw InternalError(
           fmt::format("[quantized_matrix] the code at row {}, column {} is {}, outside {}..{}", i / q.columns,
