@@ -12,7 +12,7 @@
 // rounded by itself; the paper's code makes it zero, but another text may still use it.
 //
 // Cost: columns^3 / 3 + rows columns^2 / 2 multiplications in double; beside the Hessian and the weights
-// 8 columns^2 bytes, and 1 KB a column for each thread. The same for any number of threads.
+// 8 columns^2 bytes, and 512 bytes a column for each thread. The same for any number of threads.
 #pragma once
 
 #include <cstdint>
