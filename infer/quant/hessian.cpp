@@ -1,0 +1,122 @@
+#include "infer/quant/hessian.h"
+
+#include <algorithm>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "infer/quant/block_product.h"
+#include "infer/quant/pieces.h"
+#include "kernels/error.h"
+
+namespace fathom {
+
+namespace {
+
+constexpr std::int64_t kTile = 128;          // columns
+constexpr std::int64_t kTokensAtOnce = 128;  // a run of block_product's sums
+
+}  // namespace
+
+Hessian::Hessian(std::int64_t columns) : columns_(columns) {
+  if (columns < 1) throw InternalError(fmt::format("[hessian] {} columns", columns));
+  sum_.resize(static_cast<std::size_t>(columns * columns));
+}
+
+Hessian::Hessian(std::int64_t columns, std::vector<double> sum, std::int64_t tokens)
+    : columns_(columns), tokens_(tokens), sum_(std::move(sum)) {
+  if (columns < 1 || static_cast<std::int64_t>(sum_.size()) != columns * columns)
+    throw InternalError(fmt::format("[hessian] {} elements for {} columns", sum_.size(), columns));
+}
+
+void Hessian::add(std::span<const float> x, std::span<const float> gates) {
+  const auto elements = static_cast<std::int64_t>(x.size()), n = columns_, tokens = elements / n;
+  if (elements % n != 0 || (!gates.empty() && static_cast<std::int64_t>(gates.size()) != tokens))
+    throw InternalError(
+        fmt::format("[hessian] {} inputs and {} gates for {} columns", elements, gates.size(), n));
+  std::vector<double> scaled(static_cast<std::size_t>(std::min(kTokensAtOnce, tokens) * n));
+  std::vector<std::pair<std::int64_t, std::int64_t>> tiles;  // of the upper triangle
+  for (std::int64_t i = 0; i < n; i += kTile) {
+    for (std::int64_t j = i; j < n; j += kTile) tiles.emplace_back(i, j);
+  }
+  for (std::int64_t first = 0; first < tokens; first += kTokensAtOnce) {
+    const std::int64_t count = std::min(kTokensAtOnce, tokens - first);
+    for (std::int64_t t = 0; t < count; ++t) {
+      const double gate = gates.empty() ? 1.0 : gates[static_cast<std::size_t>(first + t)];
+      for (std::int64_t c = 0; c < n; ++c)
+        scaled[static_cast<std::size_t>(t * n + c)] = gate * x[static_cast<std::size_t>((first + t) * n + c)];
+    }
+    for_pieces(static_cast<std::int64_t>(tiles.size()), 1, [&](auto begin, auto end) {
+      for (auto tile = begin; tile < end; ++tile) {
+        const auto [i, j] = tiles[static_cast<std::size_t>(tile)];
+        block_product(Sign::Add, sum_.data() + i * n + j, n, scaled.data() + i, n, scaled.data() + j, n,
+                      std::min(kTile, n - i), std::min(kTile, n - j), count);
+      }
+    });
+  }
+  tokens_ += tokens;
+}
+
+void Hessian::merge(const Hessian& other) {
+  if (other.columns_ != columns_)
+    throw InternalError(fmt::format("[hessian] {} and {} columns", columns_, other.columns_));
+  for (std::size_t i = 0; i < sum_.size(); ++i) sum_[i] += other.sum_[i];
+  tokens_ += other.tokens_;
+}
+
+std::vector<double> Hessian::diagonal() const {
+  std::vector<double> of;
+  for (std::int64_t i = 0; i < columns_; ++i) of.push_back(at(i, i));
+  return of;
+}
+
+double quantization_loss(std::span<const float> w, const QuantizedMatrix& q, const Hessian& h) {
+  check(q);
+  const std::int64_t rows = q.rows, n = q.columns;
+  if (static_cast<std::int64_t>(w.size()) != rows * n || h.columns() != n)
+    throw InternalError(fmt::format("[quantization_loss] {} weights, a Hessian of {}, {} x {}", w.size(),
+                                    h.columns(), rows, n));
+  constexpr std::int64_t kRowsAtOnce = 64;  // they share a reading of H
+  std::vector<double> losses(static_cast<std::size_t>(rows));
+  for_pieces(rows, kRowsAtOnce, [&](auto begin, auto end) {
+    const std::int64_t count = end - begin;
+    std::vector<double> errors(static_cast<std::size_t>(n * count));  // [column][row]
+    for (auto r = begin; r < end; ++r) {
+      for (std::int64_t c = 0; c < n; ++c) {
+        const auto i = static_cast<std::size_t>(r * n + c);
+        const double scale = q.scales[static_cast<std::size_t>(r * q.groups() + c / q.group)];
+        errors[static_cast<std::size_t>(c * count + r - begin)] =
+            static_cast<double>(w[i]) - scale * q.codes[i];
+      }
+    }
+    // Twice what is above H's diagonal and half of it.
+    std::vector<double> tile(kTile * kTile), products(static_cast<std::size_t>(count * kTile));
+    for (std::int64_t j = 0; j < n; j += kTile) {
+      const std::int64_t width = std::min(kTile, n - j);
+      std::fill(products.begin(), products.end(), 0.0);
+      for (std::int64_t i = 0; i <= j; i += kTile) {
+        const std::int64_t height = std::min(kTile, n - i);
+        for (std::int64_t k = 0; k < height; ++k) {
+          for (std::int64_t l = 0; l < width; ++l) {
+            const double part = i + k < j + l ? 1 : i + k == j + l ? 0.5 : 0;
+            tile[static_cast<std::size_t>(k * width + l)] = part == 0 ? 0 : part * h.at(i + k, j + l);
+          }
+        }
+        block_product(Sign::Add, products.data(), width, errors.data() + i * count, count, tile.data(), width,
+                      count, width, height);
+      }
+      for (std::int64_t r = 0; r < count; ++r) {
+        double sum = 0;
+        for (std::int64_t l = 0; l < width; ++l)
+          sum += products[static_cast<std::size_t>(r * width + l)] *
+                 errors[static_cast<std::size_t>((j + l) * count + r)];
+        losses[static_cast<std::size_t>(begin + r)] += 2 * sum;
+      }
+    }
+  });
+  double loss = 0;
+  for (const double of_row : losses) loss += of_row;
+  return loss;
+}
+
+}  // namespace fathom
