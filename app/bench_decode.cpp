@@ -99,6 +99,7 @@ std::vector<RequestId> begin_texts(Engine& engine, const EngineBench& s, const D
 void settle(Engine& engine, const EngineBench& s, const DecodeFlags& flags) {
   const std::vector<std::int64_t> layers = s.model->routed_layers();
   std::vector<double> bias;
+  bias.reserve(layers.size());
   for (const std::int64_t layer : layers) bias.push_back(item(s.c->backend(), bias_of(*s.model, layer)));
   const std::vector<RequestId> texts = begin_texts(engine, s, flags);
   std::vector<std::int64_t> before = engine.stats().routed_rows;

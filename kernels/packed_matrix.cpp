@@ -23,13 +23,14 @@ void pack_codes(std::span<std::uint8_t> packed, std::span<const std::int8_t> cod
   check(packed.size(), codes.size(), f);
   for (std::uint8_t& byte : packed) byte = 0;
   for (std::size_t i = 0; i < codes.size(); ++i) {
-    const int code = codes[i];
+    const auto code = static_cast<std::uint8_t>(codes[i]);
     if (f.bits == 8) {
-      packed[i] = static_cast<std::uint8_t>(code);
+      packed[i] = code;
       continue;
     }
-    if (code < -8 || code > 7) throw InternalError(fmt::format("[packed matrix] {} has not 4 bits", code));
-    packed[i / 2] = static_cast<std::uint8_t>(packed[i / 2] | (code & 15) << (i % 2 * 4));
+    if (codes[i] < -8 || codes[i] > 7)
+      throw InternalError(fmt::format("[packed matrix] {} has not 4 bits", codes[i]));
+    packed[i / 2] = static_cast<std::uint8_t>(packed[i / 2] | (code & 15U) << (i % 2 * 4));
   }
 }
 

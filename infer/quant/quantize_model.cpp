@@ -63,7 +63,8 @@ class Packer {
 
 QuantizedModel quantize_model(Context& c, const Transformer& model, const Quantization& quantization,
                               const MatrixQuantizer& quantize) {
-  QuantizedModel result{std::make_unique<Transformer>(c, model.config(), model.routing(), quantization), {}};
+  QuantizedModel result;
+  result.model = std::make_unique<Transformer>(c, model.config(), model.routing(), quantization);
   ParameterSet& to = result.model->parameters();
   std::map<std::string, Squares> squares;
   for (const ParameterSpec& spec : to.specs()) {

@@ -15,14 +15,16 @@ namespace fathom::cpu::FATHOM_ISA {
 
 namespace {
 
-constexpr std::int64_t kFewRows = 16;
 /// Of a tile of W in memory: within the last-level cache, and enough columns for the library.
 constexpr std::int64_t kTileBytes = 4 << 20;
-/// Rows and columns of y whose sums are held in registers.
+/// Up to so many rows, codes become numbers in registers; and rows and columns of y whose sums are held
+/// there.
 #if defined(__AVX512F__)
+constexpr std::int64_t kFewRows = 24;
 constexpr int kRowsAtOnce = 4, kOutsAtOnce = 4, kOutsOfOneRow = 8;
 #else
-constexpr int kRowsAtOnce = 2, kOutsAtOnce = 4, kOutsOfOneRow = 4;
+constexpr std::int64_t kFewRows = 16;
+constexpr int kRowsAtOnce = 4, kOutsAtOnce = 2, kOutsOfOneRow = 4;
 #endif
 
 using Words [[gnu::vector_size(kVectorBytes)]] = std::int32_t;
@@ -162,18 +164,20 @@ void dot_products(float* y, std::int64_t ld_y, Staged x, const Matrix& w, std::i
   }
 }
 
-/// `outs` columns of y for all rows, some at a time: then the codes lie in the first-level cache.
-template <int bits, Scales kind, int outs>
+/// `outs` columns of y for all rows, at most `rows` at a time: then the codes lie in the first-level cache.
+template <int bits, Scales kind, int rows, int outs>
 void few_rows_of(float* y, Staged x, const Matrix& w, std::int64_t out, const LinearShape& s,
                  const std::int32_t* group_of) {
   std::int64_t r = 0;
-  for (; r + kRowsAtOnce <= s.rows; r += kRowsAtOnce) {
-    dot_products<bits, kind, kRowsAtOnce, outs>(y + r * s.out + out, s.out, {x.data + r * x.ld, x.ld}, w, out,
-                                                group_of);
+  for (; r + rows <= s.rows; r += rows) {
+    dot_products<bits, kind, rows, outs>(y + r * s.out + out, s.out, {x.data + r * x.ld, x.ld}, w, out,
+                                         group_of);
   }
-  for (; r < s.rows; ++r) {
-    dot_products<bits, kind, 1, outs>(y + r * s.out + out, s.out, {x.data + r * x.ld, x.ld}, w, out,
-                                      group_of);
+  if constexpr (rows > 1) {
+    if (r == s.rows) return;
+    LinearShape left = s;
+    left.rows = s.rows - r;
+    few_rows_of<bits, kind, rows - 1, outs>(y + r * s.out, {x.data + r * x.ld, x.ld}, w, out, left, group_of);
   }
 }
 
@@ -186,19 +190,19 @@ void few_rows(float* y, const float* x, const Matrix& w, const LinearShape& s) {
   std::int32_t group_of[kLanes<float>];
   for (int l = 0; l < kLanes<float>; ++l)
     group_of[l] = static_cast<std::int32_t>(l * kCodes<bits> / w.format.group);
-  const std::int64_t outs = s.rows < kRowsAtOnce ? kOutsOfOneRow : kOutsAtOnce;
+  const std::int64_t outs = s.rows == 1 ? kOutsOfOneRow : kOutsAtOnce;
   // A piece is worth a thread from some 64 Ki multiply-adds.
   const std::int64_t grain = (65536 / (s.in * s.rows) + outs) / outs * outs;
   parallel_for(s.out, grain, [&](std::int64_t begin, std::int64_t end) {
     std::int64_t o = begin;
     for (; o + outs <= end; o += outs) {
-      if (s.rows < kRowsAtOnce) {
-        few_rows_of<bits, kind, kOutsOfOneRow>(y, {staged, ld}, w, o, s, group_of);
+      if (s.rows == 1) {
+        few_rows_of<bits, kind, 1, kOutsOfOneRow>(y, {staged, ld}, w, o, s, group_of);
       } else {
-        few_rows_of<bits, kind, kOutsAtOnce>(y, {staged, ld}, w, o, s, group_of);
+        few_rows_of<bits, kind, kRowsAtOnce, kOutsAtOnce>(y, {staged, ld}, w, o, s, group_of);
       }
     }
-    for (; o < end; ++o) few_rows_of<bits, kind, 1>(y, {staged, ld}, w, o, s, group_of);
+    for (; o < end; ++o) few_rows_of<bits, kind, kRowsAtOnce, 1>(y, {staged, ld}, w, o, s, group_of);
   });
 }
 
@@ -222,19 +226,25 @@ void split_bytes(std::int8_t* __restrict codes, const std::int8_t* __restrict pa
 /// Rows [begin, end) of W as numbers, by way of one code a byte: both loops are the compiler's to vectorise.
 template <typename T>
 void unpack_rows(T* out, const Matrix& w, std::int64_t begin, std::int64_t end) {
+  constexpr std::int64_t kAtOnce = 1024;
   const PackedFormat& f = w.format;
-  const TileMemory memory(f.columns + 1);
+  std::int8_t split[kAtOnce] = {};
   for (std::int64_t o = begin; o < end; ++o, out += f.columns) {
-    const auto* codes = reinterpret_cast<const std::int8_t*>(w.row(o));
-    if (f.bits == 4) {
-      split_bytes(static_cast<std::int8_t*>(memory.data()), codes, f.code_bytes());
-      codes = static_cast<const std::int8_t*>(memory.data());
-    }
+    const auto* packed = reinterpret_cast<const std::int8_t*>(w.row(o));
     const float* scales = w.row_scales(o);
-    for (std::int64_t g = 0; g < f.groups(); ++g) {
-      const T scale = scales[g];
-      for (std::int64_t c = g * f.group; c < (g + 1) * f.group; ++c)
-        out[c] = static_cast<T>(codes[c]) * scale;
+    for (std::int64_t c = 0; c < f.columns;) {
+      const std::int64_t first = c, last = first + kAtOnce < f.columns ? first + kAtOnce : f.columns;
+      const std::int8_t* codes = packed + first;
+      if (f.bits == 4) {
+        split_bytes(split, packed + first / 2, (last - first + 1) / 2);
+        codes = split;
+      }
+      while (c < last) {
+        const std::int64_t group = c / f.group, group_end = (group + 1) * f.group;
+        const T scale = scales[group];
+        const std::int64_t here = group_end < last ? group_end : last;
+        for (; c < here; ++c) out[c] = static_cast<T>(codes[c - first]) * scale;
+      }
     }
   }
 }
