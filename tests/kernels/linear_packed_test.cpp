@@ -201,6 +201,13 @@ TEST_P(LinearPacked, HasTheBitsOfItsNumbersInTheInvariantMode) {
   }
 }
 
+// More than the CPU makes numbers of at a time.
+TEST_P(LinearPacked, ALargeMatrixInTiles) {
+  const LinearShape s{2, 1031, 4200};
+  const Quantized w = random_codes({4, s.in, s.in}, s.out, 3);
+  expect_product(*backend(true), random(dtype(), s.x_size(), 5), w, s);
+}
+
 TEST_P(LinearPacked, NoRowsAndNoColumnsAreNothing) {
   const Quantized w = random_codes({4, 8, 8}, 3, 3);
   EXPECT_EQ(product(*backend(false), {dtype(), 0}, w, {0, 8, 3}, dtype()).size(), 0);

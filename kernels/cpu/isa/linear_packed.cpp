@@ -15,8 +15,8 @@ namespace fathom::cpu::FATHOM_ISA {
 
 namespace {
 
-/// Of a tile of W in memory: within the last-level cache, and enough columns for the library.
-constexpr std::int64_t kTileBytes = 4 << 20;
+/// Of a tile of W in memory: enough columns for the library, and the whole of most matrices.
+constexpr std::int64_t kTileBytes = 16 << 20;
 /// Up to so many rows, codes become numbers in registers; and rows and columns of y whose sums are held
 /// there.
 #if defined(__AVX512F__)
@@ -281,10 +281,11 @@ void CpuBackend::linear_packed_forward(View y, ConstView x, const PackedView& w,
           continue;
         }
       }
-      const TileMemory memory(part_bytes<T>(tile * s.in) + part_bytes<T>(tile * s.rows));
+      const bool is_whole = tile == s.out;
+      const TileMemory memory(part_bytes<T>(tile * s.in) + (is_whole ? 0 : part_bytes<T>(tile * s.rows)));
       Parts parts(memory.data());
       T* const numbers = parts.take<T>(tile * s.in);
-      T* const columns = parts.take<T>(tile * s.rows);
+      T* const columns = is_whole ? to : parts.take<T>(tile * s.rows);
       for (std::int64_t o = 0; o < s.out; o += tile) {
         one.out = s.out - o < tile ? s.out - o : tile;
         parallel_for(one.out, 65536 / s.in + 1, [&](std::int64_t begin, std::int64_t end) {
@@ -292,6 +293,7 @@ void CpuBackend::linear_packed_forward(View y, ConstView x, const PackedView& w,
         });
         linear_forward({columns, s.rows * one.out, x.dtype}, {rows, one.x_size(), x.dtype},
                        {numbers, one.out * s.in, x.dtype}, one);
+        if (is_whole) continue;
         for (std::int64_t r = 0; r < s.rows; ++r) {
           __builtin_memcpy(to + r * s.out + o, columns + r * one.out,
                            static_cast<std::size_t>(one.out) * sizeof(T));
