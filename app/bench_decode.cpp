@@ -35,22 +35,34 @@ std::int64_t new_tokens(const DecodeFlags& flags) {
 
 // Bytes that a step of `rows` texts has to read: each weight of what it computes once, and each text's
 // entries. A routed block's weights are read when any of the texts goes through it.
-double least_bytes(const Config& config, const Context& c, std::int64_t rows, double kept, double context) {
+double least_bytes(const Config& config, const Transformer& model, const Context& c, std::int64_t rows,
+                   double kept, double context) {
   const ModelConfig& m = config.model;
-  double weights = static_cast<double>(m.vocab_size * m.width), entries = 0;  // the head; a row of the table
-  const auto block_weights =
-      static_cast<double>((m.heads + 2 * m.kv_heads) * m.head_dim() * m.width +
-                          m.heads * m.head_dim() * m.width + 3 * m.ffn_hidden * m.width);
+  const auto element = static_cast<double>(size_of(c.weight_dtype()));
+  double bytes = element * static_cast<double>(m.vocab_size * m.width);  // the head; a row of the table
+  double entries = 0;
+  double of_block = 0;
+  for (const ParameterSpec& spec : model.parameters().specs()) {
+    if (product_kind(spec).empty() || !spec.name.starts_with("model.layers.0.")) continue;
+    const auto size = static_cast<double>(spec.shape.size());
+    if (!spec.is_packed) {
+      of_block += element * size;
+      continue;
+    }
+    const PackedFormat f = model.quantization()->format(spec);
+    of_block += size / static_cast<double>(f.columns) *
+                static_cast<double>(f.code_bytes() + f.groups() * static_cast<std::int64_t>(sizeof(float)));
+  }
   const auto entry = static_cast<double>(2 * m.kv_heads * m.head_dim());
   for (std::int64_t layer = 0; layer < m.depth; ++layer) {
     const bool routed = config.routing.routes(layer);
     const double computed = routed ? 1 - std::pow(1 - kept, static_cast<double>(rows)) : 1.0;
-    weights += computed * block_weights;
+    bytes += computed * of_block;
     entries += static_cast<double>(rows) * (routed ? kept * kept : 1.0) * context * entry;
-    if (routed) weights += static_cast<double>(m.width * (1 + config.routing.causal.predictor_hidden));
+    if (routed)
+      bytes += element * static_cast<double>(m.width * (1 + config.routing.causal.predictor_hidden));
   }
-  return weights * static_cast<double>(size_of(c.weight_dtype())) +
-         entries * static_cast<double>(size_of(c.compute_dtype()));
+  return bytes + entries * static_cast<double>(size_of(c.compute_dtype()));
 }
 
 double median(std::vector<double> values) {
@@ -87,6 +99,7 @@ std::vector<RequestId> begin_texts(Engine& engine, const EngineBench& s, const D
 void settle(Engine& engine, const EngineBench& s, const DecodeFlags& flags) {
   const std::vector<std::int64_t> layers = s.model->routed_layers();
   std::vector<double> bias;
+  bias.reserve(layers.size());
   for (const std::int64_t layer : layers) bias.push_back(item(s.c->backend(), bias_of(*s.model, layer)));
   const std::vector<RequestId> texts = begin_texts(engine, s, flags);
   std::vector<std::int64_t> before = engine.stats().routed_rows;
@@ -126,7 +139,8 @@ void run_decode(const DecodeFlags& flags, const Globals& globals) {
   during.rows -= before.rows;
   for (std::size_t i = 0; i < during.routed_rows.size(); ++i) during.routed_rows[i] -= before.routed_rows[i];
   const double kept = kept_share(during), seconds = median(times);
-  const double bytes = least_bytes(s.config, *s.c, flags.batch, kept, static_cast<double>(flags.context));
+  const double bytes =
+      least_bytes(s.config, *s.model, *s.c, flags.batch, kept, static_cast<double>(flags.context));
   nlohmann::json json = line_of("decode", flags, s);
   json["ms"] = 1e3 * seconds;
   json["tok_s"] = static_cast<double>(flags.batch) / seconds;

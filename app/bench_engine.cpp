@@ -7,6 +7,7 @@
 
 #include "app/device.h"
 #include "app/engine_flags.h"
+#include "app/quantizer.h"
 #include "app/trained_model.h"
 #include "kernels/error.h"
 #include "src/config/resolve.h"
@@ -69,6 +70,14 @@ void add_engine_bench_flags(CLI::App& sub, EngineBenchFlags& flags, Globals& glo
   sub.add_option("--precision", flags.precision,
                  "bf16 (on the CPU the weights alone) | fp32; default: bf16 on a GPU, fp32 on the CPU")
       ->check(CLI::IsMember({"bf16", "fp32"}));
+  sub.add_option("--weights", flags.weights,
+                 "4 | 8 | 16: bits of the weights of products; 16: as --precision has them")
+      ->capture_default_str()
+      ->check(CLI::IsMember({4, 8, 16}));
+  sub.add_option("--group", flags.group,
+                 "Columns that share a scale of --weights 4 and 8; 0: one scale a row")
+      ->capture_default_str()
+      ->check(number_from_to(0, 1e9));
   sub.add_option(
          "--whole-rows", flags.whole_rows,
          "Texts that decode in steps of one launch each, on a GPU; more go op by op; default: 12, or as "
@@ -92,6 +101,10 @@ EngineBench prepare_engine(const EngineBenchFlags& flags, const Globals& globals
   s.c = inference_context(s.backend, s.config.train.precision);
   s.model = std::make_unique<Transformer>(*s.c, s.config.model, s.config.routing, false);
   s.model->initialise(*s.c, 1);
+  if (flags.weights < 16) {
+    const Quantization q{.bits = flags.weights, .group = flags.group};
+    s.model = std::move(quantize_model(*s.c, *s.model, q, quantize).model);
+  }
   if (s.config.routing.kind != RoutingKind::None) s.options.rule = causal_rule(s.config.routing);
   if (s.config.routing.has_predictor() && s.config.routing.routes_depth()) {
     constexpr std::int64_t kMost = 8192;
@@ -151,6 +164,8 @@ nlohmann::json line_of(const char* bench, const EngineBenchFlags& flags, const E
           {"kv_heads", s.config.model.kv_heads},
           {"vocab", flags.model.vocab},
           {"precision", s.config.train.precision},
+          {"weights", flags.weights},
+          {"group", flags.group},
           {"invariant", flags.invariant},
           {"params_m", static_cast<double>(count_parameters(s.config).total) / 1e6}};
 }

@@ -24,10 +24,13 @@ struct EngineBenchFlags {
   std::int64_t chunk = 0;  // 0: chunk_for()
   std::int64_t block = 64;
   std::string precision;
+  int weights = 16;  // bits of the products' weights
+  std::int64_t group = 0;
   std::int64_t whole_rows = EngineOptions{}.whole_rows;
   bool invariant = false;
 };
-/// Declares --kv-heads, --chunk, --block, --precision, --whole-rows, --invariant and the model's flags.
+/// Declares --kv-heads, --chunk, --block, --precision, --weights, --group, --whole-rows, --invariant and the
+/// model's flags.
 void add_engine_bench_flags(CLI::App& sub, EngineBenchFlags& flags, Globals& globals);
 
 struct EngineBench {

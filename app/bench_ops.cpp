@@ -40,6 +40,7 @@ class Ops {
 
   std::vector<OpBench> all() {
     add_elementwise();
+    add_products_of_one_row();
     add_norms();
     add_attention_rows();
     add_activations();
@@ -65,6 +66,7 @@ class Ops {
   }
 
   void add_elementwise();
+  void add_products_of_one_row();
   void add_norms();
   void add_attention_rows();
   void add_activations();
@@ -89,6 +91,29 @@ void Ops::add_elementwise() {
      [this, n]() -> Launch { return [y = matrix(), x = vector(n)](Backend& b) { b.cast(y, x); }; });
   op("sum_squares of fp32", stat(n),
      [this, n]() -> Launch { return [s = vector(1), x = vector(n)](Backend& b) { b.sum_squares(s, x); }; });
+}
+
+// What decoding does with gate and up: the weights are all that counts.
+void Ops::add_products_of_one_row() {
+  const LinearShape s{1, width_, 2 * hidden_};
+  op("linear_forward of 1 row", compute(s.in * s.out), [this, s]() -> Launch {
+    return [y = matrix(1, s.out), x = matrix(1, s.in), w = matrix(s.out, s.in), s](Backend& b) {
+      b.linear_forward(y, x, w, s);
+    };
+  });
+  for (const int bits : {4, 8}) {
+    const PackedFormat f{bits, s.in, s.in % 128 == 0 ? 128 : s.in};
+    op(fmt::format("linear_packed_forward of 1 row, {} bits", bits),
+       static_cast<double>(s.out * f.row_bytes()) + stat(s.out * f.groups()), [this, s, f]() -> Launch {
+         // Any byte is a code, or two.
+         const Tensor words = bench_.ids(s.out * f.row_bytes() / 4, std::int64_t{1} << 31);
+         return [y = matrix(1, s.out), x = matrix(1, s.in), words, scales = vector(s.out * f.groups()), s,
+                 f](Backend& b) {
+           const ConstView codes(words.data(), 4 * words.size(), DType::U8);
+           b.linear_packed_forward(y, x, {codes, scales, f}, s);
+         };
+       });
+  }
 }
 
 void Ops::add_norms() {

@@ -29,6 +29,7 @@ std::string what_others_lack(const RoutingConfig& routing) {
 
 void run(const ExportFlags& flags, const Globals& globals) {
   const TrainedModel model = open_model(flags.model, false, globals);
+  require_unquantized(model.loaded, "export");
   const Exported exported =
       export_model(model.loaded, model.context->backend(), flags.output, flags.options());
   const bool is_routed = model.loaded.config.routing.kind != RoutingKind::None;

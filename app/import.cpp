@@ -102,6 +102,7 @@ void run(const ImportFlags& flags, const Globals& globals) {
   }
   const DType dtype = dtype_of(flags);
   const TrainedModel model = open_model(flags.folder, false, globals);
+  require_unquantized(model.loaded, "import");
   const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(model.loaded);
   ExportOptions options;
   options.dtype = dtype;

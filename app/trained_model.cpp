@@ -23,6 +23,15 @@ TrainedModel open_model(const std::string& path, bool invariant, const Globals& 
   return model;
 }
 
+void require_unquantized(const LoadedModel& loaded, const char* command) {
+  const Quantization* q = loaded.model->quantization();
+  if (q == nullptr) return;
+  throw UserError(
+      fmt::format("{} has weights of {} bits ({}): fathom {} takes a model before it was quantized.",
+                  loaded.checkpoint.string(), q->bits, q->method, command),
+      "Give the run or the model that it was made from.");
+}
+
 std::unique_ptr<Context> inference_context(std::shared_ptr<Backend> backend, const std::string& precision) {
   const DType weights = precision == "bf16" ? DType::BF16 : DType::F32;
   const DType compute = backend->is_cpu() ? DType::F32 : weights;

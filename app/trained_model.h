@@ -23,6 +23,8 @@ TrainedModel open_model(const std::string& path, bool invariant, const Globals& 
                         const std::string& precision = "fp32");
 /// fp32, or bf16: on a GPU all of it, on the CPU the weights of products and lookups, computed with in fp32.
 std::unique_ptr<Context> inference_context(std::shared_ptr<Backend> backend, const std::string& precision);
+/// UserError: the weights are of few bits, of which `command` makes nothing.
+void require_unquantized(const LoadedModel& loaded, const char* command);
 /// UserError: the store's ids are not those of the model's tokenizer.
 void require_same_tokens(const TokenStore& store, const LoadedModel& loaded);
 /// --precision, of commands that compute with a trained model.

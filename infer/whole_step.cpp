@@ -71,7 +71,8 @@ DecoderModel describe(const Transformer& model, const Causal& rule, const KvCach
 std::unique_ptr<WholeStep> WholeStep::open(Context& c, const Transformer& model, const Causal& rule,
                                            KvCache& cache, std::int64_t choices,
                                            std::int64_t most_sequences) {
-  if (model.routing().has_experts()) return nullptr;
+  // It reads every weight as a number.
+  if (model.routing().has_experts() || model.quantization() != nullptr) return nullptr;
   std::unique_ptr<Decoder> decoder =
       c.backend().make_decoder(describe(model, rule, cache, choices, most_sequences));
   if (decoder == nullptr) return nullptr;

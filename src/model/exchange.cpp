@@ -36,25 +36,60 @@ SafetensorsType type_of(DType dtype) {
   return dtype == DType::BF16 ? SafetensorsType::BF16 : SafetensorsType::F32;
 }
 
-double write_weights(const fs::path& path, const LoadedModel& model, Backend& backend, DType dtype) {
-  const ParameterSet& parameters = model.model->parameters();
+// The tensors of a parameter, in the order of their data.
+std::vector<SafetensorsEntry> entries_of(const ParameterSpec& spec, const LoadedModel& model, DType dtype) {
   std::vector<SafetensorsEntry> entries;
-  for (const ParameterSpec& spec : parameters.specs()) {
-    for (ExchangePart& part : exchange_parts(spec, model.config.model)) {
+  for (ExchangePart& part : exchange_parts(spec, model.config.model)) {
+    if (spec.is_packed) {
+      PackedPart packed = packed_part(part, model.model->quantization()->format(spec));
+      entries.push_back(std::move(packed.codes));
+      entries.push_back(std::move(packed.scales));
+    } else {
       entries.push_back({std::move(part.name), type_of(dtype), std::move(part.shape)});
     }
   }
-  SafetensorsWriter out(path.string(), entries, {{"format", "pt"}});
+  return entries;
+}
+
+void write_numbers(SafetensorsWriter& out, const std::vector<SafetensorsEntry>& entries,
+                   const std::vector<float>& values, DType dtype) {
+  std::span<const float> left = values;
+  for (const SafetensorsEntry& entry : entries) {
+    const auto count = static_cast<std::size_t>(entry.elements());
+    out.write(entry.name, to_exchange(left.first(count), dtype));
+    left = left.subspan(count);
+  }
+}
+
+void write_packed(SafetensorsWriter& out, const std::vector<SafetensorsEntry>& entries, Backend& backend,
+                  const PackedTensor& packed) {
+  const std::vector<std::byte> codes = download_codes(backend, packed);
+  const std::vector<float> scales = to_host<float>(backend, packed.scales);
+  std::span<const std::byte> codes_left = codes, scales_left = std::as_bytes(std::span(scales));
+  for (const SafetensorsEntry& entry : entries) {
+    std::span<const std::byte>& left = entry.type == SafetensorsType::F32 ? scales_left : codes_left;
+    out.write(entry.name, left.first(entry.bytes()));
+    left = left.subspan(entry.bytes());
+  }
+}
+
+double write_weights(const fs::path& path, const LoadedModel& model, Backend& backend, DType dtype) {
+  const ParameterSet& parameters = model.model->parameters();
+  std::vector<SafetensorsEntry> all;
   double bytes = 0;
-  auto entry = entries.begin();
   for (const ParameterSpec& spec : parameters.specs()) {
-    const std::vector<float> values = to_host<float>(backend, parameters.master(spec.name));
-    std::span<const float> left = values;
-    for (std::size_t i = 0; i < exchange_parts(spec, model.config.model).size(); ++i, ++entry) {
-      const auto count = static_cast<std::size_t>(entry->elements());
-      out.write(entry->name, to_exchange(left.first(count), dtype));
-      left = left.subspan(count);
-      bytes += static_cast<double>(entry->bytes());
+    for (SafetensorsEntry& entry : entries_of(spec, model, dtype)) {
+      bytes += static_cast<double>(entry.bytes());
+      all.push_back(std::move(entry));
+    }
+  }
+  SafetensorsWriter out(path.string(), all, {{"format", "pt"}});
+  for (const ParameterSpec& spec : parameters.specs()) {
+    const std::vector<SafetensorsEntry> entries = entries_of(spec, model, dtype);
+    if (spec.is_packed) {
+      write_packed(out, entries, backend, parameters.packed(spec.name));
+    } else {
+      write_numbers(out, entries, to_host<float>(backend, parameters.master(spec.name)), dtype);
     }
   }
   out.commit();
@@ -225,7 +260,8 @@ Exported export_model(const LoadedModel& model, Backend& backend, const fs::path
   }
   const TextEnds ends = ends_of(model, options.tokenizer);
   std::map<std::string, std::string> files = tokenizer_files(model, options.tokenizer);
-  files[kConfig] = exchange_config(model.config, model.meta, options.dtype, ends);
+  files[kConfig] =
+      exchange_config(model.config, model.meta, options.dtype, ends, model.model->quantization());
   // One that is there says more, such as how to sample.
   const fs::path generation = folder_of(model.checkpoint) / kGeneration;
   std::error_code error;
@@ -271,11 +307,18 @@ LoadedModel load_exported_model(const fs::path& path,
   const ExchangeWeights weights(folder);
   const ModelConfig& model = loaded.config.model;
   loaded.ends = read_ends(folder, model.vocab_size);
-  weights.require(declare_parameters(model, loaded.config.routing).specs(), model);
+  const Quantization* quantization = read.quantization ? &*read.quantization : nullptr;
+  weights.require(declare_parameters(model, loaded.config.routing).specs(), model, quantization);
   Context& c = context_for(loaded.config);
-  loaded.model = std::make_unique<Transformer>(c, model, loaded.config.routing, false);
+  loaded.model = quantization != nullptr
+                     ? std::make_unique<Transformer>(c, model, loaded.config.routing, *quantization)
+                     : std::make_unique<Transformer>(c, model, loaded.config.routing, false);
   ParameterSet& parameters = loaded.model->parameters();
   for (const ParameterSpec& spec : parameters.specs()) {
+    if (spec.is_packed) {
+      parameters.put_packed(spec.name, weights.read_packed(c, spec, model, quantization->format(spec)));
+      continue;
+    }
     from_host(c.backend(), parameters.master(spec.name), weights.read(spec, model));
   }
   parameters.refresh_working_copy(c);

@@ -13,6 +13,7 @@
 #include "src/config/parse.h"
 #include "src/config/print.h"
 #include "src/config/resolve.h"
+#include "src/model/quantization_config.h"
 
 namespace fathom {
 
@@ -22,6 +23,7 @@ using Json = nlohmann::ordered_json;
 
 constexpr const char* kOurs = "fathom";
 constexpr const char* kRouting = "fathom_routing";
+constexpr const char* kQuantization = "quantization_config";
 constexpr int kVersion = 1;
 
 // The keys of these sections, as JSON.
@@ -124,6 +126,9 @@ class Reader {
     read.is_ours = !own.empty();
     read.meta.config_yaml = to_yaml(read.config);
     if (read.is_ours) read_meta(own, read.meta);
+    const auto quantization = json_.find(kQuantization);
+    if (quantization != json_.end() && !quantization->is_null())
+      read.quantization = parse_quantization(quantization->dump(), path_);
     return read;
   }
 
@@ -232,7 +237,7 @@ std::string exchange_type(const Config& config) {
 }
 
 std::string exchange_config(const Config& config, const CheckpointMeta& meta, DType dtype,
-                            const TextEnds& ends) {
+                            const TextEnds& ends, const Quantization* quantization) {
   const ModelConfig& m = config.model;
   const std::string type = exchange_type(config);
   const char* architecture = type == "llama"   ? "LlamaForCausalLM"
@@ -262,6 +267,7 @@ std::string exchange_config(const Config& config, const CheckpointMeta& meta, DT
     routing["experts"] = section_of(config, "experts");
     json[kRouting] = std::move(routing);
   }
+  if (quantization != nullptr) json[kQuantization] = Json::parse(print_quantization(*quantization));
   json[kOurs] = std::move(own);
   return json.dump(2) + "\n";
 }

@@ -1,18 +1,20 @@
 // config.json of a model in exchange, to and from Fathom's config. Private to src/model.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "src/model/checkpoint.h"
+#include "src/model/quantization.h"
 
 namespace fathom {
 
 /// "llama", "qwen3" (QK-norm) or "fathom" (routed).
 std::string exchange_type(const Config& config);
 
-/// The text of config.json.
+/// The text of config.json. `quantization` may be null.
 std::string exchange_config(const Config& config, const CheckpointMeta& meta, DType dtype,
-                            const TextEnds& ends);
+                            const TextEnds& ends, const Quantization* quantization);
 
 /// The text of generation_config.json, which is where programs look first for what ends a text.
 std::string exchange_generation_config(const TextEnds& ends);
@@ -24,6 +26,7 @@ TextEnds parse_text_ends(const std::string& text, const std::string& path, std::
 struct ExchangeConfig {
   Config config;        // data and train are placeholders
   CheckpointMeta meta;  // of an export; of other programs' models only config_yaml
+  std::optional<Quantization> quantization;
   bool is_ours = false;
 };
 

@@ -121,6 +121,13 @@ std::vector<ExchangePart> exchange_parts(const ParameterSpec& spec, const ModelC
   return {{spec.name, dims}};
 }
 
+PackedPart packed_part(const ExchangePart& part, const PackedFormat& format) {
+  const std::int64_t rows = part.shape[0];
+  const auto type = format.bits == 8 ? SafetensorsType::I8 : SafetensorsType::U8;
+  return {{part.name + "_packed", type, {rows, format.code_bytes()}},
+          {part.name + "_scale", SafetensorsType::F32, {rows, format.groups()}}};
+}
+
 std::vector<std::byte> to_exchange(std::span<const float> values, DType dtype) {
   std::vector<std::byte> bytes(values.size() * size_of(dtype));
   if (dtype == DType::F32) {
@@ -168,19 +175,48 @@ const SafetensorsFile* ExchangeWeights::file_of(const std::string& name) const {
   return nullptr;
 }
 
-void ExchangeWeights::require(const std::vector<ParameterSpec>& specs, const ModelConfig& model) const {
+const SafetensorsFile& ExchangeWeights::require(const std::string& name,
+                                                const std::vector<std::int64_t>& shape,
+                                                const SafetensorsType* type) const {
+  const SafetensorsFile* file = file_of(name);
+  if (file == nullptr) {
+    throw UserError(
+        fmt::format("{} has no tensor {}, which its config.json calls for.", folder_.string(), name));
+  }
+  const SafetensorsEntry& entry = *file->find(name);
+  if (entry.shape != shape) {
+    throw UserError(fmt::format("{}: {} is {}, and config.json calls for {}.", file->path(), name,
+                                Shape(entry.shape).str(), Shape(shape).str()));
+  }
+  if (type != nullptr && entry.type != *type) {
+    throw UserError(fmt::format("{}: {} is of type {}, and is to be {}.", file->path(), name,
+                                name_of(entry.type), name_of(*type)));
+  }
+  return *file;
+}
+
+void ExchangeWeights::require(const std::vector<ParameterSpec>& specs, const ModelConfig& model,
+                              const Quantization* quantization) const {
+  const auto format_of = [&](const ParameterSpec& spec) {
+    try {
+      return quantization->format(spec);
+    } catch (const UserError& e) {
+      throw UserError(fmt::format("{}: {}", (folder_ / "config.json").string(), e.what()));
+    }
+  };
   std::set<std::string> expected;
   for (const ParameterSpec& spec : specs) {
+    const bool is_packed = quantization != nullptr && quantization->holds(spec);
     for (const ExchangePart& part : exchange_parts(spec, model)) {
-      expected.insert(part.name);
-      const SafetensorsFile* file = file_of(part.name);
-      if (file == nullptr) {
-        throw UserError(fmt::format("{} has no tensor {}, which its config.json calls for.", folder_.string(),
-                                    part.name));
+      if (!is_packed) {
+        expected.insert(part.name);
+        require(part.name, part.shape, nullptr);
+        continue;
       }
-      if (const std::vector<std::int64_t>& shape = file->find(part.name)->shape; shape != part.shape) {
-        throw UserError(fmt::format("{}: {} is {}, and config.json calls for {}.", file->path(), part.name,
-                                    Shape(shape).str(), Shape(part.shape).str()));
+      const PackedPart packed = packed_part(part, format_of(spec));
+      for (const SafetensorsEntry& entry : {packed.codes, packed.scales}) {
+        expected.insert(entry.name);
+        require(entry.name, entry.shape, &entry.type);
       }
     }
   }
@@ -211,6 +247,27 @@ std::vector<float> ExchangeWeights::read(const ParameterSpec& spec, const ModelC
     values.insert(values.end(), some.begin(), some.end());
   }
   return values;
+}
+
+PackedTensor ExchangeWeights::read_packed(Context& c, const ParameterSpec& spec, const ModelConfig& model,
+                                          const PackedFormat& format) const {
+  std::vector<std::byte> codes;
+  std::vector<float> scales;
+  const auto largest = static_cast<float>(1 << (format.bits - 1));
+  for (const ExchangePart& part : exchange_parts(spec, model)) {
+    const PackedPart packed = packed_part(part, format);
+    const std::span<const std::byte> rows = file_of(packed.codes.name)->data(packed.codes.name);
+    codes.insert(codes.end(), rows.begin(), rows.end());
+    const SafetensorsFile& file = *file_of(packed.scales.name);
+    const std::string where = fmt::format("{}: {}", file.path(), packed.scales.name);
+    for (const float scale : from_exchange(file.data(packed.scales.name), SafetensorsType::F32, where)) {
+      if (!std::isfinite(scale * largest))
+        throw UserError(
+            fmt::format("{} holds a scale of {}, with which weights are not finite.", where, scale));
+      scales.push_back(scale);
+    }
+  }
+  return upload_packed(c, spec.shape, format, codes, scales);
 }
 
 }  // namespace fathom

@@ -11,6 +11,7 @@
 
 #include "src/config/config.h"
 #include "src/io/safetensors.h"
+#include "src/model/quantization.h"
 #include "src/nn/parameters.h"
 
 namespace fathom {
@@ -25,6 +26,13 @@ struct ExchangePart {
 /// all else is itself.
 std::vector<ExchangePart> exchange_parts(const ParameterSpec& spec, const ModelConfig& model);
 
+/// What such a part is with weights of few bits: NAME_packed, the rows' codes, and NAME_scale.
+struct PackedPart {
+  SafetensorsEntry codes;   // 4 bits: U8 [rows, code_bytes()]; 8 bits: I8 [rows, columns]
+  SafetensorsEntry scales;  // F32 [rows, groups()]
+};
+PackedPart packed_part(const ExchangePart& part, const PackedFormat& format);
+
 /// The bytes of fp32 values as F32 or, rounded to nearest even, as BF16.
 std::vector<std::byte> to_exchange(std::span<const float> values, DType dtype);
 /// The values of a tensor of any floating type. UserError of `where`: it is of another type.
@@ -38,15 +46,24 @@ class ExchangeWeights {
   explicit ExchangeWeights(const std::filesystem::path& folder);
 
   /// UserError when a tensor of these parameters is missing or of another shape, or one belongs to none of
-  /// them. Passed over: rotary tables, and a head beside tied embeddings.
-  void require(const std::vector<ParameterSpec>& specs, const ModelConfig& model) const;
+  /// them; of weights of few bits also when it is of another type, or when groups do not divide rows. Passed
+  /// over: rotary tables, and a head beside tied embeddings. `quantization` may be null.
+  void require(const std::vector<ParameterSpec>& specs, const ModelConfig& model,
+               const Quantization* quantization) const;
   /// Whether they are BF16, each of them.
   bool are_bf16() const;
   /// All values of a parameter. UserError: not of a floating type.
   std::vector<float> read(const ParameterSpec& spec, const ModelConfig& model) const;
+  /// A parameter of few bits, to the device. UserError: a scale that is not finite, or too large for its
+  /// codes.
+  PackedTensor read_packed(Context& c, const ParameterSpec& spec, const ModelConfig& model,
+                           const PackedFormat& format) const;
 
  private:
   const SafetensorsFile* file_of(const std::string& name) const;
+  /// The file that holds a tensor, of this shape and, when `type` is not null, of this type; UserError else.
+  const SafetensorsFile& require(const std::string& name, const std::vector<std::int64_t>& shape,
+                                 const SafetensorsType* type) const;
 
   std::filesystem::path folder_;
   std::vector<SafetensorsFile> files_;

@@ -153,6 +153,20 @@ Transformer::Transformer(Context& c, const ModelConfig& model, const RoutingConf
   parameters_.allocate(c, gradients);
 }
 
+Transformer::Transformer(Context& c, const ModelConfig& model, const RoutingConfig& routing,
+                         const Quantization& quantization)
+    : model_(model),
+      routing_(routing),
+      quantization_(quantization),
+      parameters_(declare_parameters(model, routing)) {
+  for (const ParameterSpec& spec : parameters_.specs()) {
+    if (!quantization.holds(spec)) continue;
+    quantization.format(spec);
+    parameters_.declare_packed(spec.name);
+  }
+  parameters_.allocate(c, false);
+}
+
 std::vector<std::int64_t> Transformer::routed_layers() const {
   std::vector<std::int64_t> layers;
   for (std::int64_t i = 0; i < model_.depth; ++i) {
@@ -176,8 +190,19 @@ const Tensor& Transformer::weight(std::int64_t layer, const char* name) const {
   return parameters_.get(layer_name(layer, name));
 }
 
+ops::Weight Transformer::product(std::int64_t layer, const char* name) const {
+  const std::string full = layer_name(layer, name);
+  if (parameters_.is_packed(full)) return parameters_.packed(full);
+  return parameters_.get(full);
+}
+
 ForwardResult Transformer::forward(Context& c, const Batch& batch, const SelectionRule& rule,
                                    const StreamObserver& observe) const {
+  if (quantization_ && c.tape() != nullptr) {
+    throw UserError(fmt::format("Weights of {} bits have no gradients: such a model cannot be trained.",
+                                quantization_->bits),
+                    "Train the model that it was made from, and quantize that again.");
+  }
   Rows rows{batch.batch, batch.seq, batch.positions, batch.documents, batch.document_mask, {}, {}};
   if (batch.document_mask) {
     rows.first_key = c.empty({batch.batch * batch.seq}, DType::I32);
@@ -222,7 +247,7 @@ Tensor Transformer::attend(Context& c, std::int64_t layer, Tensor qkv, const Row
           ? rows.cache->attend(c, layer, qkv, rows.kept)
           : ops::attention(c, qkv, rows.first_key, {rows.batch, rows.seq, model_.heads, model_.kv_heads});
   const FlopItem item(c, "attention_proj");
-  return ops::linear(c, mixed, weight(layer, "self_attn.o_proj.weight"));
+  return ops::linear(c, mixed, product(layer, "self_attn.o_proj.weight"));
 }
 
 // a = W_o attention(rope(W_qkv norm(x)))
@@ -231,7 +256,7 @@ Tensor Transformer::attention_of(Context& c, std::int64_t layer, const Tensor& x
   {
     const FlopItem item(c, "attention_proj");
     qkv = ops::rms_norm_linear(c, x, weight(layer, "input_layernorm.weight"),
-                               weight(layer, "self_attn.qkv_proj.weight"), model_.norm_eps);
+                               product(layer, "self_attn.qkv_proj.weight"), model_.norm_eps);
   }
   return attend(c, layer, std::move(qkv), rows);
 }
@@ -241,8 +266,8 @@ std::pair<Tensor, Tensor> Transformer::mlp_after(Context& c, std::int64_t layer,
                                                  const Tensor& a) const {
   const FlopItem item(c, "mlp");
   auto [h, gate_up] = ops::add_rms_norm_linear(c, x, a, weight(layer, "post_attention_layernorm.weight"),
-                                               weight(layer, "mlp.gate_up_proj.weight"), model_.norm_eps);
-  return {h, ops::swiglu_linear(c, std::move(gate_up), weight(layer, "mlp.down_proj.weight"))};
+                                               product(layer, "mlp.gate_up_proj.weight"), model_.norm_eps);
+  return {h, ops::swiglu_linear(c, std::move(gate_up), product(layer, "mlp.down_proj.weight"))};
 }
 
 std::vector<Tensor> Transformer::body(Context& c, const BlockFunction& f,
@@ -263,7 +288,7 @@ Transformer::Stream Transformer::dense_block(Context& c, std::int64_t layer, con
         const FlopItem item(ctx, "attention_proj");
         std::tie(h, qkv) =
             ops::add_rms_norm_linear(ctx, in[0], in[1], weight(layer, "input_layernorm.weight"),
-                                     weight(layer, "self_attn.qkv_proj.weight"), model_.norm_eps);
+                                     product(layer, "self_attn.qkv_proj.weight"), model_.norm_eps);
       }
       a = attend(ctx, layer, std::move(qkv), rows);
     } else {

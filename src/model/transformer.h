@@ -9,14 +9,17 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "src/autograd/recompute.h"
 #include "src/model/attention_cache.h"
+#include "src/model/quantization.h"
 #include "src/model/selection.h"
 #include "src/nn/parameters.h"
 #include "src/ops/experts.h"
+#include "src/ops/product.h"
 
 namespace fathom {
 
@@ -125,8 +128,15 @@ class Transformer {
   /// resolved.
   Transformer(Context& c, const ModelConfig& model, const RoutingConfig& routing, bool gradients);
 
+  /// For inference, of a model some of whose products have weights of few bits: put_packed() of parameters()
+  /// gives them. UserError: groups that do not divide the rows.
+  Transformer(Context& c, const ModelConfig& model, const RoutingConfig& routing,
+              const Quantization& quantization);
+
   const ModelConfig& config() const { return model_; }
   const RoutingConfig& routing() const { return routing_; }
+  /// Null: every weight is a number of its own.
+  const Quantization* quantization() const { return quantization_ ? &*quantization_ : nullptr; }
   ParameterSet& parameters() { return parameters_; }
   const ParameterSet& parameters() const { return parameters_; }
   std::vector<std::int64_t> routed_layers() const;
@@ -135,7 +145,7 @@ class Transformer {
   void set_recompute(Recompute r) { recompute_ = r; }
   void initialise(Context& c, std::uint64_t seed) { parameters_.initialise(c, seed); }
 
-  /// The stack of blocks and the final norm.
+  /// The stack of blocks and the final norm. UserError: a tape records, and weights are of few bits.
   ForwardResult forward(Context& c, const Batch& batch, const SelectionRule& rule,
                         const StreamObserver& observe = {}) const;
   /// The LM head: hidden [N, D] -> [N, V].
@@ -181,9 +191,11 @@ class Transformer {
   Tensor predict_experts(Context& c, std::int64_t layer, const Tensor& x) const;
   std::vector<Tensor> body(Context& c, const BlockFunction& f, const std::vector<Tensor>& inputs) const;
   const Tensor& weight(std::int64_t layer, const char* name) const;
+  ops::Weight product(std::int64_t layer, const char* name) const;
 
   ModelConfig model_;
   RoutingConfig routing_;
+  std::optional<Quantization> quantization_;
   Recompute recompute_ = Recompute::None;
   ParameterSet parameters_;
 };

@@ -33,13 +33,23 @@ void ParameterSet::declare(ParameterSpec spec) {
   specs_.push_back(std::move(spec));
 }
 
+void ParameterSet::declare_packed(const std::string& name) {
+  for (ParameterSpec& spec : specs_) {
+    if (spec.name != name) continue;
+    spec.is_packed = true;
+    packed_[name] = {};
+    return;
+  }
+  throw InternalError(fmt::format("[parameters] there is no {}", name));
+}
+
 void ParameterSet::allocate(Context& c, bool gradients) {
   std::int64_t total = 0;
   std::map<std::string, std::int64_t> offsets;
   for (std::size_t g = 0; g < kParameterGroups; ++g) {
     ranges_[g].begin = total;
     for (const ParameterSpec& spec : specs_) {
-      if (static_cast<std::size_t>(spec.group) != g) continue;
+      if (static_cast<std::size_t>(spec.group) != g || spec.is_packed) continue;
       offsets[spec.name] = total;
       total += padded(spec.shape.size());
     }
@@ -49,7 +59,9 @@ void ParameterSet::allocate(Context& c, bool gradients) {
   const DType weights = gradients ? c.compute_dtype() : c.weight_dtype();
   if (weights != c.stat_dtype()) working_ = c.zeros({total}, weights, MemoryTag::Parameters);
   if (gradients) gradients_ = c.zeros({total}, c.stat_dtype(), MemoryTag::Gradients);
+  if (gradients && !packed_.empty()) throw InternalError("[parameters] of few bits have no gradients");
   for (const ParameterSpec& spec : specs_) {
+    if (spec.is_packed) continue;
     const std::int64_t offset = offsets.at(spec.name);
     const Tensor master = part_of(masters_, offset, spec.shape);
     master_tensors_[spec.name] = master;
@@ -99,6 +111,22 @@ void ParameterSet::forget_masters(Context& c) {
 const Tensor& ParameterSet::get(const std::string& name) const {
   const auto found = tensors_.find(name);
   if (found == tensors_.end()) throw InternalError(fmt::format("[parameters] there is no {}", name));
+  return found->second;
+}
+
+void ParameterSet::put_packed(const std::string& name, PackedTensor value) {
+  for (const ParameterSpec& spec : specs_) {
+    if (spec.name != name || !spec.is_packed || spec.shape != value.shape) continue;
+    packed_[name] = std::move(value);
+    return;
+  }
+  throw InternalError(fmt::format("[parameters] there is no {} {} of few bits", name, value.shape.str()));
+}
+
+const PackedTensor& ParameterSet::packed(const std::string& name) const {
+  const auto found = packed_.find(name);
+  if (found == packed_.end() || !found->second.defined())
+    throw InternalError(fmt::format("[parameters] there is no {} of few bits", name));
   return found->second;
 }
 

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "src/autograd/context.h"
+#include "src/ops/packed_tensor.h"
 
 namespace fathom {
 
@@ -34,6 +34,7 @@ struct ParameterSpec {
   ParameterGroup group = ParameterGroup::Decayed;
   Init init;
   bool is_product = false;  // the weight of a product, even with one row or of one expert
+  bool is_packed = false;   // of few bits, outside of the arenas
 
   /// Vectors (norms, biases, the weights of scores) are computed with in the stat dtype, matrices in the
   /// compute dtype (kernels/backend.h).
@@ -50,6 +51,9 @@ class ParameterSet {
  public:
   /// Declares a parameter; before allocate(). Names are unique.
   void declare(ParameterSpec spec);
+  /// A declared parameter is to be of few bits; before allocate(), which leaves it out. put_packed() gives
+  /// it.
+  void declare_packed(const std::string& name);
   /// Makes the arenas and binds each parameter's gradient into them. `gradients` false: for inference.
   void allocate(Context& c, bool gradients);
   /// Starts every parameter from its Init: a pure function of (seed, name), so that adding one changes no
@@ -63,9 +67,14 @@ class ParameterSet {
   void forget_masters(Context& c);
 
   const std::vector<ParameterSpec>& specs() const { return specs_; }
-  bool has(const std::string& name) const { return tensors_.contains(name); }
+  bool has(const std::string& name) const { return names_.contains(name); }
   /// What ops read: a vector's master, a matrix's working copy (or its master, where that is the same).
   const Tensor& get(const std::string& name) const;
+  /// InternalError unless `name` was declared as of few bits, and has this shape.
+  void put_packed(const std::string& name, PackedTensor value);
+  /// Of a parameter of few bits; InternalError: `name` is none, or has no value yet.
+  const PackedTensor& packed(const std::string& name) const;
+  bool is_packed(const std::string& name) const { return packed_.contains(name); }
   /// What the optimizer changes and a checkpoint holds.
   const Tensor& master(const std::string& name) const;
 
@@ -83,6 +92,7 @@ class ParameterSet {
   std::set<std::string> names_;
   std::map<std::string, Tensor> tensors_;
   std::map<std::string, Tensor> master_tensors_;
+  std::map<std::string, PackedTensor> packed_;
   Tensor masters_;
   Tensor working_;
   Tensor gradients_;

@@ -27,11 +27,11 @@ std::int64_t expect_rows(const Context& c, const char* op, const char* what, con
   return x.dim(0);
 }
 
-LinearShape linear_shape(const Context& c, const char* op, const char* what, const Tensor& x, const Tensor& w,
+LinearShape linear_shape(const Context& c, const char* op, const char* what, const Tensor& x, const Weight& w,
                          std::int64_t parts) {
   const bool batched = w.defined() && w.shape().rank() == 3;
-  if (!batched) expect_matrix(c, op, "w", w);
-  const std::int64_t in = w.shape()[-1], batch = batched ? w.dim(0) : 1, columns = parts * in;
+  if (!batched && !w.is_packed()) expect_matrix(c, op, "w", w.tensor());
+  const std::int64_t in = w.shape()[-1], batch = batched ? w.shape()[0] : 1, columns = parts * in;
   const std::int64_t rows = expect_rows(c, op, what, x, columns);
   if (batch < 1 || rows % batch != 0) fail(c, op, what, x, Shape{batch, -1, columns});
   LinearShape s{rows / batch, in, w.shape()[-2], batch};

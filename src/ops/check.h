@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "src/autograd/context.h"
+#include "src/ops/product.h"
 
 namespace fathom::ops {
 
@@ -21,7 +22,7 @@ std::int64_t expect_rows(const Context& c, const char* op, const char* what, con
 
 /// The products x W^T of rows with one weight [out, in], or of E equal runs of rows with weights [E, out,
 /// in], where x has `in` columns; or `parts` times as many, of which the product reads one part.
-LinearShape linear_shape(const Context& c, const char* op, const char* what, const Tensor& x, const Tensor& w,
+LinearShape linear_shape(const Context& c, const char* op, const char* what, const Tensor& x, const Weight& w,
                          std::int64_t parts = 1);
 
 }  // namespace fathom::ops

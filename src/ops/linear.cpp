@@ -5,11 +5,12 @@
 
 namespace fathom::ops {
 
-Tensor linear(Context& c, const Tensor& x, const Tensor& w) {
-  const LinearShape s = linear_shape(c, "linear", "x", x, w);
+Tensor linear(Context& c, const Tensor& x, const Weight& weight) {
+  const LinearShape s = linear_shape(c, "linear", "x", x, weight);
   Tensor y = c.empty({s.batch * s.rows, s.out});
-  c.backend().linear_forward(y, x, w, s);
+  product(c, y, x, weight, s);
   c.check("linear", "", y);
+  const Tensor& w = weight.tensor();
   if (wants_record(c, {x, w})) {
     c.tape()->record("linear", {y}, [&c, x, w, s](Tape& t) {
       const Tensor dy = t.gradient();

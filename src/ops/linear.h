@@ -1,11 +1,12 @@
 #pragma once
 
 #include "src/autograd/tape.h"
+#include "src/ops/product.h"
 
 namespace fathom::ops {
 
-/// y = x W^T. x [N, in], w [out, in] -> [N, out]; or w [E, out, in], each for the next N/E rows of x.
-Tensor linear(Context& c, const Tensor& x, const Tensor& w);
+/// y = x W^T. x [N, in], W [out, in] -> [N, out]; or W [E, out, in], each for the next N/E rows of x.
+Tensor linear(Context& c, const Tensor& x, const Weight& weight);
 
 /// a + b, of one shape.
 Tensor add(Context& c, const Tensor& a, const Tensor& b);

@@ -40,15 +40,16 @@ ConstView second_halves(const Tensor& pairs, std::int64_t hidden) {
 
 // By value: who gives the only handle away lets it be written over.
 // NOLINTNEXTLINE(performance-unnecessary-value-param)
-Tensor swiglu_linear(Context& c, Tensor gate_up, const Tensor& w) {
+Tensor swiglu_linear(Context& c, Tensor gate_up, const Weight& weight) {
   expect_matrix(c, "swiglu_linear", "gate_up", gate_up);
-  const LinearShape s = linear_shape(c, "swiglu_linear", "gate_up", gate_up, w, 2);
+  const LinearShape s = linear_shape(c, "swiglu_linear", "gate_up", gate_up, weight, 2);
   const std::int64_t rows = gate_up.dim(0), hidden = s.in;
   Tensor gate_h = gate_up.owners() == 1 ? gate_up.detach() : c.empty(gate_up.shape());
   c.backend().swiglu_forward_beside_gate(gate_h, gate_up, rows, hidden);
   Tensor y = c.empty({rows, s.out});
-  c.backend().linear_forward(y, second_halves(gate_h, hidden), w, s);
+  product(c, y, second_halves(gate_h, hidden), weight, s);
   c.check("swiglu_linear", "", y);
+  const Tensor& w = weight.tensor();
   if (wants_record(c, {gate_up, w})) {
     c.tape()->record(
         "swiglu_linear", {y},

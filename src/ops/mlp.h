@@ -1,6 +1,7 @@
 #pragma once
 
 #include "src/autograd/tape.h"
+#include "src/ops/product.h"
 
 namespace fathom::ops {
 
@@ -8,9 +9,9 @@ namespace fathom::ops {
 Tensor swiglu(Context& c, const Tensor& gate_up);
 
 /// swiglu(gate_up) W^T. The SwiGLU's output is kept in the place of `up`, which the backward finds in it: two
-/// [N, F] in all. gate_up [N, 2F], w [out, F] -> [N, out]; or w [E, out, F], each for the next N/E rows. Who
+/// [N, F] in all. gate_up [N, 2F], W [out, F] -> [N, out]; or W [E, out, F], each for the next N/E rows. Who
 /// gives the only handle of gate_up away has it written over.
-Tensor swiglu_linear(Context& c, Tensor gate_up, const Tensor& w);
+Tensor swiglu_linear(Context& c, Tensor gate_up, const Weight& weight);
 
 /// Rows of a table. table [V, D], tokens int32 [N] -> [N, D].
 Tensor embedding(Context& c, const Tensor& table, const Tensor& tokens);

@@ -12,22 +12,21 @@ struct Saved {
   Tensor normed;
   Tensor rstd;
   Tensor norm;
-  Tensor w;
+  Weight w;
   NormShape norm_shape;
   LinearShape linear_shape;
 };
 
-Saved check(Context& c, const char* op, const Tensor& x, const Tensor& norm, const Tensor& w, double eps) {
-  expect_matrix(c, op, "w", w);
-  const std::int64_t width = w.dim(1);
-  const std::int64_t rows = expect_rows(c, op, "x", x, width);
-  expect_shape(c, op, "norm", norm, {width});
-  return {{}, c.empty_stat({rows}), norm, w, {rows, width, eps}, {rows, width, w.dim(0)}};
+Saved check(Context& c, const char* op, const Tensor& x, const Tensor& norm, const Weight& w, double eps) {
+  const LinearShape s = linear_shape(c, op, "x", x, w);
+  if (s.batch != 1) fail(c, op, "w", w.tensor(), Shape{-1, -1});
+  expect_shape(c, op, "norm", norm, {s.in});
+  return {{}, c.empty_stat({s.rows}), norm, w, {s.rows, s.in, eps}, s};
 }
 
-Tensor product(Context& c, const char* op, const Saved& s) {
+Tensor product_of(Context& c, const char* op, const Saved& s) {
   Tensor y = c.empty({s.linear_shape.rows, s.linear_shape.out});
-  c.backend().linear_forward(y, s.normed, s.w, s.linear_shape);
+  product(c, y, s.normed, s.w, s.linear_shape);
   c.check(op, "", y);
   return y;
 }
@@ -35,9 +34,9 @@ Tensor product(Context& c, const char* op, const Saved& s) {
 // The gradient of the norm's input; those of both weights are added on the way. dh: what else reaches the
 // input, or undefined.
 Tensor backward(Context& c, Tape& t, const Tensor& dh, const Tensor& dy, const Saved& s) {
-  add_weight_gradient(c, t, s.w, dy, s.normed, s.linear_shape);
+  add_weight_gradient(c, t, s.w.tensor(), dy, s.normed, s.linear_shape);
   const Tensor dnormed = c.empty(s.normed.shape());
-  c.backend().linear_backward_input(dnormed, dy, s.w, s.linear_shape);
+  c.backend().linear_backward_input(dnormed, dy, s.w.tensor(), s.linear_shape);
   Tensor dx = c.empty(s.normed.shape());
   c.backend().rms_norm_backward_from_output(dx, t.sum_into(s.norm), dh, dnormed, s.normed, s.norm, s.rstd,
                                             s.norm_shape);
@@ -46,12 +45,12 @@ Tensor backward(Context& c, Tape& t, const Tensor& dh, const Tensor& dy, const S
 
 }  // namespace
 
-Tensor rms_norm_linear(Context& c, const Tensor& x, const Tensor& norm, const Tensor& w, double eps) {
+Tensor rms_norm_linear(Context& c, const Tensor& x, const Tensor& norm, const Weight& w, double eps) {
   Saved s = check(c, "rms_norm_linear", x, norm, w, eps);
   s.normed = c.empty(x.shape());
   c.backend().rms_norm_forward(s.normed, s.rstd, x, norm, s.norm_shape);
-  Tensor y = product(c, "rms_norm_linear", s);
-  if (wants_record(c, {x, norm, w})) {
+  Tensor y = product_of(c, "rms_norm_linear", s);
+  if (wants_record(c, {x, norm, w.tensor()})) {
     c.tape()->record("rms_norm_linear", {y}, [&c, s, x = x.without_data()](Tape& t) {
       t.give(x, backward(c, t, Tensor(), t.gradient(), s));
     });
@@ -60,14 +59,14 @@ Tensor rms_norm_linear(Context& c, const Tensor& x, const Tensor& norm, const Te
 }
 
 std::pair<Tensor, Tensor> add_rms_norm_linear(Context& c, const Tensor& x, const Tensor& a,
-                                              const Tensor& norm, const Tensor& w, double eps) {
+                                              const Tensor& norm, const Weight& w, double eps) {
   Saved s = check(c, "add_rms_norm_linear", x, norm, w, eps);
   expect_shape(c, "add_rms_norm_linear", "a", a, x.shape());
   Tensor h = c.empty(x.shape());
   s.normed = c.empty(x.shape());
   c.backend().add_rms_norm_forward(h, s.normed, s.rstd, x, a, norm, s.norm_shape);
-  Tensor y = product(c, "add_rms_norm_linear", s);
-  if (wants_record(c, {x, a, norm, w})) {
+  Tensor y = product_of(c, "add_rms_norm_linear", s);
+  if (wants_record(c, {x, a, norm, w.tensor()})) {
     c.tape()->record("add_rms_norm_linear", {h, y},
                      [&c, s, x = x.without_data(), a = a.without_data()](Tape& t) {
                        const Tensor dh = t.gradient(0);

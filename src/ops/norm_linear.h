@@ -6,14 +6,15 @@
 #include <utility>
 
 #include "src/autograd/tape.h"
+#include "src/ops/product.h"
 
 namespace fathom::ops {
 
 /// rms_norm(x) W^T. x [N, D], norm stat [D], w [out, D] -> [N, out].
-Tensor rms_norm_linear(Context& c, const Tensor& x, const Tensor& norm, const Tensor& w, double eps);
+Tensor rms_norm_linear(Context& c, const Tensor& x, const Tensor& norm, const Weight& w, double eps);
 
 /// h = x + a, and rms_norm(h) W^T. Returns {h, product}.
 std::pair<Tensor, Tensor> add_rms_norm_linear(Context& c, const Tensor& x, const Tensor& a,
-                                              const Tensor& norm, const Tensor& w, double eps);
+                                              const Tensor& norm, const Weight& w, double eps);
 
 }  // namespace fathom::ops

@@ -43,6 +43,8 @@ class Buffer {
         return put(i, static_cast<std::int32_t>(x));
       case DType::BF16:
         return put(i, bf16_bits(static_cast<float>(x)));
+      case DType::U8:
+        return put(i, static_cast<std::uint8_t>(x));
       default:
         FAIL() << "no such buffer";
     }
@@ -53,6 +55,8 @@ class Buffer {
         return get<float>(i);
       case DType::F64:
         return get<double>(i);
+      case DType::U8:
+        return get<std::uint8_t>(i);
       case DType::BF16: {
         const std::uint32_t bits = static_cast<std::uint32_t>(get<std::uint16_t>(i)) << 16;
         float x = 0;

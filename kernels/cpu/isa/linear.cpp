@@ -42,20 +42,6 @@ void library_gemm(Transpose ta, Transpose tb, std::int64_t m, std::int64_t n, st
               static_cast<int>(n));
 }
 
-/// The lanes' sum, halves added to halves.
-template <typename T>
-[[gnu::always_inline]] inline T sum_of_lanes(Vec<T> v) {
-  constexpr int W = kLanes<T>;
-  T lanes[W];
-  store<T>(lanes, v);
-#pragma GCC unroll 4
-  for (int half = W / 2; half > 0; half /= 2) {
-#pragma GCC unroll 16
-    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
-  }
-  return lanes[0];
-}
-
 /// A weight of bf16, which is read as it lies and computed with in fp32.
 struct Bf16 {
   std::uint16_t bits;

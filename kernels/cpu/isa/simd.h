@@ -70,4 +70,18 @@ template <typename T>
   return v;
 }
 
+/// The lanes' sum, halves added to halves.
+template <typename T>
+[[gnu::always_inline]] inline T sum_of_lanes(Vec<T> v) {
+  constexpr int W = kLanes<T>;
+  T lanes[W];
+  store<T>(lanes, v);
+#pragma GCC unroll 4
+  for (int half = W / 2; half > 0; half /= 2) {
+#pragma GCC unroll 16
+    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  }
+  return lanes[0];
+}
+
 }  // namespace fathom::cpu::FATHOM_ISA

@@ -1,0 +1,93 @@
+#include "infer/quant/quantize_model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "kernels/error.h"
+
+namespace fathom {
+
+namespace {
+
+/// Squares of a kind's weights, and of what is lost of them.
+struct Squares {
+  double weights = 0, errors = 0;
+};
+
+/// One parameter's matrices, one below the other.
+class Packer {
+ public:
+  Packer(const ParameterSpec& spec, const PackedFormat& format) : spec_(spec), format_(format) {}
+
+  void add(const MatrixToQuantize& from, const QuantizedMatrix& m, Squares& squares) {
+    const std::int64_t groups = from.rows * format_.groups(), size = from.rows * format_.columns;
+    if (m.rows != from.rows || m.columns != format_.columns || m.bits != format_.bits ||
+        m.group != format_.group || std::ssize(m.codes) != size || std::ssize(m.scales) != groups) {
+      throw InternalError(fmt::format("[quantize] {} became {} x {} of {} bits in groups of {}", spec_.name,
+                                      m.rows, m.columns, m.bits, m.group));
+    }
+    if (!std::all_of(m.scales.begin(), m.scales.end(), [](float s) { return std::isfinite(s); }))
+      throw UserError(fmt::format("{} holds weights that are not finite.", spec_.name));
+    const auto columns = static_cast<std::size_t>(format_.columns),
+               group = static_cast<std::size_t>(format_.group);
+    std::vector<std::uint8_t> packed(static_cast<std::size_t>(format_.code_bytes()));
+    for (std::size_t r = 0; r < static_cast<std::size_t>(m.rows); ++r) {
+      pack_codes(packed, std::span(m.codes).subspan(r * columns, columns), format_);
+      const auto bytes = std::as_bytes(std::span(packed));
+      codes_.insert(codes_.end(), bytes.begin(), bytes.end());
+      for (std::size_t k = 0; k < columns; ++k) {
+        const double w = from.values[r * columns + k];
+        const double held =
+            static_cast<double>(m.scales[r * (columns / group) + k / group]) * m.codes[r * columns + k];
+        squares.weights += w * w;
+        squares.errors += (w - held) * (w - held);
+      }
+    }
+    scales_.insert(scales_.end(), m.scales.begin(), m.scales.end());
+  }
+
+  PackedTensor upload(Context& c) const { return upload_packed(c, spec_.shape, format_, codes_, scales_); }
+
+ private:
+  const ParameterSpec& spec_;
+  PackedFormat format_;
+  std::vector<std::byte> codes_;
+  std::vector<float> scales_;
+};
+
+}  // namespace
+
+QuantizedModel quantize_model(Context& c, const Transformer& model, const Quantization& quantization,
+                              const MatrixQuantizer& quantize) {
+  QuantizedModel result;
+  result.model = std::make_unique<Transformer>(c, model.config(), model.routing(), quantization);
+  ParameterSet& to = result.model->parameters();
+  std::map<std::string, Squares> squares;
+  for (const ParameterSpec& spec : to.specs()) {
+    const Tensor& master = model.parameters().master(spec.name);
+    if (!spec.is_packed) {
+      c.backend().copy(to.master(spec.name), master);
+      continue;
+    }
+    const std::vector<float> values = to_floats(c.backend(), master);
+    const std::int64_t experts = spec.shape.rank() == 3 ? spec.shape[0] : 1;
+    MatrixToQuantize matrix{spec.name, 0, {}, spec.shape[-2], quantization.format(spec)};
+    Packer packer(spec, matrix.format);
+    const std::size_t each = values.size() / static_cast<std::size_t>(experts);
+    for (; matrix.expert < experts; ++matrix.expert) {
+      matrix.values = std::span(values).subspan(static_cast<std::size_t>(matrix.expert) * each, each);
+      packer.add(matrix, quantize(matrix), squares[product_kind(spec)]);
+    }
+    to.put_packed(spec.name, packer.upload(c));
+  }
+  to.refresh_working_copy(c);
+  for (const auto& [kind, s] : squares)
+    result.relative_error[kind] = s.weights > 0 ? std::sqrt(s.errors / s.weights) : 0;
+  return result;
+}
+
+}  // namespace fathom

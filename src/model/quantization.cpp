@@ -1,0 +1,31 @@
+#include "src/model/quantization.h"
+
+#include <fmt/format.h>
+
+#include "kernels/error.h"
+
+namespace fathom {
+
+std::string product_kind(const ParameterSpec& spec) {
+  const Quantization all;
+  for (const std::string& kind : all.kinds) {
+    if (spec.name.ends_with("." + kind + ".weight")) return kind;
+  }
+  return "";
+}
+
+bool Quantization::holds(const ParameterSpec& spec) const { return kinds.contains(product_kind(spec)); }
+
+PackedFormat Quantization::format(const ParameterSpec& spec) const {
+  const std::int64_t columns = spec.shape[-1];
+  if (group < 0 || (group > 0 && columns % group != 0)) {
+    throw UserError(
+        fmt::format("{} has rows of {} columns, which groups of {} do not divide.", spec.name, columns,
+                    group),
+        "Take a group that divides the width, the heads' values and the MLP's hidden width, or 0: one "
+        "scale a row.");
+  }
+  return {bits, columns, group > 0 ? group : columns};
+}
+
+}  // namespace fathom

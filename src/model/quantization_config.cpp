@@ -1,0 +1,127 @@
+#include "src/model/quantization_config.h"
+
+#include <array>
+#include <string_view>
+#include <vector>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+#include "kernels/error.h"
+
+namespace fathom {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr const char* kOurs = "fathom";
+constexpr int kVersion = 1;
+
+/// A kind of product, and the tensors that it is in exchange.
+struct Kind {
+  const char* name;
+  std::vector<std::string> tensors;
+};
+const std::vector<Kind>& kinds() {
+  static const std::vector<Kind> all = {{"qkv_proj", {"q_proj", "k_proj", "v_proj"}},
+                                        {"o_proj", {"o_proj"}},
+                                        {"gate_up_proj", {"gate_proj", "up_proj"}},
+                                        {"down_proj", {"down_proj"}}};
+  return all;
+}
+
+class Reader {
+ public:
+  Reader(const Json& json, const std::string& path) : json_(json), path_(path) {}
+
+  Quantization read() const {
+    if (!json_.is_object()) refuse("is no JSON object");
+    const Json method = value("quant_method");
+    if (method != kOurs) {
+      throw UserError(
+          fmt::format("{}: its quant_method is {}, and Fathom reads weights of few bits that it wrote "
+                      "itself.",
+                      path_, method.dump()),
+          "Take the model before it was quantized, and fathom quantize it.");
+    }
+    if (const Json version = value("version"); version != kVersion) {
+      throw UserError(
+          fmt::format("{}: its quantization_config is of version {}, and this Fathom reads version {}.",
+                      path_, version.dump(), kVersion),
+          "Quantize the model again with the Fathom that reads it.");
+    }
+    Quantization q;
+    const Json name = value("method"), bits = value("bits"), group = value("group_size");
+    if (!name.is_string()) refuse(fmt::format("has the method {}, not a name", name.dump()));
+    q.method = name.get<std::string>();
+    if (bits != 4 && bits != 8)
+      refuse(fmt::format("has weights of {} bits, and Fathom knows 4 and 8", bits.dump()));
+    q.bits = bits.get<int>();
+    constexpr std::int64_t kMost = std::int64_t{1} << 40;
+    if (!group.is_number_integer() || group < 0 || group > kMost)
+      refuse(fmt::format("has a group_size of {}, not 0 or a number of columns", group.dump()));
+    q.group = group.get<std::int64_t>();
+    if (const auto seed = json_.find("rotation_seed"); seed != json_.end() && !seed->is_null()) {
+      if (!seed->is_number_unsigned()) refuse(fmt::format("has a rotation_seed of {}", seed->dump()));
+      q.rotation_seed = seed->get<std::uint64_t>();
+    }
+    q.kinds = kinds_of(value("tensors"));
+    return q;
+  }
+
+ private:
+  [[noreturn]] void refuse(const std::string& what) const {
+    throw UserError(fmt::format("{}: its quantization_config {}.", path_, what), "Quantize the model again.");
+  }
+  Json value(const char* key) const {
+    const auto found = json_.find(key);
+    return found == json_.end() ? Json(nullptr) : *found;
+  }
+  std::set<std::string> kinds_of(const Json& tensors) const {
+    if (!tensors.is_array()) refuse("has no list of tensors");
+    std::set<std::string> named;
+    for (const Json& t : tensors) {
+      if (!t.is_string()) refuse(fmt::format("names {} among its tensors", t.dump()));
+      named.insert(t.get<std::string>());
+    }
+    std::set<std::string> result;
+    for (const Kind& kind : kinds()) {
+      std::size_t found = 0;
+      for (const std::string& t : kind.tensors) found += named.erase(t);
+      if (found == 0) continue;
+      if (found < kind.tensors.size())
+        refuse(fmt::format("names some of {}, which are one matrix", fmt::join(kind.tensors, ", ")));
+      result.insert(kind.name);
+    }
+    if (!named.empty()) refuse(fmt::format("names {}, which has no weights of few bits", *named.begin()));
+    if (result.empty()) refuse("names no tensors");
+    return result;
+  }
+
+  const Json& json_;
+  const std::string& path_;
+};
+
+}  // namespace
+
+std::string print_quantization(const Quantization& q) {
+  Json tensors = Json::array();
+  for (const Kind& kind : kinds()) {
+    if (!q.kinds.contains(kind.name)) continue;
+    for (const std::string& t : kind.tensors) tensors.push_back(t);
+  }
+  return Json{
+      {"quant_method", kOurs}, {"version", kVersion},
+      {"method", q.method},    {"bits", q.bits},
+      {"group_size", q.group}, {"rotation_seed", q.rotation_seed ? Json(*q.rotation_seed) : Json(nullptr)},
+      {"tensors", tensors}}
+      .dump();
+}
+
+Quantization parse_quantization(const std::string& json, const std::string& path) {
+  return Reader(Json::parse(json, nullptr, false), path).read();
+}
+
+}  // namespace fathom

@@ -1,0 +1,29 @@
+// What products have in common: their weight, which may be of few bits.
+#pragma once
+
+#include "src/ops/packed_tensor.h"
+
+namespace fathom::ops {
+
+/// The weight of a product: a tensor, or, in a model without gradients, matrices of few bits.
+class Weight {
+ public:
+  Weight(const Tensor& t) : tensor_(t) {}        // NOLINT: a tensor is a weight
+  Weight(const PackedTensor& t) : packed_(t) {}  // NOLINT
+
+  bool defined() const { return is_packed() || tensor_.defined(); }
+  bool is_packed() const { return packed_.defined(); }
+  const Shape& shape() const { return is_packed() ? packed_.shape : tensor_.shape(); }
+  /// Undefined where it is packed.
+  const Tensor& tensor() const { return tensor_; }
+  const PackedTensor& packed() const { return packed_; }
+
+ private:
+  Tensor tensor_;
+  PackedTensor packed_;
+};
+
+/// y = x W^T. InternalError: a weight of few bits while a tape records; it has no gradient.
+void product(Context& c, View y, ConstView x, const Weight& w, const LinearShape& s);
+
+}  // namespace fathom::ops
