@@ -63,6 +63,7 @@ class CudaBackend final : public Backend {
   void sum_squares(View out, ConstView in) override;
   std::int64_t count_nonfinite(ConstView in) override;
   void linear_forward(View y, ConstView x, ConstView w, const LinearShape& s) override;
+  void linear_add_forward(View y, ConstView base, ConstView x, ConstView w, const LinearShape& s) override;
   void linear_packed_forward(View y, ConstView x, const PackedView& w, const LinearShape& s) override;
   void linear_backward_input(View dx, ConstView dy, ConstView w, const LinearShape& s) override;
   void linear_backward_weight(View dw, ConstView dy, ConstView x, const LinearShape& s) override;

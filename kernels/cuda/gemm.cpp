@@ -198,12 +198,12 @@ struct Gemm::State {
   }
 
   void launch(const Descriptors& d, const cublasLtMatmulAlgo_t& algorithm, void* c, const void* a,
-              const void* b, const GemmShape& s) const {
-    const float one = 1.0F, kept = s.accumulate ? 1.0F : 0.0F;
-    check_lt(
-        cublaslt().matmul(handle, d.product, &one, b, d.layouts[0], a, d.layouts[1], &kept, c, d.layouts[2],
-                          c, d.layouts[2], &algorithm, workspace.get(), kWorkspaceBytes, stream),
-        s);
+              const void* b, const GemmShape& s, const void* base) const {
+    const float one = 1.0F, kept = s.accumulate || s.add_base ? 1.0F : 0.0F;
+    check_lt(cublaslt().matmul(handle, d.product, &one, b, d.layouts[0], a, d.layouts[1], &kept,
+                               s.add_base ? base : c, d.layouts[2], c, d.layouts[2], &algorithm,
+                               workspace.get(), kWorkspaceBytes, stream),
+             s);
   }
 
   // `aligned`: bytes that the addresses of all operands are multiples of.
@@ -245,14 +245,14 @@ struct Gemm::State {
 
   // Milliseconds of one product; infinite where the algorithm refuses.
   float time(const Descriptors& d, const cublasLtMatmulAlgo_t& algorithm, void* c, const void* a,
-             const void* b, const GemmShape& s) const {
+             const void* b, const GemmShape& s, const void* base) const {
     constexpr int kRepeats = 4;
     const EventHandle begin = make_event("linear"), end = make_event("linear");
     float milliseconds = std::numeric_limits<float>::infinity();
     try {
-      launch(d, algorithm, c, a, b, s);
+      launch(d, algorithm, c, a, b, s, base);
       check(cudaEventRecord(begin.get(), stream), "linear");
-      for (int i = 0; i < kRepeats; ++i) launch(d, algorithm, c, a, b, s);
+      for (int i = 0; i < kRepeats; ++i) launch(d, algorithm, c, a, b, s, base);
       check(cudaEventRecord(end.get(), stream), "linear");
       check(cudaEventSynchronize(end.get()), "linear");
       check(cudaEventElapsedTime(&milliseconds, begin.get(), end.get()), "linear");
@@ -268,7 +268,8 @@ struct Gemm::State {
   // memory for that, or where every candidate refuses.
   std::optional<cublasLtMatmulAlgo_t> fastest(const Descriptors& d,
                                               const std::vector<cublasLtMatmulHeuristicResult_t>& all,
-                                              const void* a, const void* b, const GemmShape& s) const {
+                                              const void* a, const void* b, const GemmShape& s,
+                                              const void* base) const {
     void* data = nullptr;
     const auto bytes = static_cast<std::size_t>(s.batch * s.m * s.n) * size_of(s.out);
     if (cudaMalloc(&data, bytes) != cudaSuccess) {
@@ -280,7 +281,7 @@ struct Gemm::State {
     std::optional<cublasLtMatmulAlgo_t> best;
     float least = std::numeric_limits<float>::infinity();
     for (const cublasLtMatmulHeuristicResult_t& candidate : all) {
-      const float t = time(d, candidate.algo, data, a, b, s);
+      const float t = time(d, candidate.algo, data, a, b, s, base);
       if (t < least) least = t, best = candidate.algo;
     }
     check(cudaStreamSynchronize(stream), "linear");
@@ -295,14 +296,17 @@ struct Gemm::State {
   }
 
   cublasLtMatmulAlgo_t choose(const Descriptors& d, const void* a, const void* b, std::uint32_t aligned,
-                              const GemmShape& s) {
+                              const GemmShape& s, const void* base) {
     const auto all = candidates(d, aligned, s);
     // Timing has noise, and another choice other rounding.
     if (deterministic || !worth_timing(s) || capturing()) return all.front().algo;
     // An algorithm may rely on the addresses that it was chosen for.
     std::string shape = fmt::format("{} {} {} {} {} {} {} {} {}", s.m, s.n, s.k, s.transpose_a ? "t" : "n",
                                     s.transpose_b ? "t" : "n", name_of(s.in), name_of(s.out),
-                                    s.accumulate ? "accumulate" : "overwrite", aligned);
+                                    s.accumulate ? "accumulate"
+                                    : s.add_base ? "base"
+                                                 : "overwrite",
+                                    aligned);
     if (s.batch > 1) shape += fmt::format(" batch {}", s.batch);
     if (s.a_stride > 0 || s.b_stride > 0) shape += fmt::format(" strides {} {}", s.a_stride, s.b_stride);
     cublasLtMatmulAlgo_t algorithm{};
@@ -313,7 +317,7 @@ struct Gemm::State {
         result.workspaceSize <= kWorkspaceBytes) {
       return algorithm;
     }
-    const auto best = fastest(d, all, a, b, s);
+    const auto best = fastest(d, all, a, b, s, base);
     if (!best) return all.front().algo;
     disk.keep(shape, *best);
     return *best;
@@ -325,24 +329,29 @@ Gemm::Gemm(cudaStream_t stream, const std::string& device_name, bool determinist
 
 Gemm::~Gemm() = default;
 
-void Gemm::run(void* c, const void* a, const void* b, const GemmShape& s) {
+void Gemm::run(void* c, const void* a, const void* b, const GemmShape& s, const void* base) {
   if (s.m == 0 || s.n == 0 || s.batch == 0) return;
   if ((s.k == 0 || state_->clear_outputs) && !s.accumulate) {
     state_->clear(c, static_cast<std::size_t>(s.batch * s.m * s.n) * size_of(s.out));
   }
+  if (s.k == 0 && s.add_base) {
+    const std::size_t bytes = static_cast<std::size_t>(s.batch * s.m * s.n) * size_of(s.out);
+    check(cudaMemcpyAsync(c, base, bytes, cudaMemcpyDeviceToDevice, state_->stream), "linear");
+  }
   if (s.k == 0) return;
   // What an algorithm may assume of the addresses belongs to the choice.
   const auto [of_a, of_b, of_c] = alignments_of(a, b, c, s);
-  const std::uint32_t aligned = std::min({of_a, of_b, of_c});
+  const std::uint32_t of_base = s.add_base ? alignment_of(base, s.m * s.n, s.out, s) : of_c;
+  const std::uint32_t aligned = std::min({of_a, of_b, of_c, of_base});
   const auto key = std::tuple_cat(s.key(), std::tuple(aligned));
   auto plan = plans_.find(key);
   if (plan == plans_.end()) {
     auto made = std::make_unique<Plan>(s);
     // Before it is kept: a plan whose choice threw has no algorithm.
-    made->algorithm = state_->choose(made->descriptors, a, b, aligned, s);
+    made->algorithm = state_->choose(made->descriptors, a, b, aligned, s, base);
     plan = plans_.emplace(key, std::move(made)).first;
   }
-  state_->launch(plan->second->descriptors, plan->second->algorithm, c, a, b, s);
+  state_->launch(plan->second->descriptors, plan->second->algorithm, c, a, b, s, base);
 }
 
 }  // namespace fathom::cuda

@@ -23,12 +23,14 @@ struct GemmShape {
   DType in = DType::F32;     // of A and B
   DType out = DType::F32;    // of C
   bool accumulate = false;   // C += A B
+  bool add_base = false;     // C = base + A B, base of C's type and shape
   std::int64_t batch = 1;    // products side by side: A, B and C are so many, one after the other
   // Elements from a row of A or B, as they are stored, to the next; 0: they are contiguous.
   std::int64_t a_stride = 0, b_stride = 0;
 
   auto key() const {
-    return std::tuple(m, n, k, transpose_a, transpose_b, in, out, accumulate, batch, a_stride, b_stride);
+    return std::tuple(m, n, k, transpose_a, transpose_b, in, out, accumulate, add_base, batch, a_stride,
+                      b_stride);
   }
 };
 
@@ -44,8 +46,8 @@ class Gemm {
   /// Of device memory; what NVIDIA recommends for Hopper.
   static constexpr std::size_t kWorkspaceBytes = 32U << 20;
 
-  /// Products of no rows or columns do nothing; k = 0 gives zeros.
-  void run(void* c, const void* a, const void* b, const GemmShape& s);
+  /// Products of no rows or columns do nothing; k = 0 gives zeros, or the base.
+  void run(void* c, const void* a, const void* b, const GemmShape& s, const void* base = nullptr);
 
  private:
   struct Plan;

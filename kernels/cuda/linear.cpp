@@ -70,6 +70,27 @@ void CudaBackend::linear_forward(View y, ConstView x, ConstView w, const LinearS
               .a_stride = s.x_stride});
 }
 
+void CudaBackend::linear_add_forward(View y, ConstView base, ConstView x, ConstView w, const LinearShape& s) {
+  // Invariant: rows have the bits of a product and a sum.
+  if (options_.invariant) return Backend::linear_add_forward(y, base, x, w, s);
+  check_shape("linear", x, w, y, s, x.dtype);
+  check_type("linear", x, y);
+  if (base.dtype != y.dtype) fail_type("linear", "base", base.dtype, y.dtype);
+  if (base.size != y.size) fail("linear", "base", base.size, y.size);
+  flop_log.gemm(s.batch * s.rows, s.out, s.in);
+  gemm_->run(y.data, x.data, w.data,
+             {.m = s.rows,
+              .n = s.out,
+              .k = s.in,
+              .transpose_b = true,
+              .in = x.dtype,
+              .out = y.dtype,
+              .add_base = true,
+              .batch = s.batch,
+              .a_stride = s.x_stride},
+             base.data);
+}
+
 void CudaBackend::linear_backward_input(View dx, ConstView dy, ConstView w, const LinearShape& s) {
   check_shape("linear backward", dx, w, dy, s, dx.dtype);
   check_type("linear backward", dx, dy);

@@ -53,13 +53,17 @@ void Tape::clear() {
   gradients_.clear();
 }
 
-Tensor Tape::gradient(std::size_t i) {
-  const auto found = gradients_.find(running_->outputs.at(i));
+Tensor Tape::taken_out(std::uint64_t id) {
+  const auto found = gradients_.find(id);
   if (found == gradients_.end()) return {};
   Tensor g = std::move(found->second);
   gradients_.erase(found);
   return g;
 }
+
+Tensor Tape::gradient(std::size_t i) { return taken_out(running_->outputs.at(i)); }
+
+Tensor Tape::take(const Tensor& x) { return x.bound_gradient().defined() ? Tensor() : taken_out(x.id()); }
 
 Tensor Tape::gradient_or_zeros(std::size_t i, const Shape& shape, DType dtype) {
   Tensor g = gradient(i);

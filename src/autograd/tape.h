@@ -45,6 +45,9 @@ class Tape {
   Tensor gradient_or_zeros(std::size_t i, const Shape& shape, DType dtype);
   /// Adds `gradient` to what `x` has so far. Does nothing when x wants none.
   void give(const Tensor& x, Tensor gradient);
+  /// What x has so far, taken out of the tape: for an op that adds it to what it gives x itself. Undefined
+  /// when nothing used x since, or its gradient is bound.
+  Tensor take(const Tensor& x);
   /// A tensor of x's shape to add into: a parameter's arena, or x's sum so far (zeros at first).
   Tensor sum_into(const Tensor& x);
   /// For an op that can overwrite as well as add: a tensor of x's shape, and whether nothing is in it yet.
@@ -70,6 +73,7 @@ class Tape {
     bool is_loss;
   };
 
+  Tensor taken_out(std::uint64_t id);
   /// The sum of a tensor without a bound gradient, held by nobody else.
   Tensor own_sum(const Tensor& x);
 

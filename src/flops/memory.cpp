@@ -84,9 +84,10 @@ MemoryEstimate estimate_memory(const Config& c, std::int64_t head_chunk_rows) {
     if (routed && c.routing.has_predictor())
       around += tokens * bytes * 2 * d(c.routing.causal.predictor_hidden);
     const double block = per_token * tokens * share;
-    // A recomputed block keeps what it begins with: after a block of all tokens the stream and what is yet to
-    // be added to it, else one tensor.
-    const double inputs = l > 0 && !routed && !c.routing.routes(l - 1) ? 2 : 1;
+    // A recomputed block keeps what it begins with: after a block of all tokens with experts the stream and
+    // what is yet to be added to it, else one tensor.
+    const bool apart = c.routing.has_experts() && l > 0 && !routed && !c.routing.routes(l - 1);
+    const double inputs = apart ? 2 : 1;
     kept += around + (recomputes ? bytes * tokens * share * d(m.width) * inputs : block);
     peak = std::max(
         peak, kept + share * tokens * backward_bytes_per_token(c, mlp_rows) + (recomputes ? block : 0.0));

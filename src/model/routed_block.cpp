@@ -88,15 +88,14 @@ Transformer::Stream Transformer::routed_block(Context& c, std::int64_t layer, co
   kept.causal = rows.causal;
 
   const auto f = [this, layer, kept](Context& ctx, const std::vector<Tensor>& in) -> std::vector<Tensor> {
-    const Tensor a = attention_of(ctx, layer, in[0], kept);
+    const Tensor a = attention_of(ctx, layer, in[0], kept, {});
     if (kept.experts) {
       std::vector<Tensor> out =
           experts_after(ctx, in[0], a, kept, *kept.experts);  // the sum X~ + a, and m, ...
       out[1] = ops::add(ctx, a, out[1]);
       return {out.begin() + 1, out.end()};
     }
-    const Tensor m = mlp_after(ctx, layer, in[0], a).second;
-    return {ops::add(ctx, a, m)};
+    return {add_mlp_after(ctx, layer, in[0], a)};
   };
   const std::vector<Tensor> out = body(c, f, {ops::gather_rows(c, x, routed.indices)});
   const Tensor& delta = out[0];

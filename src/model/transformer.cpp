@@ -235,8 +235,9 @@ ForwardResult Transformer::forward(Context& c, const Batch& batch, const Selecti
   return result;
 }
 
-// a = W_o attention(rope(qkv))
-Tensor Transformer::attend(Context& c, std::int64_t layer, Tensor qkv, const Rows& rows) const {
+// a = W_o attention(rope(qkv)), or base + a where base is defined
+Tensor Transformer::attend(Context& c, std::int64_t layer, Tensor qkv, const Rows& rows,
+                           const Tensor& base) const {
   const bool qk_norm = model_.qk_norm;
   qkv = ops::rope(c, std::move(qkv), rows.positions,
                   qk_norm ? weight(layer, "self_attn.q_norm.weight") : Tensor(),
@@ -247,27 +248,37 @@ Tensor Transformer::attend(Context& c, std::int64_t layer, Tensor qkv, const Row
           ? rows.cache->attend(c, layer, qkv, rows.kept)
           : ops::attention(c, qkv, rows.first_key, {rows.batch, rows.seq, model_.heads, model_.kv_heads});
   const FlopItem item(c, "attention_proj");
-  return ops::linear(c, mixed, product(layer, "self_attn.o_proj.weight"));
+  const ops::Weight w = product(layer, "self_attn.o_proj.weight");
+  return base.defined() ? ops::linear_add(c, base, mixed, w) : ops::linear(c, mixed, w);
 }
 
-// a = W_o attention(rope(W_qkv norm(x)))
-Tensor Transformer::attention_of(Context& c, std::int64_t layer, const Tensor& x, const Rows& rows) const {
+// a = W_o attention(rope(W_qkv norm(x))), or base + a where base is defined
+Tensor Transformer::attention_of(Context& c, std::int64_t layer, const Tensor& x, const Rows& rows,
+                                 const Tensor& base) const {
   Tensor qkv;
   {
     const FlopItem item(c, "attention_proj");
     qkv = ops::rms_norm_linear(c, x, weight(layer, "input_layernorm.weight"),
                                product(layer, "self_attn.qkv_proj.weight"), model_.norm_eps);
   }
-  return attend(c, layer, std::move(qkv), rows);
+  return attend(c, layer, std::move(qkv), rows, base);
 }
 
-// h = x + a, and m = W_down (silu(W_gate norm(h)) * W_up norm(h)).
-std::pair<Tensor, Tensor> Transformer::mlp_after(Context& c, std::int64_t layer, const Tensor& x,
-                                                 const Tensor& a) const {
+// h + m, m = W_down (silu(W_gate norm(h)) * W_up norm(h)).
+Tensor Transformer::add_mlp(Context& c, std::int64_t layer, const Tensor& h) const {
   const FlopItem item(c, "mlp");
-  auto [h, gate_up] = ops::add_rms_norm_linear(c, x, a, weight(layer, "post_attention_layernorm.weight"),
-                                               product(layer, "mlp.gate_up_proj.weight"), model_.norm_eps);
-  return {h, ops::swiglu_linear(c, std::move(gate_up), product(layer, "mlp.down_proj.weight"))};
+  Tensor gate_up = ops::rms_norm_linear(c, h, weight(layer, "post_attention_layernorm.weight"),
+                                        product(layer, "mlp.gate_up_proj.weight"), model_.norm_eps);
+  return ops::swiglu_linear_add(c, h, std::move(gate_up), product(layer, "mlp.down_proj.weight"));
+}
+
+// a + m, m of h = x + a: what a routed block adds to the stream.
+Tensor Transformer::add_mlp_after(Context& c, std::int64_t layer, const Tensor& x, const Tensor& a) const {
+  const FlopItem item(c, "mlp");
+  Tensor gate_up = ops::add_rms_norm_linear(c, x, a, weight(layer, "post_attention_layernorm.weight"),
+                                            product(layer, "mlp.gate_up_proj.weight"), model_.norm_eps)
+                       .second;
+  return ops::swiglu_linear_add(c, a, std::move(gate_up), product(layer, "mlp.down_proj.weight"));
 }
 
 std::vector<Tensor> Transformer::body(Context& c, const BlockFunction& f,
@@ -280,8 +291,10 @@ Transformer::Stream Transformer::dense_block(Context& c, std::int64_t layer, con
   Rows rows = all_rows;
   rows.experts = begin_experts(layer);
   const auto f = [this, layer, rows](Context& ctx, const std::vector<Tensor>& in) -> std::vector<Tensor> {
+    // Experts add up what they make of rows by themselves: behind their norm the branches are apart.
+    const bool apart = rows.experts != nullptr;
     Tensor h = in[0];
-    Tensor a;
+    Tensor attended;  // h + a, or a where they are apart
     if (in[1].defined()) {
       Tensor qkv;
       {
@@ -290,17 +303,16 @@ Transformer::Stream Transformer::dense_block(Context& c, std::int64_t layer, con
             ops::add_rms_norm_linear(ctx, in[0], in[1], weight(layer, "input_layernorm.weight"),
                                      product(layer, "self_attn.qkv_proj.weight"), model_.norm_eps);
       }
-      a = attend(ctx, layer, std::move(qkv), rows);
+      attended = attend(ctx, layer, std::move(qkv), rows, apart ? Tensor() : h);
     } else {
-      a = attention_of(ctx, layer, h, rows);
+      attended = attention_of(ctx, layer, h, rows, apart ? Tensor() : h);
     }
-    if (rows.experts) return experts_after(ctx, h, a, rows, *rows.experts);
-    auto [sum, m] = mlp_after(ctx, layer, h, a);
-    return {sum, m};
+    if (apart) return experts_after(ctx, h, attended, rows, *rows.experts);
+    return {add_mlp(ctx, layer, attended)};
   };
   std::vector<Tensor> out = body(c, f, {stream.x, stream.delta});
   keep_experts(rows.experts.get(), out, 2, result);
-  return {out[0], out[1]};
+  return {out[0], out.size() > 1 ? out[1] : Tensor()};
 }
 
 Tensor Transformer::logits(Context& c, const Tensor& hidden) const {

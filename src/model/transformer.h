@@ -173,9 +173,11 @@ class Transformer {
                      ForwardResult& result) const;
   Stream routed_block(Context& c, std::int64_t layer, const Stream& stream, const Rows& rows,
                       const SelectionRule& rule, ForwardResult& result) const;
-  Tensor attend(Context& c, std::int64_t layer, Tensor qkv, const Rows& rows) const;
-  Tensor attention_of(Context& c, std::int64_t layer, const Tensor& x, const Rows& rows) const;
-  std::pair<Tensor, Tensor> mlp_after(Context& c, std::int64_t layer, const Tensor& x, const Tensor& a) const;
+  Tensor attend(Context& c, std::int64_t layer, Tensor qkv, const Rows& rows, const Tensor& base) const;
+  Tensor attention_of(Context& c, std::int64_t layer, const Tensor& x, const Rows& rows,
+                      const Tensor& base) const;
+  Tensor add_mlp(Context& c, std::int64_t layer, const Tensor& h) const;
+  Tensor add_mlp_after(Context& c, std::int64_t layer, const Tensor& x, const Tensor& a) const;
   std::vector<Tensor> experts_after(Context& c, const Tensor& x, const Tensor& a, const Rows& rows,
                                     ExpertLayer& experts) const;
   ExpertLayer route_to_experts(Context& c, const Tensor& x, std::int64_t layer, const Causal* rule) const;

@@ -5,15 +5,20 @@
 
 namespace fathom::ops {
 
-Tensor linear(Context& c, const Tensor& x, const Weight& weight) {
-  const LinearShape s = linear_shape(c, "linear", "x", x, weight);
+namespace {
+
+// y = x W^T, or base + x W^T.
+Tensor product_onto(Context& c, const char* op, const Tensor& base, const Tensor& x, const Weight& weight) {
+  const LinearShape s = linear_shape(c, op, "x", x, weight);
   Tensor y = c.empty({s.batch * s.rows, s.out});
-  product(c, y, x, weight, s);
-  c.check("linear", "", y);
+  if (base.defined()) expect_shape(c, op, "base", base, y.shape());
+  product(c, y, x, weight, s, base);
+  c.check(op, "", y);
   const Tensor& w = weight.tensor();
-  if (wants_record(c, {x, w})) {
-    c.tape()->record("linear", {y}, [&c, x, w, s](Tape& t) {
+  if (wants_record(c, {x, w, base})) {
+    c.tape()->record(op, {y}, [&c, base = base.without_data(), x, w, s](Tape& t) {
       const Tensor dy = t.gradient();
+      t.give(base, dy);
       add_weight_gradient(c, t, w, dy, x, s);
       if (!x.requires_grad()) return;
       Tensor dx = c.empty(x.shape());
@@ -22,6 +27,16 @@ Tensor linear(Context& c, const Tensor& x, const Weight& weight) {
     });
   }
   return y;
+}
+
+}  // namespace
+
+Tensor linear(Context& c, const Tensor& x, const Weight& weight) {
+  return product_onto(c, "linear", {}, x, weight);
+}
+
+Tensor linear_add(Context& c, const Tensor& base, const Tensor& x, const Weight& weight) {
+  return product_onto(c, "linear_add", base, x, weight);
 }
 
 Tensor add(Context& c, const Tensor& a, const Tensor& b) {

@@ -36,36 +36,47 @@ ConstView second_halves(const Tensor& pairs, std::int64_t hidden) {
   return {static_cast<const std::byte*>(pairs.data()) + bytes, pairs.size() - hidden, pairs.dtype()};
 }
 
-}  // namespace
-
 // By value: who gives the only handle away lets it be written over.
 // NOLINTNEXTLINE(performance-unnecessary-value-param)
-Tensor swiglu_linear(Context& c, Tensor gate_up, const Weight& weight) {
-  expect_matrix(c, "swiglu_linear", "gate_up", gate_up);
-  const LinearShape s = linear_shape(c, "swiglu_linear", "gate_up", gate_up, weight, 2);
+Tensor swiglu_onto(Context& c, const char* op, const Tensor& base, Tensor gate_up, const Weight& weight) {
+  expect_matrix(c, op, "gate_up", gate_up);
+  const LinearShape s = linear_shape(c, op, "gate_up", gate_up, weight, 2);
   const std::int64_t rows = gate_up.dim(0), hidden = s.in;
   Tensor gate_h = gate_up.owners() == 1 ? gate_up.detach() : c.empty(gate_up.shape());
   c.backend().swiglu_forward_beside_gate(gate_h, gate_up, rows, hidden);
   Tensor y = c.empty({rows, s.out});
-  product(c, y, second_halves(gate_h, hidden), weight, s);
-  c.check("swiglu_linear", "", y);
+  if (base.defined()) expect_shape(c, op, "base", base, y.shape());
+  product(c, y, second_halves(gate_h, hidden), weight, s, base);
+  c.check(op, "", y);
   const Tensor& w = weight.tensor();
-  if (wants_record(c, {gate_up, w})) {
-    c.tape()->record(
-        "swiglu_linear", {y},
-        [&c, input = gate_up.without_data(), gate_h = std::move(gate_h), w, rows, hidden, s](Tape& t) {
-          const Tensor dy = t.gradient();
-          // The weight's gradient first: so dh is read as soon as it is written, partly from a cache.
-          add_weight_gradient(c, t, w, dy, second_halves(gate_h, hidden), s);
-          const Tensor dh = c.empty({rows, hidden});
-          c.backend().linear_backward_input(dh, dy, w, {s.rows, s.in, s.out, s.batch});
-          // What was kept has been read for the last time.
-          Tensor dgate_up = gate_h.owners() == 1 ? gate_h : c.empty(gate_h.shape());
-          c.backend().swiglu_backward_from_output(dgate_up, dh, gate_h, rows, hidden);
-          t.give(input, std::move(dgate_up));
-        });
+  if (wants_record(c, {gate_up, w, base})) {
+    c.tape()->record(op, {y},
+                     [&c, base = base.without_data(), input = gate_up.without_data(),
+                      gate_h = std::move(gate_h), w, rows, hidden, s](Tape& t) {
+                       const Tensor dy = t.gradient();
+                       t.give(base, dy);
+                       // The weight's gradient first: so dh is read as soon as it is written, partly from a
+                       // cache.
+                       add_weight_gradient(c, t, w, dy, second_halves(gate_h, hidden), s);
+                       const Tensor dh = c.empty({rows, hidden});
+                       c.backend().linear_backward_input(dh, dy, w, {s.rows, s.in, s.out, s.batch});
+                       // What was kept has been read for the last time.
+                       Tensor dgate_up = gate_h.owners() == 1 ? gate_h : c.empty(gate_h.shape());
+                       c.backend().swiglu_backward_from_output(dgate_up, dh, gate_h, rows, hidden);
+                       t.give(input, std::move(dgate_up));
+                     });
   }
   return y;
+}
+
+}  // namespace
+
+Tensor swiglu_linear(Context& c, Tensor gate_up, const Weight& weight) {
+  return swiglu_onto(c, "swiglu_linear", {}, std::move(gate_up), weight);
+}
+
+Tensor swiglu_linear_add(Context& c, const Tensor& base, Tensor gate_up, const Weight& weight) {
+  return swiglu_onto(c, "swiglu_linear_add", base, std::move(gate_up), weight);
 }
 
 Tensor embedding(Context& c, const Tensor& table, const Tensor& tokens) {

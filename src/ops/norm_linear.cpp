@@ -52,7 +52,9 @@ Tensor rms_norm_linear(Context& c, const Tensor& x, const Tensor& norm, const We
   Tensor y = product_of(c, "rms_norm_linear", s);
   if (wants_record(c, {x, norm, w.tensor()})) {
     c.tape()->record("rms_norm_linear", {y}, [&c, s, x = x.without_data()](Tape& t) {
-      t.give(x, backward(c, t, Tensor(), t.gradient(), s));
+      // Where x is also the base of a residual branch, that gradient is here already: added on the way.
+      const Tensor dy = t.gradient();
+      t.give(x, backward(c, t, t.take(x), dy, s));
     });
   }
   return y;

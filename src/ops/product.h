@@ -23,7 +23,8 @@ class Weight {
   PackedTensor packed_;
 };
 
-/// y = x W^T. InternalError: a weight of few bits while a tape records; it has no gradient.
-void product(Context& c, View y, ConstView x, const Weight& w, const LinearShape& s);
+/// y = x W^T, or base + x W^T where base is defined. InternalError: a weight of few bits while a tape
+/// records; it has no gradient.
+void product(Context& c, View y, ConstView x, const Weight& w, const LinearShape& s, const Tensor& base = {});
 
 }  // namespace fathom::ops

@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include "src/ops/linear.h"
 #include "src/ops/mlp.h"
 #include "src/ops/norm_linear.h"
 #include "tests/ops/operands.h"
@@ -19,10 +20,11 @@ using Outputs = std::vector<Tensor>;
 }  // namespace
 
 void add_fused(std::vector<OpCase>& table, Size size) {
-  const std::vector<LinearShape> small = {{5, 7, 3}, {1, 3, 4}, {33, 20, 17}, {130, 17, 40}};
+  const std::vector<LinearShape> small = {{5, 7, 3}, {1, 3, 4}, {6, 8, 8}, {33, 20, 17}, {130, 17, 40}};
   // More rows than a GPU computes at once, and rows of each of its classes of width.
-  const std::vector<LinearShape> large = {{9000, 64, 24},   {4700, 768, 40}, {4701, 1024, 16},
-                                          {2300, 2048, 64}, {700, 4096, 24}, {400, 8192, 16}};
+  const std::vector<LinearShape> large = {{9000, 64, 24},  {4700, 768, 40},  {4701, 1024, 16},
+                                          {600, 768, 768}, {2300, 2048, 64}, {700, 4096, 24},
+                                          {400, 8192, 16}};
   const std::vector<LinearShape>& shapes = size == Size::Small ? small : large;
   for (const LinearShape& s : shapes) {
     const std::string variant = fmt::format("{}x{}x{}", s.rows, s.in, s.out);
@@ -64,6 +66,31 @@ void add_fused(std::vector<OpCase>& table, Size size) {
          .variant = variant,
          .operands = {real("gate_up", {s.rows, 2 * s.in}, 5), w},
          .run = [](Context& c, const Inputs& in) -> Outputs { return {ops::swiglu_linear(c, in[0], in[1])}; },
+         .tolerance = 4e-6});
+    const Operand base = real("base", {s.rows, s.out}, 6);
+    table.push_back({.op = "swiglu_linear_add",
+                     .variant = variant,
+                     .operands = {base, real("gate_up", {s.rows, 2 * s.in}, 5), w},
+                     .run = [](Context& c, const Inputs& in) -> Outputs {
+                       return {ops::swiglu_linear_add(c, in[0], in[1], in[2])};
+                     },
+                     .tolerance = 4e-6});
+    table.push_back({.op = "linear_add",
+                     .variant = variant,
+                     .operands = {base, x, w},
+                     .run = [](Context& c, const Inputs& in) -> Outputs {
+                       return {ops::linear_add(c, in[0], in[1], in[2])};
+                     },
+                     .tolerance = 4e-6});
+    // A residual branch as blocks have them: the norm's backward finds what the branch's end gave its input.
+    if (s.in != s.out) continue;
+    table.push_back(
+        {.op = "linear_add",
+         .variant = variant + "_around_a_norm",
+         .operands = {x, norm, w},
+         .run = [](Context& c, const Inputs& in) -> Outputs {
+           return {ops::linear_add(c, in[0], ops::rms_norm_linear(c, in[0], in[1], in[2], kEps), in[2])};
+         },
          .tolerance = 4e-6});
   }
 }
