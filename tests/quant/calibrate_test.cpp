@@ -8,6 +8,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "infer/quant/calibration_size.h"
 #include "infer/quant/compare.h"
 #include "infer/quant/product_hessians.h"
 #include "infer/quant/rotate.h"
@@ -279,6 +280,31 @@ TEST_P(Calibrated, IsComparedWithWhatItWas) {
 
 INSTANTIATE_TEST_SUITE_P(Models, Calibrated, ::testing::ValuesIn(model_kinds()),
                          [](const auto& of_case) { return of_case.param.name; });
+
+TEST(CalibrationSize, ReachesEveryLayerAndExpertOrTheCap) {
+  SmallModel dense(DType::F32, small_config(), by(CausalMethod::None));
+  const std::vector<std::int32_t> tokens = dense.random_tokens(8 * kSeq + 3, 5);
+  const auto needed = [&](SmallModel& m, const SelectionRule& rule, const CalibrationGoal& goal) {
+    return calibration_tokens_needed(m.context, m.model, rule, tokens, kSeq, goal);
+  };
+  EXPECT_EQ(needed(dense, TopK{}, {.layer = 9999, .expert = 9999, .most = 99999}), 8 * kSeq);
+  // A quarter of each sequence: 64 of 256.
+  SmallModel mod(DType::F32, small_config(), routed(CausalMethod::None));
+  EXPECT_EQ(needed(mod, TopK{}, {.layer = 64, .expert = 9999, .most = 99999}), 8 * kSeq);
+  EXPECT_EQ(needed(mod, TopK{}, {.layer = 65, .expert = 9999, .most = 99999}), 9 * kSeq);
+  EXPECT_EQ(needed(mod, TopK{}, {.layer = 128, .expert = 9999, .most = 99999}), 16 * kSeq);
+  EXPECT_EQ(needed(mod, TopK{}, {.layer = 9999, .expert = 1, .most = 20 * kSeq + 7}), 20 * kSeq);
+  EXPECT_EQ(needed(mod, TopK{}, {.layer = 9999, .expert = 1, .most = 3}), 8 * kSeq);
+  // A block that keeps nothing goes to the cap.
+  for (const std::int64_t layer : mod.model.routed_layers())
+    mod.context.backend().fill(
+        mod.model.parameters().master(fmt::format("model.layers.{}.router.weight", layer)), 0.0);
+  EXPECT_EQ(needed(mod, Causal{}, {.layer = 1, .expert = 1, .most = 100 * kSeq}), 100 * kSeq);
+  // Three experts that take a third of each sequence, 10 or 11 of 32 (rounded down), each.
+  SmallModel moe(DType::F32, small_config(), with_experts(by(CausalMethod::None), RoutingKind::Moe));
+  const std::int64_t each = expert_tokens(moe.model.routing().experts, kSeq);
+  EXPECT_EQ(needed(moe, TopK{}, {.layer = 9999, .expert = 12 * each, .most = 99999}), 12 * kSeq);
+}
 
 TEST(CalibratedOf, FewTokensAndNone) {
   SmallModel m(DType::F32, small_config(), by(CausalMethod::None));
