@@ -1,5 +1,6 @@
 // fathom quantize MODEL -o OUT
 #include <algorithm>
+#include <cstdio>
 #include <iostream>
 #include <map>
 #include <memory>
@@ -10,8 +11,10 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "app/calibration.h"
 #include "app/command.h"
 #include "app/export_flags.h"
+#include "app/quantization_report.h"
 #include "app/quantizer.h"
 #include "app/trained_model.h"
 #include "infer/quant/hadamard.h"
@@ -29,12 +32,21 @@ namespace {
 struct QuantizeFlags : ExportFlags {
   std::string method;
   std::string calibration;
+  std::int64_t calibration_tokens = 0;  // 0: as many as there are, up to a default
+  bool gptq = false, rtn = false;       // neither: by the method and the calibration
+  GptqOptions gptq_options;
+  bool refits = false, no_refits = false;
   std::uint64_t seed = 1;
   int weights = 0;  // 0: as the method has it
   std::int64_t group = 0;
 
   bool rotates() const { return method != "rtn"; }
   int bits() const { return weights > 0 ? weights : method == "rotate-only" ? 16 : 4; }
+  bool is_calibrated() const { return !calibration.empty() && bits() < 16; }
+  Quantizer quantizer() const {
+    const bool by_gptq = gptq || (!rtn && is_calibrated() && method != "rtn");
+    return by_gptq ? Quantizer::Gptq : Quantizer::RoundToNearest;
+  }
 };
 
 void check(const QuantizeFlags& flags) {
@@ -45,8 +57,24 @@ void check(const QuantizeFlags& flags) {
   }
   if (flags.group > 0 && flags.bits() == 16)
     throw UsageError("--group is of weights of 4 or 8 bits, and rotate-only has none.");
-  if (!flags.calibration.empty() && !flags.rotates())
-    throw UsageError("--calibration shows what a rotation does to the stream, and rtn has none.");
+  if (flags.bits() == 16 && (flags.gptq || flags.rtn))
+    throw UsageError("--gptq and --rtn make weights of 4 or 8 bits, and rotate-only has none.");
+  if (flags.gptq && flags.calibration.empty()) {
+    throw UsageError("--gptq chooses codes by what the products read, and there is no --calibration.",
+                     "Give a token store of the model's tokenizer, such as that of its training.");
+  }
+  if (!flags.is_calibrated()) {
+    const std::pair<bool, const char*> needing[] = {{flags.calibration_tokens > 0, "--calibration-tokens"},
+                                                    {flags.refits, "--refit-thresholds"}};
+    for (const auto& [given, name] : needing) {
+      if (given)
+        throw UsageError(fmt::format("{} needs weights of 4 or 8 bits and a --calibration STORE.", name));
+    }
+  }
+  if (flags.quantizer() != Quantizer::Gptq) {
+    if (flags.gptq_options.act_order) throw UsageError("--act-order is of --gptq.");
+    if (flags.gptq_options.damping != GptqOptions().damping) throw UsageError("--damping is of --gptq.");
+  }
 }
 
 // What a transform of so many elements is made of.
@@ -58,11 +86,11 @@ std::string described(const HadamardTransform& t) {
 }
 
 // The first tokens of a store, and how they are looked at.
-struct Calibration {
+struct StreamSample {
   std::vector<std::int32_t> tokens;
   std::int64_t seq = 0;
 
-  Calibration(const std::string& path, const LoadedModel& loaded) {
+  StreamSample(const std::string& path, const LoadedModel& loaded) {
     if (path.empty()) return;
     constexpr std::int64_t kTokens = 8192, kLongest = 512;
     const TokenStore store = TokenStore::open(path);
@@ -74,10 +102,7 @@ struct Calibration {
   }
   std::vector<double> outliers(const TrainedModel& m) const {
     if (tokens.empty()) return {};
-    const RoutingConfig& routing = m.loaded.config.routing;
-    SelectionRule rule = TopK{};
-    if (routing.kind != RoutingKind::None && !routing.needs_future()) rule = causal_rule(routing);
-    return stream_outliers(*m.context, *m.loaded.model, rule, tokens, seq);
+    return stream_outliers(*m.context, *m.loaded.model, serving_rule(m.loaded.config.routing), tokens, seq);
   }
 };
 
@@ -98,23 +123,59 @@ struct Outliers {
 Outliers rotate(TrainedModel& model, const QuantizeFlags& flags) {
   Context& c = *model.context;
   LoadedModel& loaded = model.loaded;
-  const Calibration calibration(flags.calibration, loaded);
+  const StreamSample sample(flags.calibration, loaded);
   Outliers o;
-  o.tokens = calibration.tokens.size();
+  o.tokens = sample.tokens.size();
   o.before = greatest_outlier(c, *loaded.model);
-  o.stream_before = calibration.outliers(model);
+  o.stream_before = sample.outliers(model);
   loaded.model = rotate_model(c, *loaded.model, {.seed = flags.seed});
   loaded.config.model = loaded.model->config();
   o.after = greatest_outlier(c, *loaded.model);
-  o.stream_after = calibration.outliers(model);
+  o.stream_after = sample.outliers(model);
   return o;
 }
 
-// Returns the relative errors by kind of product.
-std::map<std::string, double> make_few_bits(TrainedModel& model, const QuantizeFlags& flags) {
+Quantization quantization_of(const QuantizeFlags& flags) {
   Quantization q{.method = flags.method, .bits = flags.bits(), .group = flags.group};
+  if (!flags.rotates() && flags.quantizer() == Quantizer::Gptq) q.method = "gptq";
   if (flags.rotates()) q.rotation_seed = flags.seed;
-  QuantizedModel made = quantize_model(*model.context, *model.loaded.model, q, quantize);
+  return q;
+}
+
+// On what the store shows. The model becomes the quantized one.
+QuantizationReport calibrate(TrainedModel& model, const QuantizeFlags& flags, double bytes_before) {
+  const Transformer& before = *model.loaded.model;
+  const RoutingConfig& routing = model.loaded.config.routing;
+  QuantizationReport r;
+  r.quantization = quantization_of(flags);
+  r.wanted = flags.quantizer();
+  r.gptq = flags.gptq_options;
+  r.bytes_before = bytes_before;
+  r.calibration = read_calibration(flags.calibration, model, flags.calibration_tokens);
+  const SelectionRule rule = serving_rule(routing);
+  r.wants_refit = !flags.no_refits;
+  r.can_refit = can_refit(routing, rule);
+  r.decides = std::holds_alternative<Causal>(rule) && (routing.routes_depth() || routing.experts_choose());
+  const std::size_t tokens = r.calibration.tokens.size();
+  const CalibrationOptions options{.rule = rule,
+                                   .seq = r.calibration.seq,
+                                   .by = r.wanted,
+                                   .gptq = r.gptq,
+                                   .refit_thresholds = r.wants_refit,
+                                   .progress = [tokens](std::int64_t done, std::int64_t blocks) {
+                                     fmt::print(stderr, "quantizing block {} of {} on {} tokens\n", done + 1,
+                                                blocks, tokens);
+                                   }};
+  r.made = quantize_calibrated(*model.context, before, r.quantization, r.calibration.tokens, options);
+  r.compared = compare_models(*model.context, before, *r.made.quantized.model, rule, r.calibration.held_out,
+                              r.calibration.seq);
+  model.loaded.model = std::move(r.made.quantized.model);
+  return r;
+}
+
+// Returns the relative errors by kind of product.
+std::map<std::string, double> round_weights(TrainedModel& model, const QuantizeFlags& flags) {
+  QuantizedModel made = quantize_model(*model.context, *model.loaded.model, quantization_of(flags), quantize);
   model.loaded.model = std::move(made.model);
   return made.relative_error;
 }
@@ -122,6 +183,7 @@ std::map<std::string, double> make_few_bits(TrainedModel& model, const QuantizeF
 struct Report {
   double bytes_before = 0;
   std::optional<Outliers> outliers;  // of a rotation
+  std::optional<QuantizationReport> calibrated;
   std::map<std::string, double> relative_error;
   Exported exported;
 };
@@ -147,6 +209,7 @@ void print_json(const QuantizeFlags& flags, const Report& r, const ModelConfig& 
     json["stream_outliers_before"] = r.outliers->stream_before;
     json["stream_outliers_after"] = r.outliers->stream_after;
   }
+  if (r.calibrated) json["report"] = r.calibrated->json(r.exported.bytes);
   std::cout << json.dump() << "\n";
 }
 
@@ -171,6 +234,7 @@ void print_text(const QuantizeFlags& flags, const Report& r, const ModelConfig& 
       std::cout << fmt::format(" {} {:.2f} %", kind, 100 * error);
     std::cout << ".\n";
   }
+  if (r.calibrated) std::cout << r.calibrated->table();
   if (!r.outliers) return;
   std::cout << fmt::format(
       "The greatest weight of a matrix, over the matrix's root mean square: {:.1f} before, {:.1f} now.\n",
@@ -185,14 +249,22 @@ void print_text(const QuantizeFlags& flags, const Report& r, const ModelConfig& 
 
 void run(const QuantizeFlags& flags, const Globals& globals) {
   check(flags);
+  require_room_for_export(flags.output);
   TrainedModel model = open_model(flags.model, false, globals);
   require_unquantized(model.loaded, "quantize");
   Report report;
   report.bytes_before = static_cast<double>(model.loaded.model->parameters().count()) *
                         static_cast<double>(size_of(flags.options().dtype));
   if (flags.rotates()) report.outliers = rotate(model, flags);
-  if (flags.bits() < 16) report.relative_error = make_few_bits(model, flags);
-  report.exported = export_model(model.loaded, model.context->backend(), flags.output, flags.options());
+  ExportOptions options = flags.options();
+  if (flags.is_calibrated()) {
+    report.calibrated = calibrate(model, flags, report.bytes_before);
+    report.relative_error = report.calibrated->made.quantized.relative_error;
+    options.report = [&](double bytes) { return report.calibrated->json(bytes).dump(1) + "\n"; };
+  } else if (flags.bits() < 16) {
+    report.relative_error = round_weights(model, flags);
+  }
+  report.exported = export_model(model.loaded, model.context->backend(), flags.output, options);
   const ModelConfig& m = model.loaded.config.model;
   globals.json ? print_json(flags, report, m) : print_text(flags, report, m);
 }
@@ -217,13 +289,29 @@ void add_quantize(CLI::App& app, Globals& globals) {
       ->check(number_from_to(0, 1e9));
   sub->add_option(
       "--calibration", flags->calibration,
-      "Token store: its first 8192 tokens show how far elements of the stream stand out, before and "
-      "now");
+      "Token store: what the products read of it chooses the codes (GPTQ), its end shows what that "
+      "costs, and its first 8192 tokens how far elements of the stream stand out");
+  sub->add_option("--calibration-tokens", flags->calibration_tokens,
+                  "Tokens to calibrate on; default: 128 sequences of 2048, or what there is")
+      ->check(number_from_to(1, 1e12));
+  CLI::Option* gptq = sub->add_flag(
+      "--gptq", flags->gptq, "Columns make up for what others lost (default with quarot and --calibration)");
+  sub->add_flag("--rtn", flags->rtn, "Each weight to its nearest code (default otherwise)")->excludes(gptq);
+  sub->add_flag("--act-order", flags->gptq_options.act_order, "GPTQ: columns that are read most come first");
+  sub->add_option("--damping", flags->gptq_options.damping,
+                  "GPTQ: added to the Hessian's diagonal, as a share of its mean")
+      ->capture_default_str()
+      ->check(number_from_to(0, 1e6));
+  CLI::Option* refits = sub->add_flag("--refit-thresholds", flags->refits,
+                                      "Shift predictors' biases so that each layer keeps the share of "
+                                      "tokens that it kept (default with --calibration)");
+  sub->add_flag("--no-refit-thresholds", flags->no_refits, "Leave them")->excludes(refits);
   sub->add_option("--seed", flags->seed, "Of the rotation's signs")->capture_default_str();
   add_global_flags(*sub, globals);
   sub->footer(
       "What comes out is a model folder: eval, generate and routes take it.\n"
       "Examples:\n"
+      "  fathom quantize runs/mod -o model --method quarot --calibration data/train.h5\n"
       "  fathom quantize runs/mod -o model --method quarot --group 64\n"
       "  fathom quantize runs/mod -o model --method rtn --weights 8\n"
       "  fathom quantize runs/mod -o model --method rotate-only");

@@ -61,33 +61,68 @@ class Packer {
 
 }  // namespace
 
-QuantizedModel quantize_model(Context& c, const Transformer& model, const Quantization& quantization,
-                              const MatrixQuantizer& quantize) {
-  QuantizedModel result;
-  result.model = std::make_unique<Transformer>(c, model.config(), model.routing(), quantization);
-  ParameterSet& to = result.model->parameters();
+struct ModelQuantizer::Impl {
+  Context& c;
+  const Transformer& from;
+  Quantization quantization;
+  std::unique_ptr<Transformer> to;
   std::map<std::string, Squares> squares;
+};
+
+ModelQuantizer::ModelQuantizer(Context& c, const Transformer& model, const Quantization& quantization)
+    : impl_(std::make_unique<Impl>(
+          c, model, quantization,
+          std::make_unique<Transformer>(c, model.config(), model.routing(), quantization),
+          std::map<std::string, Squares>())) {
+  ParameterSet& to = impl_->to->parameters();
   for (const ParameterSpec& spec : to.specs()) {
-    const Tensor& master = model.parameters().master(spec.name);
-    if (!spec.is_packed) {
-      c.backend().copy(to.master(spec.name), master);
-      continue;
-    }
-    const std::vector<float> values = to_floats(c.backend(), master);
-    const std::int64_t experts = spec.shape.rank() == 3 ? spec.shape[0] : 1;
-    MatrixToQuantize matrix{spec.name, 0, {}, spec.shape[-2], quantization.format(spec)};
-    Packer packer(spec, matrix.format);
-    const std::size_t each = values.size() / static_cast<std::size_t>(experts);
-    for (; matrix.expert < experts; ++matrix.expert) {
-      matrix.values = std::span(values).subspan(static_cast<std::size_t>(matrix.expert) * each, each);
-      packer.add(matrix, quantize(matrix), squares[product_kind(spec)]);
-    }
-    to.put_packed(spec.name, packer.upload(c));
+    if (!spec.is_packed) c.backend().copy(to.master(spec.name), model.parameters().master(spec.name));
   }
   to.refresh_working_copy(c);
-  for (const auto& [kind, s] : squares)
+}
+ModelQuantizer::~ModelQuantizer() = default;
+
+std::vector<std::string> ModelQuantizer::parameters() const {
+  std::vector<std::string> names;
+  for (const ParameterSpec& spec : impl_->to->parameters().specs()) {
+    if (spec.is_packed) names.push_back(spec.name);
+  }
+  return names;
+}
+
+void ModelQuantizer::quantize(const std::string& parameter, const MatrixQuantizer& quantize) {
+  ParameterSet& to = impl_->to->parameters();
+  const auto found = std::find_if(to.specs().begin(), to.specs().end(),
+                                  [&](const ParameterSpec& s) { return s.name == parameter; });
+  if (found == to.specs().end() || !found->is_packed)
+    throw InternalError(fmt::format("[quantize] {} is no parameter of few bits", parameter));
+  const ParameterSpec& spec = *found;
+  const std::vector<float> values = to_floats(impl_->c.backend(), impl_->from.parameters().master(spec.name));
+  const std::int64_t experts = spec.shape.rank() == 3 ? spec.shape[0] : 1;
+  MatrixToQuantize matrix{spec.name, 0, {}, spec.shape[-2], impl_->quantization.format(spec)};
+  Packer packer(spec, matrix.format);
+  const std::size_t each = values.size() / static_cast<std::size_t>(experts);
+  for (; matrix.expert < experts; ++matrix.expert) {
+    matrix.values = std::span(values).subspan(static_cast<std::size_t>(matrix.expert) * each, each);
+    packer.add(matrix, quantize(matrix), impl_->squares[product_kind(spec)]);
+  }
+  to.put_packed(spec.name, packer.upload(impl_->c));
+}
+
+Transformer& ModelQuantizer::model() { return *impl_->to; }
+
+QuantizedModel ModelQuantizer::finish() {
+  QuantizedModel result{std::move(impl_->to), {}};
+  for (const auto& [kind, s] : impl_->squares)
     result.relative_error[kind] = s.weights > 0 ? std::sqrt(s.errors / s.weights) : 0;
   return result;
+}
+
+QuantizedModel quantize_model(Context& c, const Transformer& model, const Quantization& quantization,
+                              const MatrixQuantizer& quantize) {
+  ModelQuantizer quantizer(c, model, quantization);
+  for (const std::string& parameter : quantizer.parameters()) quantizer.quantize(parameter, quantize);
+  return quantizer.finish();
 }
 
 }  // namespace fathom

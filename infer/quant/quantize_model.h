@@ -7,6 +7,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "infer/quant/quantized_matrix.h"
 #include "src/model/transformer.h"
@@ -28,6 +29,31 @@ struct QuantizedModel {
   std::unique_ptr<Transformer> model;
   /// By kind of product: the root of the squared errors' sum over that of the weights' squares.
   std::map<std::string, double> relative_error;
+};
+
+/// The same in steps, for those who look at what is quantized so far.
+class ModelQuantizer {
+ public:
+  /// `model` has its masters, and outlives it. All but what `quantization` names is copied. UserError: groups
+  /// that do not divide a matrix's rows.
+  ModelQuantizer(Context& c, const Transformer& model, const Quantization& quantization);
+  ~ModelQuantizer();
+  ModelQuantizer(const ModelQuantizer&) = delete;
+  ModelQuantizer& operator=(const ModelQuantizer&) = delete;
+
+  /// Names of the parameters of few bits, in the order in which a forward pass reads them.
+  std::vector<std::string> parameters() const;
+  /// One of them. UserError: weights that no scale holds (not finite). InternalError: the quantizer gave
+  /// another shape.
+  void quantize(const std::string& parameter, const MatrixQuantizer& quantize);
+  /// Parameters of few bits have no value until they are quantized.
+  Transformer& model();
+  /// Of a model whose parameters are all quantized. It is empty afterwards.
+  QuantizedModel finish();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
 };
 
 /// `model` has its masters. All but what `quantization` names is copied. UserError: groups that do not divide

@@ -1,11 +1,20 @@
 // What the blocks of the transformer pass to each other; private to src/model.
 #pragma once
 
+#include <memory>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "src/model/transformer.h"
 
 namespace fathom {
+
+/// "model.layers.3.NAME"
+std::string layer_name(std::int64_t layer, const char* name);
+
+/// g(r) of the rows that a routed block kept, on the host.
+std::shared_ptr<const std::vector<float>> gates_of(Context& c, const RoutedLayer& routed, Gate gate);
 
 /// The rows that a block works on: all B*T of them, or those that a routed block kept.
 struct Transformer::Rows {
@@ -21,6 +30,16 @@ struct Transformer::Rows {
   std::optional<Causal> causal = {};
   AttentionCache* cache = nullptr;
   Tensor kept = {};  // with a cache: which of the batch's rows these are; undefined: all
+  /// Not null: sees what the block's products read.
+  const ProductObserver* observe = nullptr;
+  /// By what a routed block multiplies what it adds to each row, where that is observed; null: by 1.
+  std::shared_ptr<const std::vector<float>> gates = {};
+};
+
+/// Of a product of experts, whose rows are slots.
+struct Transformer::Slots {
+  const Tensor& weights;  // what each row gives its choices [choices, rows]
+  const ops::Dispatch& dispatch;
 };
 
 /// The residual stream is x + delta: the sum is left to the norm that reads it. delta may be undefined.

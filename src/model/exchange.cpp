@@ -31,6 +31,7 @@ namespace fs = std::filesystem;
 constexpr const char* kConfig = "config.json";
 constexpr const char* kGeneration = "generation_config.json";
 constexpr const char* kWeights = "model.safetensors";
+constexpr const char* kReport = "quantization_report.json";
 
 SafetensorsType type_of(DType dtype) {
   return dtype == DType::BF16 ? SafetensorsType::BF16 : SafetensorsType::F32;
@@ -160,7 +161,7 @@ bool is_our_export(const fs::path& folder) {
   for (const auto& entry : fs::directory_iterator(folder, error)) {
     const std::string name = entry.path().filename().string();
     const bool is_known =
-        name == kConfig || name == kGeneration || name == kWeights ||
+        name == kConfig || name == kGeneration || name == kWeights || name == kReport ||
         std::find(kTokenizerFiles.begin(), kTokenizerFiles.end(), name) != kTokenizerFiles.end();
     if (!is_known || !entry.is_regular_file(error)) return false;
   }
@@ -178,14 +179,8 @@ class NewFolder {
  public:
   explicit NewFolder(fs::path folder)
       : folder_(std::move(folder)), made_(beside(folder_, "export")), old_(beside(folder_, "replaced")) {
+    require_room_for_export(folder_);
     std::error_code error;
-    const bool is_free =
-        !fs::exists(folder_, error) || (fs::is_directory(folder_, error) && fs::is_empty(folder_, error));
-    if (!is_free && !is_our_export(folder_)) {
-      throw UserError(fmt::format("{} is there and holds other things than an export, so it is not replaced.",
-                                  folder_.string()),
-                      "Name another folder with -o.");
-    }
     if (!fs::create_directories(made_, error)) {
       if (!error) error = std::make_error_code(std::errc::file_exists);
       throw UserError(fmt::format("cannot make the folder {}: {}.", folder_.string(), error.message()));
@@ -274,12 +269,24 @@ Exported export_model(const LoadedModel& model, Backend& backend, const fs::path
   Exported exported{{}, exchange_type(model.config), 0};
   exported.bytes = write_weights(out / kWeights, model, backend, options.dtype);
   exported.files.emplace_back(kWeights);
+  if (options.report) files[kReport] = options.report(exported.bytes);
   for (const auto& [name, text] : files) {
     write_file((out / name).string(), text);
     exported.files.push_back(name);
   }
   out.commit();
   return exported;
+}
+
+void require_room_for_export(const fs::path& folder) {
+  std::error_code error;
+  const fs::path target = folder.has_filename() ? folder : folder.parent_path();
+  const bool is_free =
+      !fs::exists(target, error) || (fs::is_directory(target, error) && fs::is_empty(target, error));
+  if (is_free || is_our_export(target)) return;
+  throw UserError(fmt::format("{} is there and holds other things than an export, so it is not replaced.",
+                              target.string()),
+                  "Name another folder with -o.");
 }
 
 DType exchange_dtype(const fs::path& path) {

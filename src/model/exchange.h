@@ -17,6 +17,8 @@ namespace fathom {
 struct ExportOptions {
   DType dtype = DType::F32;  // of the weights: F32 (as they were trained), or BF16 (rounded to nearest even)
   std::string tokenizer;     // a SentencePiece model; empty: tokenizer_of()'s
+  /// What quantization_report.json says, beside weights of so many bytes; empty: there is none.
+  std::function<std::string(double bytes)> report = {};
 };
 
 struct Exported {
@@ -29,6 +31,9 @@ struct Exported {
 /// stands there, the tokenizer is missing, or the disk refuses.
 Exported export_model(const LoadedModel& model, Backend& backend, const std::filesystem::path& folder,
                       const ExportOptions& options = {});
+
+/// UserError: what stands at `folder` would not be replaced. For those who work long before they export.
+void require_room_for_export(const std::filesystem::path& folder);
 
 /// The type of its weights that loses nothing of them: BF16 when all are, else F32 (of which F64 may lose
 /// some). UserError: as load_exported_model, of its files.

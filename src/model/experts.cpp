@@ -106,9 +106,11 @@ std::vector<Tensor> Transformer::experts_after(Context& c, const Tensor& x, cons
   {
     const FlopItem item(c, "experts");
     const Tensor taken = ops::expert_gather(c, normed, experts.dispatch);
-    Tensor gate_up = ops::linear(c, taken, product(layer, "mlp.experts.gate_up_proj.weight"));
-    const Tensor f =
-        ops::swiglu_linear(c, std::move(gate_up), product(layer, "mlp.experts.down_proj.weight"));
+    const Slots slots{weights, experts.dispatch};
+    Tensor gate_up =
+        ops::linear(c, taken, product(c, layer, "mlp.experts.gate_up_proj.weight", rows, &slots));
+    const Tensor f = ops::swiglu_linear(c, std::move(gate_up),
+                                        product(c, layer, "mlp.experts.down_proj.weight", rows, &slots));
     m = ops::expert_combine(c, f, weights, experts.dispatch);
   }
   std::vector<Tensor> out = {h, m};

@@ -85,6 +85,8 @@ Transformer::Stream Transformer::routed_block(Context& c, std::int64_t layer, co
     c.backend().first_keys(kept.first_key, kept.documents, kept.batch, kept.seq);
   }
   kept.experts = begin_experts(layer);
+  kept.observe = rows.observe;
+  if (kept.observe != nullptr) kept.gates = gates_of(c, routed, routing_.gate);
   kept.causal = rows.causal;
 
   const auto f = [this, layer, kept](Context& ctx, const std::vector<Tensor>& in) -> std::vector<Tensor> {
@@ -95,7 +97,7 @@ Transformer::Stream Transformer::routed_block(Context& c, std::int64_t layer, co
       out[1] = ops::add(ctx, a, out[1]);
       return {out.begin() + 1, out.end()};
     }
-    return {add_mlp_after(ctx, layer, in[0], a)};
+    return {add_mlp_after(ctx, layer, in[0], a, kept)};
   };
   const std::vector<Tensor> out = body(c, f, {ops::gather_rows(c, x, routed.indices)});
   const Tensor& delta = out[0];

@@ -17,11 +17,11 @@
 
 namespace fathom {
 
-namespace {
-
 std::string layer_name(std::int64_t layer, const char* name) {
   return fmt::format("model.layers.{}.{}", layer, name);
 }
+
+namespace {
 
 void declare_block(ParameterSet& p, const ModelConfig& m, const RoutingConfig& r, std::int64_t layer) {
   const std::int64_t d = m.head_dim();
@@ -190,19 +190,7 @@ const Tensor& Transformer::weight(std::int64_t layer, const char* name) const {
   return parameters_.get(layer_name(layer, name));
 }
 
-ops::Weight Transformer::product(std::int64_t layer, const char* name) const {
-  const std::string full = layer_name(layer, name);
-  if (parameters_.is_packed(full)) return parameters_.packed(full);
-  return parameters_.get(full);
-}
-
-ForwardResult Transformer::forward(Context& c, const Batch& batch, const SelectionRule& rule,
-                                   const StreamObserver& observe) const {
-  if (quantization_ && c.tape() != nullptr) {
-    throw UserError(fmt::format("Weights of {} bits have no gradients: such a model cannot be trained.",
-                                quantization_->bits),
-                    "Train the model that it was made from, and quantize that again.");
-  }
+Transformer::Rows Transformer::rows_of(Context& c, const Batch& batch, const SelectionRule& rule) const {
   Rows rows{batch.batch, batch.seq, batch.positions, batch.documents, batch.document_mask, {}, {}};
   if (batch.document_mask) {
     rows.first_key = c.empty({batch.batch * batch.seq}, DType::I32);
@@ -214,8 +202,41 @@ ForwardResult Transformer::forward(Context& c, const Batch& batch, const Selecti
       (!rows.causal || batch.batch != 1 || batch.document_mask || c.tape() != nullptr)) {
     throw InternalError("[forward] a cache goes with one batch of rows, a causal rule and no tape");
   }
+  return rows;
+}
+
+Transformer::Stream Transformer::block(Context& c, std::int64_t layer, const Stream& stream, const Rows& rows,
+                                       const SelectionRule& rule, ForwardResult& result) const {
+  const LayerScope scope(c, fmt::format("layer {}", layer));
+  return routing_.routes(layer) ? routed_block(c, layer, stream, rows, rule, result)
+                                : dense_block(c, layer, stream, rows, result);
+}
+
+Tensor Transformer::embed(Context& c, const Batch& batch) const {
+  return ops::embedding(c, parameters_.get(kEmbedding), batch.tokens);
+}
+
+Tensor Transformer::run_block(Context& c, std::int64_t layer, const Tensor& stream, const Batch& batch,
+                              const SelectionRule& rule, ForwardResult& decided,
+                              const ProductObserver& observe) const {
+  if (c.tape() != nullptr || batch.cache != nullptr)
+    throw InternalError("[run_block] a block alone goes with no tape and no cache");
+  Rows rows = rows_of(c, batch, rule);
+  if (observe) rows.observe = &observe;
+  const Stream out = block(c, layer, {stream, {}}, rows, rule, decided);
+  return out.delta.defined() ? ops::add(c, out.x, out.delta) : out.x;
+}
+
+ForwardResult Transformer::forward(Context& c, const Batch& batch, const SelectionRule& rule,
+                                   const StreamObserver& observe) const {
+  if (quantization_ && c.tape() != nullptr) {
+    throw UserError(fmt::format("Weights of {} bits have no gradients: such a model cannot be trained.",
+                                quantization_->bits),
+                    "Train the model that it was made from, and quantize that again.");
+  }
+  const Rows rows = rows_of(c, batch, rule);
   ForwardResult result;
-  Stream stream{ops::embedding(c, parameters_.get(kEmbedding), batch.tokens), {}};
+  Stream stream{embed(c, batch), {}};
   const auto show = [&](std::int64_t blocks) {
     if (!observe) return;
     const NoGrad no_grad(c);
@@ -223,9 +244,7 @@ ForwardResult Transformer::forward(Context& c, const Batch& batch, const Selecti
   };
   show(0);
   for (std::int64_t layer = 0; layer < model_.depth; ++layer) {
-    const LayerScope scope(c, fmt::format("layer {}", layer));
-    stream = routing_.routes(layer) ? routed_block(c, layer, stream, rows, rule, result)
-                                    : dense_block(c, layer, stream, rows, result);
+    stream = block(c, layer, stream, rows, rule, result);
     show(layer + 1);
   }
   const Tensor& norm = parameters_.get(kFinalNorm);
@@ -248,7 +267,7 @@ Tensor Transformer::attend(Context& c, std::int64_t layer, Tensor qkv, const Row
           ? rows.cache->attend(c, layer, qkv, rows.kept)
           : ops::attention(c, qkv, rows.first_key, {rows.batch, rows.seq, model_.heads, model_.kv_heads});
   const FlopItem item(c, "attention_proj");
-  const ops::Weight w = product(layer, "self_attn.o_proj.weight");
+  const ops::Weight w = product(c, layer, "self_attn.o_proj.weight", rows);
   return base.defined() ? ops::linear_add(c, base, mixed, w) : ops::linear(c, mixed, w);
 }
 
@@ -259,26 +278,28 @@ Tensor Transformer::attention_of(Context& c, std::int64_t layer, const Tensor& x
   {
     const FlopItem item(c, "attention_proj");
     qkv = ops::rms_norm_linear(c, x, weight(layer, "input_layernorm.weight"),
-                               product(layer, "self_attn.qkv_proj.weight"), model_.norm_eps);
+                               product(c, layer, "self_attn.qkv_proj.weight", rows), model_.norm_eps);
   }
   return attend(c, layer, std::move(qkv), rows, base);
 }
 
 // h + m, m = W_down (silu(W_gate norm(h)) * W_up norm(h)).
-Tensor Transformer::add_mlp(Context& c, std::int64_t layer, const Tensor& h) const {
+Tensor Transformer::add_mlp(Context& c, std::int64_t layer, const Tensor& h, const Rows& rows) const {
   const FlopItem item(c, "mlp");
   Tensor gate_up = ops::rms_norm_linear(c, h, weight(layer, "post_attention_layernorm.weight"),
-                                        product(layer, "mlp.gate_up_proj.weight"), model_.norm_eps);
-  return ops::swiglu_linear_add(c, h, std::move(gate_up), product(layer, "mlp.down_proj.weight"));
+                                        product(c, layer, "mlp.gate_up_proj.weight", rows), model_.norm_eps);
+  return ops::swiglu_linear_add(c, h, std::move(gate_up), product(c, layer, "mlp.down_proj.weight", rows));
 }
 
 // a + m, m of h = x + a: what a routed block adds to the stream.
-Tensor Transformer::add_mlp_after(Context& c, std::int64_t layer, const Tensor& x, const Tensor& a) const {
+Tensor Transformer::add_mlp_after(Context& c, std::int64_t layer, const Tensor& x, const Tensor& a,
+                                  const Rows& rows) const {
   const FlopItem item(c, "mlp");
-  Tensor gate_up = ops::add_rms_norm_linear(c, x, a, weight(layer, "post_attention_layernorm.weight"),
-                                            product(layer, "mlp.gate_up_proj.weight"), model_.norm_eps)
-                       .second;
-  return ops::swiglu_linear_add(c, a, std::move(gate_up), product(layer, "mlp.down_proj.weight"));
+  Tensor gate_up =
+      ops::add_rms_norm_linear(c, x, a, weight(layer, "post_attention_layernorm.weight"),
+                               product(c, layer, "mlp.gate_up_proj.weight", rows), model_.norm_eps)
+          .second;
+  return ops::swiglu_linear_add(c, a, std::move(gate_up), product(c, layer, "mlp.down_proj.weight", rows));
 }
 
 std::vector<Tensor> Transformer::body(Context& c, const BlockFunction& f,
@@ -301,14 +322,14 @@ Transformer::Stream Transformer::dense_block(Context& c, std::int64_t layer, con
         const FlopItem item(ctx, "attention_proj");
         std::tie(h, qkv) =
             ops::add_rms_norm_linear(ctx, in[0], in[1], weight(layer, "input_layernorm.weight"),
-                                     product(layer, "self_attn.qkv_proj.weight"), model_.norm_eps);
+                                     product(ctx, layer, "self_attn.qkv_proj.weight", rows), model_.norm_eps);
       }
       attended = attend(ctx, layer, std::move(qkv), rows, apart ? Tensor() : h);
     } else {
       attended = attention_of(ctx, layer, h, rows, apart ? Tensor() : h);
     }
     if (apart) return experts_after(ctx, h, attended, rows, *rows.experts);
-    return {add_mlp(ctx, layer, attended)};
+    return {add_mlp(ctx, layer, attended, rows)};
   };
   std::vector<Tensor> out = body(c, f, {stream.x, stream.delta});
   keep_experts(rows.experts.get(), out, 2, result);

@@ -15,6 +15,7 @@
 
 #include "src/autograd/recompute.h"
 #include "src/model/attention_cache.h"
+#include "src/model/product_input.h"
 #include "src/model/quantization.h"
 #include "src/model/selection.h"
 #include "src/nn/parameters.h"
@@ -148,6 +149,13 @@ class Transformer {
   /// The stack of blocks and the final norm. UserError: a tape records, and weights are of few bits.
   ForwardResult forward(Context& c, const Batch& batch, const SelectionRule& rule,
                         const StreamObserver& observe = {}) const;
+  /// The same in steps, for those who change the model between them: the stream [N, D] before the first
+  /// block, and that after block `layer` from that before it; what the block decided is added to `decided`.
+  /// InternalError: a tape records, or the batch has a cache.
+  Tensor embed(Context& c, const Batch& batch) const;
+  Tensor run_block(Context& c, std::int64_t layer, const Tensor& stream, const Batch& batch,
+                   const SelectionRule& rule, ForwardResult& decided,
+                   const ProductObserver& observe = {}) const;
   /// The LM head: hidden [N, D] -> [N, V].
   Tensor logits(Context& c, const Tensor& hidden) const;
   /// Cross-entropy of every row, in nats [N], and, while a tape records, the gradient of its mean times
@@ -168,7 +176,11 @@ class Transformer {
  private:
   struct Rows;    // the rows that a block works on
   struct Stream;  // the residual stream between blocks
+  struct Slots;   // of experts
 
+  Rows rows_of(Context& c, const Batch& batch, const SelectionRule& rule) const;
+  Stream block(Context& c, std::int64_t layer, const Stream& stream, const Rows& rows,
+               const SelectionRule& rule, ForwardResult& result) const;
   Stream dense_block(Context& c, std::int64_t layer, const Stream& stream, const Rows& rows,
                      ForwardResult& result) const;
   Stream routed_block(Context& c, std::int64_t layer, const Stream& stream, const Rows& rows,
@@ -176,8 +188,9 @@ class Transformer {
   Tensor attend(Context& c, std::int64_t layer, Tensor qkv, const Rows& rows, const Tensor& base) const;
   Tensor attention_of(Context& c, std::int64_t layer, const Tensor& x, const Rows& rows,
                       const Tensor& base) const;
-  Tensor add_mlp(Context& c, std::int64_t layer, const Tensor& h) const;
-  Tensor add_mlp_after(Context& c, std::int64_t layer, const Tensor& x, const Tensor& a) const;
+  Tensor add_mlp(Context& c, std::int64_t layer, const Tensor& h, const Rows& rows) const;
+  Tensor add_mlp_after(Context& c, std::int64_t layer, const Tensor& x, const Tensor& a,
+                       const Rows& rows) const;
   std::vector<Tensor> experts_after(Context& c, const Tensor& x, const Tensor& a, const Rows& rows,
                                     ExpertLayer& experts) const;
   ExpertLayer route_to_experts(Context& c, const Tensor& x, std::int64_t layer, const Causal* rule) const;
@@ -193,7 +206,8 @@ class Transformer {
   Tensor predict_experts(Context& c, std::int64_t layer, const Tensor& x) const;
   std::vector<Tensor> body(Context& c, const BlockFunction& f, const std::vector<Tensor>& inputs) const;
   const Tensor& weight(std::int64_t layer, const char* name) const;
-  ops::Weight product(std::int64_t layer, const char* name) const;
+  ops::Weight product(Context& c, std::int64_t layer, const char* name, const Rows& rows,
+                      const Slots* slots = nullptr) const;
 
   ModelConfig model_;
   RoutingConfig routing_;

@@ -5,6 +5,7 @@
 namespace fathom::ops {
 
 void product(Context& c, View y, ConstView x, const Weight& w, const LinearShape& s, const Tensor& base) {
+  if (w.observer() != nullptr) (*w.observer())(x, s);
   if (!w.is_packed()) {
     if (base.defined()) return c.backend().linear_add_forward(y, base, x, w.tensor(), s);
     return c.backend().linear_forward(y, x, w.tensor(), s);

@@ -1,9 +1,16 @@
 // What products have in common: their weight, which may be of few bits.
 #pragma once
 
+#include <functional>
+#include <memory>
+#include <utility>
+
 #include "src/ops/packed_tensor.h"
 
 namespace fathom::ops {
+
+/// Sees what a product is about to read: rows of `x`, which lie as the shape says.
+using InputObserver = std::function<void(ConstView x, const LinearShape& s)>;
 
 /// The weight of a product: a tensor, or, in a model without gradients, matrices of few bits.
 class Weight {
@@ -18,9 +25,19 @@ class Weight {
   const Tensor& tensor() const { return tensor_; }
   const PackedTensor& packed() const { return packed_; }
 
+  /// The same weight, whose products show `observer` what they read.
+  Weight shown_to(InputObserver observer) const {
+    Weight w = *this;
+    w.observer_ = std::make_shared<const InputObserver>(std::move(observer));
+    return w;
+  }
+  /// Null: nobody looks.
+  const InputObserver* observer() const { return observer_.get(); }
+
  private:
   Tensor tensor_;
   PackedTensor packed_;
+  std::shared_ptr<const InputObserver> observer_;
 };
 
 /// y = x W^T, or base + x W^T where base is defined. InternalError: a weight of few bits while a tape

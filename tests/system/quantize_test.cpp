@@ -1,6 +1,8 @@
 // fathom quantize from the command line: what comes out computes what went in.
+#include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <thread>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -110,6 +112,97 @@ TEST_F(Quantize, AModelOfFewBitsIsEvaluatedAndGenerates) {
   EXPECT_GT(bench.at("share_of_ceiling").get<double>(), 0);
 }
 
+// On a calibration: GPTQ, what it cost, and the same once more.
+TEST_F(Quantize, ACalibratedModelIsReportedEvaluatedAndGenerates) {
+  for (const std::string run : {"dense", "mod", "mode"}) {
+    SCOPED_TRACE(run);
+    // So that what is decided causally is not all the same.
+    e.trained(run, run, run == "dense" ? "" : "--set routing.capacity=0.5 --set train.steps=120");
+    const std::string command = "quantize " + run + " --method quarot --calibration train.h5";
+    const nlohmann::json said = succeeds(command + " -o " + run + "-4");
+    const auto report = nlohmann::json::parse(testing::read_bytes(e / (run + "-4/quantization_report.json")));
+    EXPECT_EQ(said.at("report"), report);
+    EXPECT_EQ(report.at("quantizer"), "gptq");
+    EXPECT_LT(report.at("bytes").get<double>(), 0.8 * report.at("bytes_before").get<double>());
+    const nlohmann::json& calibration = report.at("calibration");
+    EXPECT_EQ(calibration.at("sequence"), 32);
+    EXPECT_GE(calibration.at("tokens").get<int>(), 32768);
+    EXPECT_GE(calibration.at("held_out_tokens").get<int>(), 2048);
+    EXPECT_NEAR(report.at("after").at("loss").get<double>(), report.at("before").at("loss").get<double>(),
+                0.1);
+    EXPECT_NE(report.at("after").at("loss"), report.at("before").at("loss"));
+    const nlohmann::json& matrices = report.at("matrices");
+    EXPECT_EQ(matrices.size(), run == "mode" ? 4 * (2 + 2 * 2) : 16U);
+    for (const nlohmann::json& m : matrices) {
+      EXPECT_EQ(m.at("quantizer"), "gptq");
+      EXPECT_GT(m.at("weight_error").get<double>(), 0.01);
+      EXPECT_LT(m.at("output_error").get<double>(), 0.1);
+      EXPECT_EQ(m.contains("expert"),
+                m.at("parameter").get<std::string>().find("experts") != std::string::npos);
+    }
+    EXPECT_EQ(matrices[0].at("tokens"), calibration.at("tokens"));
+    EXPECT_EQ(report.at("thresholds").size(), run == "dense" ? 0U : run == "mod" ? 2 : 2 + 4 * 2);
+    for (const nlohmann::json& d : report.at("decisions")) {
+      EXPECT_NEAR(d.at("share_after").get<double>(), d.at("share_before").get<double>(), 0.02);
+      EXPECT_LT(d.at("flipped").get<double>(), 0.1);
+    }
+    const nlohmann::json after = succeeds("eval " + run + "-4 --seq-len 32 --data train.valid.h5"),
+                         before = succeeds("eval " + run + " --data train.valid.h5");
+    EXPECT_NEAR(after.at("loss").get<double>(), before.at("loss").get<double>(), 0.1);
+    EXPECT_EQ(succeeds("generate " + run + "-4 -p 'Mara lives' -n 20 --temperature 0").at("tokens").size(),
+              20U);
+    // A folder with a report is replaced as any other, by the same bytes.
+    const std::string weights = testing::read_bytes(e / (run + "-4/model.safetensors")),
+                      text = testing::read_bytes(e / (run + "-4/quantization_report.json"));
+    succeeds(command + " -o " + run + "-4 --threads 1");
+    EXPECT_EQ(testing::read_bytes(e / (run + "-4/model.safetensors")), weights);
+    EXPECT_EQ(testing::read_bytes(e / (run + "-4/quantization_report.json")), text);
+  }
+  // Less is lost of the outputs than by rounding, measured on the same tokens.
+  const auto lost = [&](const std::string& flags) {
+    double sum = 0;
+    const nlohmann::json said =
+        succeeds("quantize mod -o few --calibration train.h5 --calibration-tokens 4096 " + flags);
+    for (const nlohmann::json& m : said.at("report").at("matrices"))
+      sum += m.at("output_error").get<double>();
+    return sum;
+  };
+  const double rtn = lost("--method rtn"), gptq = lost("--method rtn --gptq --act-order --damping 0.02");
+  EXPECT_LT(gptq, 0.8 * rtn);
+  const auto config = nlohmann::json::parse(testing::read_bytes(e / "few/config.json"));
+  EXPECT_EQ(config.at("quantization_config").at("method"), "gptq");
+  const nlohmann::json plain = succeeds("quantize mod -o few --method quarot --rtn");
+  EXPECT_FALSE(plain.contains("report"));
+  EXPECT_FALSE(std::filesystem::exists(e / "few/quantization_report.json"));
+  const Outcome shown = fathom_command(e,
+                                       "quantize dense -o few --method quarot --calibration train.h5 "
+                                       "--calibration-tokens 40 --no-refit-thresholds");
+  EXPECT_EQ(shown.status, 0) << shown.err;
+  EXPECT_THAT(shown.err, ::testing::HasSubstr("block 4 of 4"));
+  EXPECT_THAT(shown.out, ::testing::HasSubstr("layers.3.mlp.down_proj.weight"));
+  EXPECT_THAT(shown.out,
+              ::testing::HasSubstr("layers.3.mlp.down_proj.weight saw 32 tokens, fewer than its 64 columns"));
+  EXPECT_THAT(shown.out, ::testing::Not(::testing::HasSubstr("bias shifted")));
+}
+
+// Whatever ends the work leaves the folder as it was.
+TEST_F(Quantize, AnInterruptedOneLeavesTheFolderAsItWas) {
+  e.trained("dense", "run");
+  const std::string command = "quantize run -o out --method quarot --calibration train.h5";
+  testing::Background work(e, command);
+  std::this_thread::sleep_for(std::chrono::milliseconds(40));
+  work.signal(SIGINT);
+  const Outcome ended = work.wait();
+  EXPECT_TRUE(ended.status != 0 || std::filesystem::exists(e / "out/config.json")) << ended.status;
+  EXPECT_EQ(std::filesystem::exists(e / "out"), ended.status == 0);
+  expect_refusal(fathom_command(e, command, "ulimit -f 4;"), 1, {"out"});
+  EXPECT_EQ(std::filesystem::exists(e / "out"), ended.status == 0);
+  std::filesystem::create_directory(e / "mine");
+  testing::write_bytes(e / "mine/notes", "notes");
+  expect_refusal(fathom_command(e, "quantize run -o mine --method quarot --calibration train.h5"), 1,
+                 {"mine", "other things"});
+}
+
 TEST_F(Quantize, RefusesWhatItCannot) {
   expect_refusal(fathom_command(e, "quantize nowhere -o out --method rotate-only"), 1, {"nowhere"});
   e.trained("dense", "run");
@@ -128,8 +221,24 @@ TEST_F(Quantize, RefusesWhatItCannot) {
   expect_refusal(fathom_command(e, "quantize run -o out --method rotate-only --weights 4"), 2,
                  {"rotate-only", "--weights 4"});
   expect_refusal(fathom_command(e, "quantize run -o out --method rotate-only --group 8"), 2, {"--group"});
-  expect_refusal(fathom_command(e, "quantize run -o out --method rtn --calibration train.h5"), 2,
-                 {"--calibration"});
+  const std::string four = "quantize run -o out --method quarot ";
+  expect_refusal(fathom_command(e, four + "--calibration bpe.h5"), 1, {"bpe.h5", "tokenizer"});
+  expect_refusal(fathom_command(e, four + "--calibration train.h5 --calibration-tokens 31"), 1,
+                 {"31", "one sequence of 32"});
+  expect_refusal(fathom_command(e, four + "--calibration train.h5 --calibration-tokens 10000000"), 1,
+                 {"train.h5 has", "needs 100", "held out", "Ask for"});
+  testing::write_bytes(e / "short.jsonl", R"({"text": "Too short for two sequences."})");
+  EXPECT_EQ(fathom_command(e, "data prepare short.jsonl -o short.h5").status, 0);
+  expect_refusal(fathom_command(e, four + "--calibration short.h5"), 1,
+                 {"short.h5 has 29 tokens", "sequences of 32 needs 65"});
+  expect_refusal(fathom_command(e, four + "--gptq"), 2, {"--gptq", "--calibration"});
+  expect_refusal(fathom_command(e, four + "--gptq --rtn --calibration train.h5"), 2, {"--rtn", "--gptq"});
+  expect_refusal(fathom_command(e, four + "--calibration-tokens 64"), 2, {"--calibration-tokens", "STORE"});
+  expect_refusal(fathom_command(e, four + "--refit-thresholds"), 2, {"--refit-thresholds", "STORE"});
+  expect_refusal(fathom_command(e, four + "--act-order"), 2, {"--act-order", "--gptq"});
+  expect_refusal(fathom_command(e, four + "--damping 0.1"), 2, {"--damping", "--gptq"});
+  expect_refusal(fathom_command(e, "quantize run -o out --method rotate-only --rtn"), 2, {"--rtn"});
+  EXPECT_FALSE(std::filesystem::exists(e / "out"));
   expect_refusal(fathom_command(e, "quantize run -o out --method rtn --weights 5"), 2, {"--weights"});
   expect_refusal(fathom_command(e, "quantize nowhere -o out --method gptq"), 2, {"--method", "rotate-only"});
   expect_refusal(fathom_command(e, "quantize nowhere -o out"), 2, {"--method"});

@@ -1,0 +1,163 @@
+#include "app/quantization_report.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include <fmt/format.h>
+
+namespace fathom::app {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+const char* name_of(Quantizer q) { return q == Quantizer::Gptq ? "gptq" : "rtn"; }
+
+bool of_experts(const CalibratedMatrix& m) { return m.parameter.find(".experts.") != std::string::npos; }
+
+std::string described(const CalibratedMatrix& m) {
+  return of_experts(m) ? fmt::format("{}, expert {}", m.parameter, m.expert) : m.parameter;
+}
+
+Json loss_json(double loss) { return {{"loss", loss}, {"perplexity", std::exp(loss)}}; }
+
+Json matrix_json(const CalibratedMatrix& m) {
+  Json json = {{"parameter", m.parameter}};
+  if (of_experts(m)) json["expert"] = m.expert;
+  json["rows"] = m.rows;
+  json["columns"] = m.columns;
+  json["tokens"] = m.tokens;
+  json["quantizer"] = name_of(m.by);
+  if (!m.failure.empty()) json["fell_back"] = m.failure;
+  if (m.by == Quantizer::Gptq) json["damping"] = m.damping;
+  json["weight_error"] = m.weight_error;
+  json["output_error"] = m.output_error;
+  return json;
+}
+
+// One line of the table: a parameter, and all experts' parts of it together.
+struct Line {
+  std::string parameter;
+  std::int64_t least = 0, most = 0;  // tokens
+  int by_gptq = 0, matrices = 0;
+  double weight_error = 0, output_error = 0;  // sums
+};
+
+std::vector<Line> lines_of(const std::vector<CalibratedMatrix>& matrices) {
+  std::vector<Line> lines;
+  for (const CalibratedMatrix& m : matrices) {
+    if (lines.empty() || lines.back().parameter != m.parameter)
+      lines.push_back({m.parameter, m.tokens, m.tokens, 0, 0, 0, 0});
+    Line& line = lines.back();
+    line.least = std::min(line.least, m.tokens);
+    line.most = std::max(line.most, m.tokens);
+    line.by_gptq += m.by == Quantizer::Gptq ? 1 : 0;
+    ++line.matrices;
+    line.weight_error += m.weight_error;
+    line.output_error += m.output_error;
+  }
+  return lines;
+}
+
+}  // namespace
+
+Json QuantizationReport::json(double bytes) const {
+  Json json = {{"method", quantization.method},
+               {"quantizer", name_of(wanted)},
+               {"weights", quantization.bits},
+               {"group", quantization.group}};
+  if (quantization.rotation_seed) json["rotation_seed"] = *quantization.rotation_seed;
+  if (wanted == Quantizer::Gptq) {
+    json["damping"] = gptq.damping;
+    json["act_order"] = gptq.act_order;
+  }
+  json["bytes_before"] = static_cast<std::int64_t>(bytes_before);
+  json["bytes"] = static_cast<std::int64_t>(bytes);
+  json["calibration"] = {{"store", calibration.store},        {"store_tokens", calibration.in_store},
+                         {"sequence", calibration.seq},       {"wanted_tokens", calibration.wanted},
+                         {"most_tokens", calibration.most},   {"tokens", calibration.tokens.size()},
+                         {"held_out_tokens", compared.tokens}};
+  json["before"] = loss_json(compared.loss_before);
+  json["after"] = loss_json(compared.loss_after);
+  json["matrices"] = Json::array();
+  for (const CalibratedMatrix& m : made.matrices) json["matrices"].push_back(matrix_json(m));
+  json["decisions"] = Json::array();
+  for (const ComparedDecisions& d : compared.decisions) {
+    json["decisions"].push_back({{"layer", d.layer},
+                                 {"of", d.of_experts ? "experts" : "block"},
+                                 {"share_before", d.share_before},
+                                 {"share_after", d.share_after},
+                                 {"flipped", d.flipped}});
+  }
+  json["thresholds"] = Json::array();
+  for (const RefittedThreshold& t : made.thresholds) {
+    Json of = {{"layer", t.layer}};
+    if (t.expert >= 0) of["expert"] = t.expert;
+    of["share_before"] = t.share_before;
+    of["share_unfitted"] = t.share_unfitted;
+    of["share_after"] = t.share_after;
+    of["bias_shift"] = t.shift;
+    json["thresholds"].push_back(std::move(of));
+  }
+  json["warnings"] = warnings();
+  return json;
+}
+
+std::vector<std::string> QuantizationReport::warnings() const {
+  std::vector<std::string> all;
+  for (const CalibratedMatrix& m : made.matrices) {
+    if (!m.failure.empty()) {
+      all.push_back(fmt::format("{} was rounded to the nearest: {}.", described(m), m.failure));
+    } else if (wanted == Quantizer::Gptq && m.has_few_tokens()) {
+      all.push_back(
+          fmt::format("{} saw {} tokens, fewer than its {} columns: its damping ({:g}) decides much.",
+                      described(m), m.tokens, m.columns, m.damping));
+    }
+  }
+  if (wants_refit && decides && !can_refit) {
+    all.emplace_back(
+        "Thresholds were not fitted again: the router decides by its own logit, which has no bias, and the "
+        "config has one threshold for all layers.");
+  }
+  return all;
+}
+
+std::string QuantizationReport::table() const {
+  std::string text =
+      fmt::format("{:<48} {:>15} {:>9} {:>9} {:>9}\n", "", "tokens", "by", "weights %", "outputs %");
+  for (const Line& line : lines_of(made.matrices)) {
+    const std::string tokens =
+        line.least == line.most ? fmt::format("{}", line.most) : fmt::format("{}-{}", line.least, line.most);
+    const bool all = line.by_gptq == line.matrices, none = line.by_gptq == 0;
+    text += fmt::format("{:<48} {:>15} {:>9} {:>9.2f} {:>9.4f}\n", line.parameter, tokens,
+                        all    ? "gptq"
+                        : none ? "rtn"
+                               : fmt::format("gptq {}/{}", line.by_gptq, line.matrices),
+                        100 * line.weight_error / line.matrices, 100 * line.output_error / line.matrices);
+  }
+  text += fmt::format(
+      "Calibrated on {} tokens in sequences of {}{}. Loss on {} held-out tokens: {:.4f} before, {:.4f} now "
+      "(perplexity {:.3f}, {:.3f}).\n",
+      calibration.tokens.size(), calibration.seq,
+      std::ssize(calibration.tokens) > calibration.wanted
+          ? fmt::format(" ({}, and more for what sees few of them)", calibration.wanted)
+          : "",
+      compared.tokens, compared.loss_before, compared.loss_after, std::exp(compared.loss_before),
+      std::exp(compared.loss_after));
+  for (const ComparedDecisions& d : compared.decisions) {
+    text += fmt::format(
+        "layer {}{}: takes {:.2f} % of the tokens, {:.2f} % before; {:.2f} % decided otherwise\n", d.layer,
+        d.of_experts ? ", experts" : "", 100 * d.share_after, 100 * d.share_before, 100 * d.flipped);
+  }
+  for (const RefittedThreshold& t : made.thresholds) {
+    text += fmt::format(
+        "layer {}{}: bias shifted by {:+.4f}, {:.2f} % of the calibration without, {:.2f} % now\n", t.layer,
+        t.expert >= 0 ? fmt::format(", expert {}", t.expert) : "", t.shift, 100 * t.share_unfitted,
+        100 * t.share_after);
+  }
+  for (const std::string& warning : warnings()) text += warning + "\n";
+  return text;
+}
+
+}  // namespace fathom::app

@@ -1,0 +1,165 @@
+#include "infer/quant/calibrate.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "infer/quant/product_hessians.h"
+#include "kernels/error.h"
+
+namespace fathom {
+
+namespace {
+
+/// A matrix of zeros in the place of w.
+QuantizedMatrix zeros_like(const QuantizedMatrix& q) {
+  QuantizedMatrix zeros{q.rows, q.columns, q.bits, q.columns, {}, {}};
+  zeros.codes.assign(q.codes.size(), 0);
+  zeros.scales.assign(static_cast<std::size_t>(q.rows), 1.0F);
+  return zeros;
+}
+
+double relative_error(std::span<const float> w, const QuantizedMatrix& q) {
+  const std::vector<float> held = dequantize<float>(q);
+  double errors = 0, squares = 0;
+  for (std::size_t i = 0; i < w.size(); ++i) {
+    const double of = w[i], error = of - static_cast<double>(held[i]);
+    squares += of * of;
+    errors += error * error;
+  }
+  return squares > 0 ? std::sqrt(errors / squares) : 0;
+}
+
+class Calibration {
+ public:
+  Calibration(Context& c, const Transformer& model, const Quantization& quantization,
+              std::vector<Batch> batches, const CalibrationOptions& options)
+      : c_(c),
+        model_(model),
+        quantizer_(c, model, quantization),
+        batches_(std::move(batches)),
+        options_(options) {}
+
+  CalibratedModel run() {
+    const NoGrad no_grad(c_);
+    refits_ = options_.refit_thresholds && can_refit(model_.routing(), options_.rule);
+    if (refits_) {
+      for (const Batch& batch : batches_) before_.add(c_, model_.forward(c_, batch, options_.rule));
+    }
+    for (const Batch& batch : batches_) streams_.push_back(quantizer_.model().embed(c_, batch));
+    const std::int64_t depth = model_.config().depth;
+    for (std::int64_t layer = 0; layer < depth; ++layer) {
+      if (options_.progress) options_.progress(layer, depth);
+      block(layer);
+      // Nothing reads the stream behind the last one but its experts' predictors.
+      if (layer + 1 < depth || refits_experts()) advance(layer);
+    }
+    result_.quantized = quantizer_.finish();
+    return std::move(result_);
+  }
+
+ private:
+  bool refits_experts() const { return refits_ && model_.routing().experts_choose(); }
+  double threshold() const { return std::get<Causal>(options_.rule).threshold; }
+
+  void block(std::int64_t layer) {
+    ProductHessians hessians;
+    PredictedLogits logits;
+    const ProductObserver observer = hessians.observer();
+    for (std::size_t i = 0; i < batches_.size(); ++i) {
+      ForwardResult decided;
+      model_.run_block(c_, layer, streams_[i], batches_[i], options_.rule, decided, observer);
+      if (refits_) logits.add(c_, decided);
+    }
+    const std::string at = fmt::format("model.layers.{}.", layer);
+    for (const std::string& parameter : quantizer_.parameters()) {
+      if (!parameter.starts_with(at)) continue;
+      quantizer_.quantize(parameter, [&](const MatrixToQuantize& m) {
+        return quantize(m, hessians.find(m.parameter, m.expert));
+      });
+    }
+    if (refits_ && model_.routing().routes(layer)) refit(logits, layer, false);
+  }
+
+  QuantizedMatrix quantize(const MatrixToQuantize& m, const Hessian* h) {
+    const PackedFormat& f = m.format;
+    const bool wanted = options_.by == Quantizer::Gptq;
+    QuantizedLayer made = quantize_matrix(m.values, m.rows, f.columns, {.bits = f.bits, .group = f.group},
+                                          wanted ? h : nullptr, options_.gptq);
+    CalibratedMatrix& said = result_.matrices.emplace_back();
+    said.parameter = m.parameter;
+    said.expert = m.expert;
+    said.rows = m.rows;
+    said.columns = f.columns;
+    said.tokens = h != nullptr ? h->tokens() : 0;
+    said.by = made.by;
+    said.failure = wanted && h == nullptr ? "no token of the calibration came to it" : made.failure;
+    said.damping = made.damping;
+    said.weight_error = relative_error(m.values, made.matrix);
+    if (h != nullptr) {
+      const double all = quantization_loss(m.values, zeros_like(made.matrix), *h);
+      if (all > 0) said.output_error = quantization_loss(m.values, made.matrix, *h) / all;
+    }
+    return std::move(made.matrix);
+  }
+
+  // The stream goes through the quantized block. Experts' predictors read it behind the block's attention, so
+  // their logits are known only then, and the block is run again with what they are fitted to.
+  void advance(std::int64_t layer) {
+    if (refits_experts()) {
+      PredictedLogits logits;
+      for (std::size_t i = 0; i < batches_.size(); ++i) {
+        ForwardResult decided;
+        quantizer_.model().run_block(c_, layer, streams_[i], batches_[i], options_.rule, decided);
+        logits.add(c_, decided);
+      }
+      refit(logits, layer, true);
+    }
+    for (std::size_t i = 0; i < batches_.size(); ++i) {
+      ForwardResult decided;
+      streams_[i] = quantizer_.model().run_block(c_, layer, streams_[i], batches_[i], options_.rule, decided);
+    }
+  }
+
+  void refit(const PredictedLogits& logits, std::int64_t layer, bool of_experts) {
+    for (const RefittedThreshold& r :
+         logits.refit(c_, quantizer_.model(), layer, of_experts, threshold(), before_))
+      result_.thresholds.push_back(r);
+  }
+
+  Context& c_;
+  const Transformer& model_;
+  ModelQuantizer quantizer_;
+  std::vector<Batch> batches_;
+  const CalibrationOptions& options_;
+  bool refits_ = false;
+  DecisionCounts before_;
+  std::vector<Tensor> streams_;  // by batch, before the block at hand
+  CalibratedModel result_;
+};
+
+}  // namespace
+
+std::vector<Batch> calibration_batches(Context& c, std::span<const std::int32_t> tokens, std::int64_t seq) {
+  constexpr std::int64_t kRows = 4096;
+  const std::int64_t sequences = seq > 0 ? std::ssize(tokens) / seq : 0;
+  if (sequences == 0)
+    throw InternalError(fmt::format("[calibrate] {} tokens are no sequence of {}", tokens.size(), seq));
+  const std::int64_t at_once = std::max<std::int64_t>(1, kRows / seq);
+  std::vector<Batch> batches;
+  for (std::int64_t first = 0; first < sequences; first += at_once) {
+    const std::int64_t n = std::min(at_once, sequences - first);
+    const auto begin = tokens.begin() + first * seq;
+    batches.push_back(make_batch(c, n, seq, {begin, begin + n * seq}, {}));
+  }
+  return batches;
+}
+
+CalibratedModel quantize_calibrated(Context& c, const Transformer& model, const Quantization& quantization,
+                                    std::span<const std::int32_t> tokens, const CalibrationOptions& options) {
+  return Calibration(c, model, quantization, calibration_batches(c, tokens, options.seq), options).run();
+}
+
+}  // namespace fathom
