@@ -206,8 +206,8 @@ class Backend {
   // ------------------------------------------------------ scores. All with a leading [batch] (LinearShape).
   /// On the CPU W may be bf16 beside fp32 (forward only), and so may the table of embedding_forward.
   virtual void linear_forward(View y, ConstView x, ConstView w, const LinearShape& s) = 0;
-  /// y = base + x W^T, base of y's shape and dtype: a residual connection in the product that ends at it.
-  /// Without an implementation of its own a product and a sum, each rounded to the compute dtype.
+  /// y = base + x W^T, base of y's shape and dtype, and not y: a residual connection in the product that ends
+  /// at it. Without an implementation of its own a product and a sum, each rounded to the compute dtype.
   virtual void linear_add_forward(View y, ConstView base, ConstView x, ConstView w, const LinearShape& s);
   /// The same as linear_forward with W of few bits, [batch * out] rows of `in` columns; y is of x's dtype. In
   /// the invariant mode with the bits of linear_forward over scale * code, rounded to the compute dtype.

@@ -154,10 +154,10 @@ class Step {
     const bool has_piece = static_cast<int>(blockIdx.x) < state_.fixed.deals[0].blocks;
     if (has_piece && state_.lane == 0)
       state_.fixed.first_keys[state_.warp] = first_keys_of<kDim>(s, state_.fixed.first[0]);
-    // Behind W_o come gate and up, where both together are more than the ring holds: else their loads would
-    // only be in the way of attention's.
+    // Behind W_o come gate and up, where both together are more than the ring holds (else their loads would
+    // only be in the way of attention's) and where the ring's places are whole tiles (WeightStream::follow).
     const Matrix &mix = state_.matrix(DecodeProduct::Mix), &expand = state_.matrix(DecodeProduct::Expand);
-    follows_ = mix.width == expand.width &&
+    follows_ = mix.width == expand.width && mix.places_are_whole_tiles() &&
                (mix.tiles + expand.tiles) * 8 * mix.width * static_cast<int>(sizeof(__nv_bfloat16)) >
                    WeightStream<kRing>::kBytes;
     __syncthreads();
@@ -188,7 +188,7 @@ class Step {
           first && which == 0 ? state_.fixed.first_keys[state_.warp] : std::int64_t{-1};
       EntryWalk<kDim, DecodeStep> walk = begin_piece<kDim>(s, layer, piece, first_keys);
       if (first) state_.meet();
-      const NewEntry entry = new_entry(s, layer, piece);
+      const std::int64_t entry_block = new_entry_block(s, layer, piece);
       if (has_piece) {
         attend_entries<kDim>(s, layer, piece, state_.rotation + piece.row * (kDim / 2), walk, room);
       }
@@ -196,7 +196,7 @@ class Step {
       if (first) open(next);
       first = false;
       if (!has_piece) break;
-      leave_piece<kDim>(s, piece, walk, entry, room);
+      leave_piece<kDim>(s, piece, walk, entry_block, room);
       at += d.even ? piece.range.end - piece.range.first : static_cast<int>(gridDim.x);
     } while (at < end);
     state_.grid.arrive();
@@ -238,8 +238,8 @@ std::size_t shared_bytes(const DecodeStep& s, int head_dim, int rows, int blocks
   const auto staged = [&](int width) {
     return rounded_shared(static_cast<std::size_t>(Staged<kHalves>::bytes(width, rows)));
   };
-  // The rows x, and the sums of all warps of the most tiles that a block of threads has. The head has no
-  // sums.
+  // The rows x, and the sums of all warps of the most tiles that a block of threads has. The head
+  // takes as many at a time as gate and up have, in the room of these (DecodeResults::multiply).
   const auto product = [&](int out, int in, bool halves) {
     const int tiles = halves ? (out / 2 + 3) / 4 : (out + 7) / 8;
     const int most = (tiles + blocks - 1) / blocks;

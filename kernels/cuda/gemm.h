@@ -23,7 +23,7 @@ struct GemmShape {
   DType in = DType::F32;     // of A and B
   DType out = DType::F32;    // of C
   bool accumulate = false;   // C += A B
-  bool add_base = false;     // C = base + A B, base of C's type and shape
+  bool add_base = false;     // C = base + A B, base of C's type and shape and not C; not with accumulate
   std::int64_t batch = 1;    // products side by side: A, B and C are so many, one after the other
   // Elements from a row of A or B, as they are stored, to the next; 0: they are contiguous.
   std::int64_t a_stride = 0, b_stride = 0;

@@ -42,7 +42,8 @@ struct Transformer::Slots {
   const ops::Dispatch& dispatch;
 };
 
-/// The residual stream is x + delta: the sum is left to the norm that reads it. delta may be undefined.
+/// The residual stream is x + delta. Behind a block of all tokens with experts the sum is left to the norm
+/// that reads it; else delta is undefined.
 struct Transformer::Stream {
   Tensor x;
   Tensor delta;

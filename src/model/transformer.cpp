@@ -324,7 +324,7 @@ Transformer::Stream Transformer::dense_block(Context& c, std::int64_t layer, con
             ops::add_rms_norm_linear(ctx, in[0], in[1], weight(layer, "input_layernorm.weight"),
                                      product(ctx, layer, "self_attn.qkv_proj.weight", rows), model_.norm_eps);
       }
-      attended = attend(ctx, layer, std::move(qkv), rows, apart ? Tensor() : h);
+      attended = attend(ctx, layer, std::move(qkv), rows, {});  // only experts leave a delta
     } else {
       attended = attention_of(ctx, layer, h, rows, apart ? Tensor() : h);
     }

@@ -7,7 +7,7 @@ namespace fathom::ops {
 
 /// y = x W^T. x [N, in], W [out, in] -> [N, out]; or W [E, out, in], each for the next N/E rows of x.
 Tensor linear(Context& c, const Tensor& x, const Weight& weight);
-/// base + x W^T: the end of a residual branch, in the product. base [N, out], w [out, in].
+/// base + x W^T: the end of a residual branch, in the product. base [N, out], w as in linear().
 Tensor linear_add(Context& c, const Tensor& base, const Tensor& x, const Weight& weight);
 
 /// a + b, of one shape.

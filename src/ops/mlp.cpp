@@ -42,10 +42,10 @@ Tensor swiglu_onto(Context& c, const char* op, const Tensor& base, Tensor gate_u
   expect_matrix(c, op, "gate_up", gate_up);
   const LinearShape s = linear_shape(c, op, "gate_up", gate_up, weight, 2);
   const std::int64_t rows = gate_up.dim(0), hidden = s.in;
+  if (base.defined()) expect_shape(c, op, "base", base, {rows, s.out});
   Tensor gate_h = gate_up.owners() == 1 ? gate_up.detach() : c.empty(gate_up.shape());
   c.backend().swiglu_forward_beside_gate(gate_h, gate_up, rows, hidden);
   Tensor y = c.empty({rows, s.out});
-  if (base.defined()) expect_shape(c, op, "base", base, y.shape());
   product(c, y, second_halves(gate_h, hidden), weight, s, base);
   c.check(op, "", y);
   const Tensor& w = weight.tensor();

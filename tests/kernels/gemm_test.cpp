@@ -69,6 +69,13 @@ TYPED_TEST(Gemm, MatchesADoubleReference) {
         backend->linear_forward(view(y), view(x), view(w), s);
         expect_close(y, reference_forward(x, w, s), tolerance<T>(s.in));
 
+        // With a base: the bits of a product and a sum.
+        const auto base = normal<T>(s.rows * s.out, 5);
+        std::vector<T> onto(s.rows * s.out, T(NAN)), sum = onto;
+        backend->linear_add_forward(view(onto), view(base), view(x), view(w), s);
+        backend->add(view(sum), view(y), view(base));
+        EXPECT_TRUE(same_bits(onto.data(), sum.data(), sum.size()));
+
         std::vector<double> want_dx(x.size(), 0.0);
         const auto before = normal<T>(s.out * s.in, 4);
         std::vector<double> want_dw(before.begin(), before.end());

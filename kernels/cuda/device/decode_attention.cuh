@@ -104,17 +104,13 @@ __device__ __forceinline__ EntryWalk<kDim, DecodeStep> begin_piece(const DecodeS
   return walk;
 }
 
-/// Where the new entry of a piece's row goes, if the piece is the first one: read before anything else is
-/// asked for.
-struct NewEntry {
-  std::int64_t block;  // of the pool
-};
-/// The tables are up to date once the blocks of threads have met.
-__device__ __forceinline__ NewEntry new_entry(const DecodeStep& s, const DecodeLayer& layer,
-                                              const AttentionPiece& p) {
-  if (!p.first) return {0};
+/// The block of the pool that gets the new entry of a piece's row, if the piece is the first one. Read before
+/// the next weights are asked for, when the blocks of threads have met: the tables are up to date then.
+__device__ __forceinline__ std::int64_t new_entry_block(const DecodeStep& s, const DecodeLayer& layer,
+                                                        const AttentionPiece& p) {
+  if (!p.first) return 0;
   const std::int64_t block = __ldcg(table_of(s, layer, p.row) + p.entries / s.block);
-  return {layer.routed >= 0 ? block : block * s.stride + layer.dense};
+  return layer.routed >= 0 ? block : block * s.stride + layer.dense;
 }
 
 /// A warp's part of attention over a piece, on the way since begin_piece. All threads call it, when the
@@ -135,7 +131,7 @@ __device__ __forceinline__ void attend_entries(const DecodeStep& s, const Decode
 /// into the cache. All threads call it.
 template <int kDim>
 __device__ __forceinline__ void leave_piece(const DecodeStep& s, const AttentionPiece& p,
-                                            EntryWalk<kDim, DecodeStep>& walk, const NewEntry& entry,
+                                            EntryWalk<kDim, DecodeStep>& walk, std::int64_t entry_block,
                                             AttentionRoom<kDim>& room) {
   const int group = s.heads / s.kv_heads, row = p.row, head = p.head, piece = p.piece;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
@@ -150,7 +146,7 @@ __device__ __forceinline__ void leave_piece(const DecodeStep& s, const Attention
       if (lane == 0) room.scores[h] = score;
     }
     __nv_bfloat16* const to =
-        s.pool + ((entry.block * 2 * s.kv_heads + head) * s.block + p.entries % s.block) * kDim;
+        s.pool + ((entry_block * 2 * s.kv_heads + head) * s.block + p.entries % s.block) * kDim;
     for (int e = static_cast<int>(threadIdx.x); e < kDim; e += kDecodeThreads) {
       to[e] = __float2bfloat16_rn(room.key[e]);
       to[static_cast<std::int64_t>(s.kv_heads) * s.block * kDim + e] = __float2bfloat16_rn(room.value[e]);

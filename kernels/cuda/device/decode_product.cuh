@@ -1,10 +1,10 @@
 // Products of a few rows by a matrix of weights that is read once: y[m][r] = sum over k of x[m][k] * w[r][k].
 //
 // Tiles of eight of the matrix's rows are dealt to the blocks of threads in order. Of each tile a warp takes
-// some runs of 32 columns, and what the warps have is added up afterwards; or each warp has whole tiles of
-// its own, where there are enough. A run is one operand of two of the tensor core's m16n8k16 (mma.cuh), with
-// the rows x as the other one. Which column stands for which k within a run does not matter to a sum, as long
-// as both operands agree: lane 4g+c holds the columns 8c .. 8c+7 of row g, the words p, q, r, s.
+// some runs of 32 columns, and what the warps have is added up afterwards. A run is one operand of two of the
+// tensor core's m16n8k16 (mma.cuh), with the rows x as the other one. Which column stands for which k within
+// a run does not matter to a sum, as long as both operands agree: lane 4g+c holds the columns 8c .. 8c+7 of
+// row g, the words p, q, r, s.
 //
 // Rows x lie in shared memory as the tensor core wants them, so that no register has to be moved. Up to eight
 // rows: x's words in the order p, r, q, s. Then one product with (p, q) has x_p w_p + x_q w_q in row g of its
@@ -49,6 +49,10 @@ struct Matrix {
   __device__ __forceinline__ int row(int tile, int g) const {
     if (half == 0) return min(tile * 8 + g, rows - 1);
     return min(tile * 4 + g % 4, half - 1) + (g < 4 ? 0 : half);
+  }
+  /// Whether a ring that goes round is always at the beginning of a tile.
+  __device__ __forceinline__ bool places_are_whole_tiles() const {
+    return width % kRunsApart == 0 && places % (width / kRunsApart / at_once) == 0;
   }
   /// Of this warp, in a tile.
   __device__ __forceinline__ int runs() const {
@@ -127,7 +131,8 @@ class WeightStream {
     if (filled_ < places_) fill(places_);
   }
   /// The same, and behind the open matrix's last loads come those of another one of the same width, which is
-  /// multiplied next: it is open then.
+  /// multiplied next: it is open then. Loads turn to it at the end of a tile that is multiplied, so that must
+  /// be where they end: places_are_whole_tiles().
   __device__ __forceinline__ void follow(const __nv_bfloat16* data, const Matrix& m) {
     after_ = data;
     after_matrix_ = &m;

@@ -8,7 +8,6 @@
 #include <cstdint>
 
 #include "kernels/cuda/device/decode_attention.cuh"
-#include "kernels/cuda/device/decode_decide.cuh"
 #include "kernels/cuda/device/decode_product.cuh"
 #include "kernels/cuda/device/decode_state.cuh"
 #include "kernels/cuda/device/mma.cuh"
@@ -21,8 +20,9 @@ class DecodeStage : DecodePhase {
  public:
   using DecodePhase::DecodePhase;
 
-  /// All threads call it, and may read the rows afterwards. Before a projection it also deals attention's
-  /// entries; that, and `scales`, may be read behind the product, after another wait for each other.
+  /// All threads call it, and may read the rows afterwards. Before a routed layer's projection it also deals
+  /// attention's entries; that, and `scales`, may be read behind the product, after another wait for each
+  /// other.
   __device__ __forceinline__ void stage(const DecodePlace& p) {
     const DecodeLayer& l = state_.layer_at(p);
     const DecodeProduct product = p.product;

@@ -26,6 +26,7 @@ struct Case {
   bool qk_norm, tied;
   RoutingConfig routing;
   std::int64_t head_dim = 0;  // 0: width / heads
+  std::int64_t layers = 4;
   friend void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
 };
 
@@ -41,21 +42,26 @@ RoutingConfig depth(CausalMethod method, std::int64_t every, Gate gate) {
 }
 
 std::vector<Case> cases() {
-  return {{"dense64", 256, 4, 4, 512, false, true, {}},
-          {"dense128_groups", 512, 4, 1, 288, true, false, {}},
-          {"dense64_two_groups", 512, 8, 2, 256, true, true, {}},
-          {"wide_heads", 256, 4, 2, 512, true, true, {}, 128},
-          {"aux", 256, 4, 2, 512, true, true, depth(CausalMethod::Aux, 2, Gate::Sigmoid)},
-          {"predictor", 256, 2, 2, 320, false, false, depth(CausalMethod::Predictor, 2, Gate::Raw)},
-          {"every_layer", 320, 5, 5, 256, true, true, depth(CausalMethod::Predictor, 1, Gate::Tanh)},
-          {"every_layer_aux", 256, 2, 1, 256, true, true, depth(CausalMethod::Aux, 1, Gate::Raw)}};
+  return {
+      {"dense64", 256, 4, 4, 512, false, true, {}},
+      {"dense128_groups", 512, 4, 1, 288, true, false, {}},
+      {"dense64_two_groups", 512, 8, 2, 256, true, true, {}},
+      {"wide_heads", 256, 4, 2, 512, true, true, {}, 128},
+      // More of each matrix than a block of threads' ring holds; at 9 rows and more its places are no whole
+      // tiles.
+      {"long", 1280, 20, 4, 5120, false, true, {}, 0, 1},
+      {"long_routed", 768, 12, 12, 2816, true, true, depth(CausalMethod::Predictor, 2, Gate::Sigmoid), 0, 2},
+      {"aux", 256, 4, 2, 512, true, true, depth(CausalMethod::Aux, 2, Gate::Sigmoid)},
+      {"predictor", 256, 2, 2, 320, false, false, depth(CausalMethod::Predictor, 2, Gate::Raw)},
+      {"every_layer", 320, 5, 5, 256, true, true, depth(CausalMethod::Predictor, 1, Gate::Tanh)},
+      {"every_layer_aux", 256, 2, 1, 256, true, true, depth(CausalMethod::Aux, 1, Gate::Raw)}};
 }
 
 ModelConfig config_of(const Case& c, std::int64_t context) {
   ModelConfig m;
   m.vocab_size = kVocab;
   m.width = c.width;
-  m.depth = 4;
+  m.depth = c.layers;
   m.heads = c.heads;
   m.own_head_dim = c.head_dim;
   m.kv_heads = c.kv_heads;
