@@ -154,8 +154,7 @@ QuantizationReport calibrate(TrainedModel& model, const QuantizeFlags& flags, do
   r.calibration = read_calibration(flags.calibration, model, flags.calibration_tokens);
   const SelectionRule rule = serving_rule(routing);
   r.wants_refit = !flags.no_refits;
-  r.can_refit = can_refit(routing, rule);
-  r.decides = std::holds_alternative<Causal>(rule) && (routing.routes_depth() || routing.experts_choose());
+  r.refit = what_to_refit(routing, rule);
   const std::size_t tokens = r.calibration.tokens.size();
   const CalibrationOptions options{.rule = rule,
                                    .seq = r.calibration.seq,
@@ -167,8 +166,10 @@ QuantizationReport calibrate(TrainedModel& model, const QuantizeFlags& flags, do
                                                 blocks, tokens);
                                    }};
   r.made = quantize_calibrated(*model.context, before, r.quantization, r.calibration.tokens, options);
-  r.compared = compare_models(*model.context, before, *r.made.quantized.model, rule, r.calibration.held_out,
-                              r.calibration.seq);
+  const SelectionRule now = r.made.rule ? SelectionRule(*r.made.rule) : rule;
+  r.compared = compare_models(*model.context, before, *r.made.quantized.model, {rule, now},
+                              r.calibration.held_out, r.calibration.seq);
+  if (r.made.rule) model.loaded.config.routing.causal.threshold = r.made.rule->threshold;
   model.loaded.model = std::move(r.made.quantized.model);
   return r;
 }
