@@ -92,12 +92,17 @@ Json QuantizationReport::json(double bytes) const {
   }
   json["thresholds"] = Json::array();
   for (const RefittedThreshold& t : made.thresholds) {
-    Json of = {{"layer", t.layer}};
+    Json of = Json::object();
+    if (t.layer >= 0) of["layer"] = t.layer;
     if (t.expert >= 0) of["expert"] = t.expert;
     of["share_before"] = t.share_before;
     of["share_unfitted"] = t.share_unfitted;
     of["share_after"] = t.share_after;
-    of["bias_shift"] = t.shift;
+    if (t.layer >= 0) {
+      of["bias_shift"] = t.shift;
+    } else {
+      of["threshold"] = made.rule->threshold;
+    }
     json["thresholds"].push_back(std::move(of));
   }
   json["warnings"] = warnings();
@@ -115,10 +120,10 @@ std::vector<std::string> QuantizationReport::warnings() const {
                       described(m), m.tokens, m.columns, m.damping));
     }
   }
-  if (wants_refit && decides && !can_refit) {
+  if (wants_refit && refit == Refit::OneThreshold) {
     all.emplace_back(
-        "Thresholds were not fitted again: the router decides by its own logit, which has no bias, and the "
-        "config has one threshold for all layers.");
+        "Routers decide by their own logits, which have no bias: the one threshold of the config was fitted, "
+        "for all layers together.");
   }
   return all;
 }
@@ -151,10 +156,11 @@ std::string QuantizationReport::table() const {
         d.of_experts ? ", experts" : "", 100 * d.share_after, 100 * d.share_before, 100 * d.flipped);
   }
   for (const RefittedThreshold& t : made.thresholds) {
-    text += fmt::format(
-        "layer {}{}: bias shifted by {:+.4f}, {:.2f} % of the calibration without, {:.2f} % now\n", t.layer,
-        t.expert >= 0 ? fmt::format(", expert {}", t.expert) : "", t.shift, 100 * t.share_unfitted,
-        100 * t.share_after);
+    const std::string expert = t.expert >= 0 ? fmt::format(", expert {}", t.expert) : "";
+    text += t.layer < 0 ? fmt::format("threshold now {:.4f}", made.rule->threshold)
+                        : fmt::format("layer {}{}: bias shifted by {:+.4f}", t.layer, expert, t.shift);
+    text += fmt::format(": takes {:.2f} % of the calibration, {:.2f} % without, {:.2f} % before\n",
+                        100 * t.share_after, 100 * t.share_unfitted, 100 * t.share_before);
   }
   for (const std::string& warning : warnings()) text += warning + "\n";
   return text;

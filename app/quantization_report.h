@@ -19,8 +19,7 @@ struct QuantizationReport {
   CalibratedModel made;  // without the model
   ModelComparison compared;
   bool wants_refit = false;
-  bool can_refit = false;  // there are biases to shift
-  bool decides = false;    // by a causal rule that looks at one logit
+  Refit refit = Refit::Nothing;
   double bytes_before = 0;
 
   /// quantization_report.json, of weights of so many bytes. No dates, no paths: the same work, the same

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <fmt/format.h>
@@ -143,19 +144,17 @@ Quantization quantization_of(const QuantizeFlags& flags) {
 }
 
 // On what the store shows. The model becomes the quantized one.
-QuantizationReport calibrate(TrainedModel& model, const QuantizeFlags& flags, double bytes_before) {
+QuantizationReport calibrate(TrainedModel& model, const QuantizeFlags& flags, CalibrationTokens calibration) {
   const Transformer& before = *model.loaded.model;
   const RoutingConfig& routing = model.loaded.config.routing;
   QuantizationReport r;
   r.quantization = quantization_of(flags);
   r.wanted = flags.quantizer();
   r.gptq = flags.gptq_options;
-  r.bytes_before = bytes_before;
-  r.calibration = read_calibration(flags.calibration, model, flags.calibration_tokens);
+  r.calibration = std::move(calibration);
   const SelectionRule rule = serving_rule(routing);
   r.wants_refit = !flags.no_refits;
-  r.can_refit = can_refit(routing, rule);
-  r.decides = std::holds_alternative<Causal>(rule) && (routing.routes_depth() || routing.experts_choose());
+  r.refit = what_to_refit(routing, rule);
   const std::size_t tokens = r.calibration.tokens.size();
   const CalibrationOptions options{.rule = rule,
                                    .seq = r.calibration.seq,
@@ -167,8 +166,10 @@ QuantizationReport calibrate(TrainedModel& model, const QuantizeFlags& flags, do
                                                 blocks, tokens);
                                    }};
   r.made = quantize_calibrated(*model.context, before, r.quantization, r.calibration.tokens, options);
-  r.compared = compare_models(*model.context, before, *r.made.quantized.model, rule, r.calibration.held_out,
-                              r.calibration.seq);
+  const SelectionRule now = r.made.rule ? SelectionRule(*r.made.rule) : rule;
+  r.compared = compare_models(*model.context, before, *r.made.quantized.model, {rule, now},
+                              r.calibration.held_out, r.calibration.seq);
+  if (r.made.rule) model.loaded.config.routing.causal.threshold = r.made.rule->threshold;
   model.loaded.model = std::move(r.made.quantized.model);
   return r;
 }
@@ -255,10 +256,15 @@ void run(const QuantizeFlags& flags, const Globals& globals) {
   Report report;
   report.bytes_before = static_cast<double>(model.loaded.model->parameters().count()) *
                         static_cast<double>(size_of(flags.options().dtype));
+  // Before anything that takes long. A rotated model decides as its own does.
+  CalibrationTokens calibration;
+  if (flags.is_calibrated())
+    calibration = read_calibration(flags.calibration, model, flags.calibration_tokens);
   if (flags.rotates()) report.outliers = rotate(model, flags);
   ExportOptions options = flags.options();
   if (flags.is_calibrated()) {
-    report.calibrated = calibrate(model, flags, report.bytes_before);
+    report.calibrated = calibrate(model, flags, std::move(calibration));
+    report.calibrated->bytes_before = report.bytes_before;
     report.relative_error = report.calibrated->made.quantized.relative_error;
     options.report = [&](double bytes) { return report.calibrated->json(bytes).dump(1) + "\n"; };
   } else if (flags.bits() < 16) {

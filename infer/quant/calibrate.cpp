@@ -44,8 +44,8 @@ class Calibration {
 
   CalibratedModel run() {
     const NoGrad no_grad(c_);
-    refits_ = options_.refit_thresholds && can_refit(model_.routing(), options_.rule);
-    if (refits_) {
+    if (options_.refit_thresholds) refit_ = what_to_refit(model_.routing(), options_.rule);
+    if (refit_ != Refit::Nothing) {
       for (const Batch& batch : batches_) before_.add(c_, model_.forward(c_, batch, options_.rule));
     }
     for (const Batch& batch : batches_) streams_.push_back(quantizer_.model().embed(c_, batch));
@@ -56,22 +56,34 @@ class Calibration {
       // Nothing reads the stream behind the last one but its experts' predictors.
       if (layer + 1 < depth || refits_experts()) advance(layer);
     }
+    if (refit_ == Refit::OneThreshold) fit_one_threshold();
     result_.quantized = quantizer_.finish();
     return std::move(result_);
   }
 
  private:
-  bool refits_experts() const { return refits_ && model_.routing().experts_choose(); }
+  bool refits_experts() const { return refit_ == Refit::Biases && model_.routing().experts_choose(); }
   double threshold() const { return std::get<Causal>(options_.rule).threshold; }
+
+  // Later layers read what earlier ones then do with it, which one more pass would show: it is little.
+  void fit_one_threshold() {
+    DecidingLogits logits(Causal::Logit::Router);
+    for (const Batch& batch : batches_) logits.add(c_, quantizer_.model().forward(c_, batch, options_.rule));
+    RefittedThreshold fitted = logits.match_all(threshold(), before_);
+    const double to = 1 / (1 + std::exp(fitted.shift - logit(threshold())));
+    result_.rule = Causal{Causal::Logit::Router, to};
+    fitted.layer = -1;
+    result_.thresholds.push_back(fitted);
+  }
 
   void block(std::int64_t layer) {
     ProductHessians hessians;
-    PredictedLogits logits;
+    DecidingLogits logits(Causal::Logit::Predictor);
     const ProductObserver observer = hessians.observer();
     for (std::size_t i = 0; i < batches_.size(); ++i) {
       ForwardResult decided;
       model_.run_block(c_, layer, streams_[i], batches_[i], options_.rule, decided, observer);
-      if (refits_) logits.add(c_, decided);
+      if (refit_ == Refit::Biases) logits.add(c_, decided);
     }
     const std::string at = fmt::format("model.layers.{}.", layer);
     for (const std::string& parameter : quantizer_.parameters()) {
@@ -80,7 +92,7 @@ class Calibration {
         return quantize(m, hessians.find(m.parameter, m.expert));
       });
     }
-    if (refits_ && model_.routing().routes(layer)) refit(logits, layer, false);
+    if (refit_ == Refit::Biases && model_.routing().routes(layer)) refit(logits, layer, false);
   }
 
   QuantizedMatrix quantize(const MatrixToQuantize& m, const Hessian* h) {
@@ -109,7 +121,7 @@ class Calibration {
   // their logits are known only then, and the block is run again with what they are fitted to.
   void advance(std::int64_t layer) {
     if (refits_experts()) {
-      PredictedLogits logits;
+      DecidingLogits logits(Causal::Logit::Predictor);
       for (std::size_t i = 0; i < batches_.size(); ++i) {
         ForwardResult decided;
         quantizer_.model().run_block(c_, layer, streams_[i], batches_[i], options_.rule, decided);
@@ -123,7 +135,7 @@ class Calibration {
     }
   }
 
-  void refit(const PredictedLogits& logits, std::int64_t layer, bool of_experts) {
+  void refit(const DecidingLogits& logits, std::int64_t layer, bool of_experts) {
     for (const RefittedThreshold& r :
          logits.refit(c_, quantizer_.model(), layer, of_experts, threshold(), before_))
       result_.thresholds.push_back(r);
@@ -134,7 +146,7 @@ class Calibration {
   ModelQuantizer quantizer_;
   std::vector<Batch> batches_;
   const CalibrationOptions& options_;
-  bool refits_ = false;
+  Refit refit_ = Refit::Nothing;
   DecisionCounts before_;
   std::vector<Tensor> streams_;  // by batch, before the block at hand
   CalibratedModel result_;

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -48,7 +49,9 @@ struct CalibratedMatrix {
 struct CalibratedModel {
   QuantizedModel quantized;
   std::vector<CalibratedMatrix> matrices;  // in the order of a forward pass, experts of a parameter ascending
-  std::vector<RefittedThreshold> thresholds;
+  std::vector<RefittedThreshold> thresholds;  // of predictors: their biases are shifted
+  /// Where routers decide by their own logits: the rule whose one threshold was fitted, to be the config's.
+  std::optional<Causal> rule;
 };
 
 /// `model` has its masters; `tokens` are sequences of `seq`, and what is left over is not read. UserError: as

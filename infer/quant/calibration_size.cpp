@@ -18,14 +18,16 @@ std::int64_t calibration_tokens_needed(Context& c, const Transformer& model, con
   const NoGrad no_grad(c);
   DecisionCounts counts;
   for (const Batch& batch : calibration_batches(c, tokens, seq)) counts.add(c, model.forward(c, batch, rule));
+  const std::int64_t sequences = have / seq, most_sequences = most / seq;
   const auto reach = [&](std::int64_t taken, std::int64_t wanted) {
     if (taken >= wanted) return;
     // Of what was never taken nothing says how much reaches it.
-    const double sequences = taken == 0 ? static_cast<double>(most / seq)
-                                        : static_cast<double>(have / seq) * static_cast<double>(wanted) /
-                                              static_cast<double>(taken);
-    const double capped = std::min(std::ceil(sequences), static_cast<double>(most / seq));
-    needed = std::max(needed, static_cast<std::int64_t>(capped) * seq);
+    double enough = static_cast<double>(most_sequences);
+    if (taken > 0) {
+      const double times = static_cast<double>(wanted) / static_cast<double>(taken);
+      enough = std::min(enough, std::ceil(static_cast<double>(sequences) * times));
+    }
+    needed = std::max(needed, static_cast<std::int64_t>(enough) * seq);
   };
   for (const std::int64_t layer : model.routed_layers()) reach(counts.taken(layer), goal.layer);
   for (const std::int64_t layer : model.expert_layers()) {

@@ -57,7 +57,7 @@ struct Counts {
 }  // namespace
 
 ModelComparison compare_models(Context& c, const Transformer& before, const Transformer& after,
-                               const SelectionRule& rule, std::span<const std::int32_t> tokens,
+                               const ComparedRules& rules, std::span<const std::int32_t> tokens,
                                std::int64_t seq) {
   const NoGrad no_grad(c);
   if (seq < 1 || std::ssize(tokens) <= seq)
@@ -67,7 +67,7 @@ ModelComparison compare_models(Context& c, const Transformer& before, const Tran
   for (std::int64_t first = 0; first + seq < std::ssize(tokens); first += seq) {
     const auto at = tokens.begin() + first;
     const Batch batch = make_batch(c, 1, seq, {at, at + seq}, {at + 1, at + seq + 1});
-    const Pass was = pass(c, before, rule, batch), is = pass(c, after, rule, batch);
+    const Pass was = pass(c, before, rules.before, batch), is = pass(c, after, rules.after, batch);
     result.tokens += seq;
     result.loss_before += was.loss;
     result.loss_after += is.loss;

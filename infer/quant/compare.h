@@ -24,10 +24,14 @@ struct ModelComparison {
   std::vector<ComparedDecisions> decisions;  // layers ascending, a block's before its experts'
 };
 
+struct ComparedRules {
+  SelectionRule before, after;
+};
+
 /// `tokens` are sequences of `seq` and one token more, which only the last is asked for; what is left over is
 /// not looked at. InternalError: not one sequence, or models of other shapes.
 ModelComparison compare_models(Context& c, const Transformer& before, const Transformer& after,
-                               const SelectionRule& rule, std::span<const std::int32_t> tokens,
+                               const ComparedRules& rules, std::span<const std::int32_t> tokens,
                                std::int64_t seq);
 
 }  // namespace fathom

@@ -70,10 +70,11 @@ struct ModelQuantizer::Impl {
 };
 
 ModelQuantizer::ModelQuantizer(Context& c, const Transformer& model, const Quantization& quantization)
-    : impl_(std::make_unique<Impl>(
-          c, model, quantization,
-          std::make_unique<Transformer>(c, model.config(), model.routing(), quantization),
-          std::map<std::string, Squares>())) {
+    : impl_(new Impl{c,
+                     model,
+                     quantization,
+                     std::make_unique<Transformer>(c, model.config(), model.routing(), quantization),
+                     {}}) {
   ParameterSet& to = impl_->to->parameters();
   for (const ParameterSpec& spec : to.specs()) {
     if (!spec.is_packed) c.backend().copy(to.master(spec.name), model.parameters().master(spec.name));

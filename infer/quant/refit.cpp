@@ -4,6 +4,7 @@
 #include <cmath>
 #include <functional>
 #include <string>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -19,10 +20,10 @@ double share_above(const std::vector<double>& logits, double threshold) {
 
 }  // namespace
 
-bool can_refit(const RoutingConfig& routing, const SelectionRule& rule) {
+Refit what_to_refit(const RoutingConfig& routing, const SelectionRule& rule) {
   const auto* causal = std::get_if<Causal>(&rule);
-  return causal != nullptr && causal->logit == Causal::Logit::Predictor && routing.has_predictor() &&
-         (routing.routes_depth() || routing.experts_choose());
+  if (causal == nullptr || !routing.looks_ahead()) return Refit::Nothing;
+  return causal->logit == Causal::Logit::Predictor ? Refit::Biases : Refit::OneThreshold;
 }
 
 RefittedThreshold match_quantile(std::vector<double> logits, double share, double threshold) {
@@ -75,25 +76,26 @@ std::int64_t DecisionCounts::taken(std::int64_t layer, std::int64_t expert) cons
   return count != nullptr ? count->taken : 0;
 }
 
-void PredictedLogits::add(Context& c, const ForwardResult& result) {
+void DecidingLogits::add(Context& c, const ForwardResult& result) {
   const auto append = [&](std::int64_t layer, std::int64_t expert, const Tensor& logits) {
     const std::vector<double> values = to_doubles(c.backend(), logits);
     std::vector<double>& all = logits_[{layer, expert}];
     all.insert(all.end(), values.begin(), values.end());
   };
-  for (const RoutedLayer& routed : result.routing) {
-    if (routed.predicted.defined()) append(routed.layer, -1, routed.predicted);
-  }
+  const bool predicted = of_ == Causal::Logit::Predictor;
+  for (const RoutedLayer& routed : result.routing)
+    append(routed.layer, -1, predicted ? routed.predicted : routed.scores);
   for (const ExpertLayer& layer : result.experts) {
-    if (!layer.predicted.defined()) continue;
+    const Tensor& logits = predicted ? layer.predicted : layer.scores;
+    if (!logits.defined()) continue;  // tokens choose
     for (std::int64_t e = 0; e < layer.dispatch.shape.experts; ++e)
-      append(layer.layer, e, layer.predicted.rows(e, e + 1));
+      append(layer.layer, e, logits.rows(e, e + 1));
   }
 }
 
-std::vector<RefittedThreshold> PredictedLogits::refit(Context& c, Transformer& model, std::int64_t layer,
-                                                      bool of_experts, double threshold,
-                                                      const DecisionCounts& before) const {
+std::vector<RefittedThreshold> DecidingLogits::refit(Context& c, Transformer& model, std::int64_t layer,
+                                                     bool of_experts, double threshold,
+                                                     const DecisionCounts& before) const {
   std::vector<RefittedThreshold> done;
   const Tensor& bias = model.parameters().master(
       fmt::format("model.layers.{}.{}router_predictor.2.bias", layer, of_experts ? "mlp." : ""));
@@ -110,6 +112,17 @@ std::vector<RefittedThreshold> PredictedLogits::refit(Context& c, Transformer& m
   }
   from_doubles(c.backend(), bias, values);
   return done;
+}
+
+RefittedThreshold DecidingLogits::match_all(double threshold, const DecisionCounts& before) const {
+  std::vector<double> all;
+  double taken = 0;
+  for (const auto& [decider, logits] : logits_) {
+    all.insert(all.end(), logits.begin(), logits.end());
+    taken += before.share(decider.first, decider.second) * static_cast<double>(logits.size());
+  }
+  const double share = all.empty() ? 0 : taken / static_cast<double>(all.size());
+  return match_quantile(std::move(all), share, threshold);
 }
 
 }  // namespace fathom

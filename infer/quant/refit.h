@@ -5,7 +5,8 @@
 //
 //   logit(threshold) - (l_(k) + l_(k+1)) / 2,   l_(k) the k-th largest, k the share of n that was kept.
 //
-// A router that decides by its own logit has no bias, and is left alone.
+// A router that decides by its own logit has no bias. There the config's threshold itself is fitted, for all
+// layers and experts together: the share of all their decisions becomes what it was, that of one need not.
 #pragma once
 
 #include <cstdint>
@@ -18,16 +19,21 @@
 namespace fathom {
 
 struct RefittedThreshold {
-  std::int64_t layer = 0;
+  std::int64_t layer = 0;    // -1: all together, by the config's threshold
   std::int64_t expert = -1;  // -1: of a routed block
   double share_before = 0;   // of the tokens that it decides about, in the model that was quantized
   double share_unfitted = 0;
   double share_after = 0;
-  double shift = 0;  // of the predictor's bias
+  double shift = 0;  // of the predictor's bias; taken from the logit of the config's threshold
 };
 
-/// Whether a rule has biases that can be shifted.
-bool can_refit(const RoutingConfig& routing, const SelectionRule& rule);
+/// What there is to fit.
+enum class Refit : std::uint8_t {
+  Nothing,      // no decision is made by a threshold
+  Biases,       // of predictors
+  OneThreshold  // of the config
+};
+Refit what_to_refit(const RoutingConfig& routing, const SelectionRule& rule);
 
 /// The shift for n logits. `share` 0 or 1 is met by no quantile: a shift of 0.
 RefittedThreshold match_quantile(std::vector<double> logits, double share, double threshold);
@@ -49,15 +55,19 @@ class DecisionCounts {
   std::map<std::pair<std::int64_t, std::int64_t>, Count> counts_;
 };
 
-/// The logits of predictors over many batches.
-class PredictedLogits {
+/// The logits that decide, over many batches.
+class DecidingLogits {
  public:
+  explicit DecidingLogits(Causal::Logit of) : of_(of) {}
   void add(Context& c, const ForwardResult& result);
   /// Shifts the biases of `layer`, of its experts where `of_experts`, else of the block.
   std::vector<RefittedThreshold> refit(Context& c, Transformer& model, std::int64_t layer, bool of_experts,
                                        double threshold, const DecisionCounts& before) const;
+  /// Of all layers and experts together; its shift is to be taken from the threshold's logit.
+  RefittedThreshold match_all(double threshold, const DecisionCounts& before) const;
 
  private:
+  Causal::Logit of_;
   std::map<std::pair<std::int64_t, std::int64_t>, std::vector<double>> logits_;
 };
 

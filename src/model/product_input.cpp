@@ -16,7 +16,7 @@ namespace {
 std::vector<float> rows_on_host(Context& c, ConstView x, const LinearShape& s) {
   const Tensor whole = c.empty({x.size}, x.dtype);
   c.backend().copy(whole, x);
-  const std::vector<float> values = to_floats(c.backend(), whole);
+  std::vector<float> values = to_floats(c.backend(), whole);
   if (s.x_row() == s.in) return values;
   std::vector<float> rows;
   rows.reserve(static_cast<std::size_t>(s.batch * s.rows * s.in));
@@ -82,8 +82,8 @@ std::shared_ptr<const std::vector<float>> gates_of(Context& c, const RoutedLayer
 ops::Weight Transformer::product(Context& c, std::int64_t layer, const char* name, const Rows& rows,
                                  const Slots* slots) const {
   const std::string full = layer_name(layer, name);
-  const ops::Weight weight = parameters_.is_packed(full) ? ops::Weight(parameters_.packed(full))
-                                                         : ops::Weight(parameters_.get(full));
+  ops::Weight weight = parameters_.is_packed(full) ? ops::Weight(parameters_.packed(full))
+                                                   : ops::Weight(parameters_.get(full));
   if (rows.observe == nullptr) return weight;
   const bool adds = full.ends_with("o_proj.weight") || full.ends_with("down_proj.weight");
   return weight.shown_to([&c, &rows, full, adds, slots](ConstView x, const LinearShape& s) {

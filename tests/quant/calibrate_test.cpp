@@ -140,7 +140,9 @@ TEST_P(Calibrated, TwiceIsTheSame) {
 TEST_P(Calibrated, ThresholdsKeepTheirShares) {
   const CalibratedModel made = by(Quantizer::Gptq, true);
   const RoutingConfig& routing = GetParam().routing;
-  if (!can_refit(routing, GetParam().rule)) {
+  const Refit what = what_to_refit(routing, GetParam().rule);
+  EXPECT_EQ(made.rule.has_value(), what == Refit::OneThreshold);
+  if (what == Refit::Nothing) {
     EXPECT_TRUE(made.thresholds.empty());
     return;
   }
@@ -148,7 +150,30 @@ TEST_P(Calibrated, ThresholdsKeepTheirShares) {
   DecisionCounts before, after;
   for (const Batch& batch : calibration_batches(m.context, tokens, kSeq)) {
     before.add(m.context, m.model.forward(m.context, batch, GetParam().rule));
-    after.add(m.context, made.quantized.model->forward(m.context, batch, GetParam().rule));
+    const SelectionRule rule = made.rule ? SelectionRule(*made.rule) : GetParam().rule;
+    after.add(m.context, made.quantized.model->forward(m.context, batch, rule));
+  }
+  if (what == Refit::OneThreshold) {
+    // Of all layers and experts together.
+    ASSERT_EQ(made.thresholds.size(), 1U);
+    const RefittedThreshold& t = made.thresholds[0];
+    EXPECT_EQ(t.layer, -1);
+    EXPECT_NEAR(made.rule->threshold, 0.5, 0.1);
+    EXPECT_NE(made.rule->threshold, 0.5);
+    double was = 0, is = 0;
+    std::int64_t deciders = 0;
+    for (const std::int64_t layer :
+         routing.experts_choose() ? m.model.expert_layers() : m.model.routed_layers()) {
+      for (std::int64_t e = routing.experts_choose() ? 0 : -1;
+           e < (routing.experts_choose() ? routing.experts.count : 0); ++e, ++deciders) {
+        was += before.share(layer, e);
+        is += after.share(layer, e);
+      }
+    }
+    EXPECT_NEAR(t.share_before, was / static_cast<double>(deciders), 1e-9);
+    EXPECT_NEAR(t.share_after, t.share_before, 1e-3);
+    EXPECT_NEAR(is / static_cast<double>(deciders), t.share_before, 5e-3);
+    return;
   }
   std::size_t expected = m.model.routed_layers().size();
   if (routing.experts_choose()) {
@@ -231,12 +256,13 @@ TEST(MatchQuantile, MeetsTheShareBetweenTwoLogits) {
 // Losses are the model's own, and decisions are those of the passes.
 TEST_P(Calibrated, IsComparedWithWhatItWas) {
   const std::vector<std::int32_t> held = m.random_tokens(3 * kSeq + 4, 17);
-  const ModelComparison same = compare_models(m.context, m.model, m.model, GetParam().rule, held, kSeq);
+  const ModelComparison same =
+      compare_models(m.context, m.model, m.model, {GetParam().rule, GetParam().rule}, held, kSeq);
   EXPECT_EQ(same.tokens, 3 * kSeq);
   EXPECT_EQ(same.loss_before, same.loss_after);
   const CalibratedModel made = by(Quantizer::RoundToNearest);
-  const ModelComparison compared =
-      compare_models(m.context, m.model, *made.quantized.model, GetParam().rule, held, kSeq);
+  const ModelComparison compared = compare_models(m.context, m.model, *made.quantized.model,
+                                                  {GetParam().rule, GetParam().rule}, held, kSeq);
   EXPECT_EQ(compared.loss_before, same.loss_before);
   EXPECT_NE(compared.loss_after, same.loss_after);
   DecisionCounts before, after;
@@ -273,9 +299,9 @@ TEST_P(Calibrated, IsComparedWithWhatItWas) {
   if (!compared.decisions.empty()) {
     EXPECT_GT(flipped, 0);
   }
-  EXPECT_THROW(
-      compare_models(m.context, m.model, m.model, GetParam().rule, std::span(held).first(kSeq), kSeq),
-      InternalError);
+  EXPECT_THROW(compare_models(m.context, m.model, m.model, {GetParam().rule, GetParam().rule},
+                              std::span(held).first(kSeq), kSeq),
+               InternalError);
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, Calibrated, ::testing::ValuesIn(model_kinds()),

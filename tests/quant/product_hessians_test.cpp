@@ -36,7 +36,7 @@ class ShownInputs : public ::testing::TestWithParam<ModelKind> {
   }
   Values weight(const std::string& name, std::int64_t expert) {
     const Tensor& w = m.model.parameters().get(name);
-    const Values all = m.host(w);
+    Values all = m.host(w);
     if (w.shape().rank() < 3) return all;
     const auto each = static_cast<std::ptrdiff_t>(all.size()) / w.dim(0);
     return {all.begin() + expert * each, all.begin() + (expert + 1) * each};

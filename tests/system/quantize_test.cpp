@@ -185,6 +185,31 @@ TEST_F(Quantize, ACalibratedModelIsReportedEvaluatedAndGenerates) {
   EXPECT_THAT(shown.out, ::testing::Not(::testing::HasSubstr("bias shifted")));
 }
 
+// Routers that decide by their own logits have no bias: the folder gets another threshold.
+TEST_F(Quantize, OneThresholdIsFittedWhereRoutersDecide) {
+  e.trained("mod", "run", "--set routing.causal.method=aux --set routing.capacity=0.5 --set train.steps=120");
+  const std::string command = "quantize run --method rtn --calibration train.h5 --calibration-tokens 8192 ";
+  const nlohmann::json report = succeeds(command + "-o fitted").at("report"),
+                       left = succeeds(command + "-o left --no-refit-thresholds").at("report");
+  EXPECT_TRUE(left.at("thresholds").empty());
+  EXPECT_TRUE(left.at("warnings").empty());
+  ASSERT_EQ(report.at("thresholds").size(), 1U);
+  EXPECT_THAT(report.at("warnings").dump(), ::testing::HasSubstr("one threshold of the config"));
+  const auto threshold_of = [&](const std::string& folder) {
+    const auto config = nlohmann::json::parse(testing::read_bytes(e / (folder + "/config.json")));
+    return config.at("fathom_routing").at("causal").at("threshold").get<double>();
+  };
+  EXPECT_EQ(threshold_of("left"), 0.5);
+  EXPECT_NE(threshold_of("fitted"), 0.5);
+  EXPECT_EQ(threshold_of("fitted"), report.at("thresholds")[0].at("threshold").get<double>());
+  // What is reported of the folder is what it does.
+  const auto capacities = [&](const char* folder) {
+    return succeeds(std::string("eval ") + folder + " --seq-len 32 --data train.valid.h5")
+        .at("realised_capacity");
+  };
+  EXPECT_NE(capacities("fitted"), capacities("left"));
+}
+
 // Whatever ends the work leaves the folder as it was.
 TEST_F(Quantize, AnInterruptedOneLeavesTheFolderAsItWas) {
   e.trained("dense", "run");
