@@ -28,6 +28,7 @@ std::string what_others_lack(const RoutingConfig& routing) {
 }
 
 void run(const ExportFlags& flags, const Globals& globals) {
+  require_another_folder(flags.output, flags.model);
   const TrainedModel model = open_model(flags.model, false, globals);
   require_unquantized(model.loaded, "export");
   const Exported exported =

@@ -18,6 +18,9 @@ struct ExportFlags {
   ExportOptions options() const;
 };
 
+/// UsageError: the folder that is to be written is the model's own.
+void require_another_folder(const std::string& output, const std::string& model);
+
 /// Declares the model, --output, --precision and --tokenizer.
 void add_export_flags(CLI::App& sub, ExportFlags& flags);
 

@@ -7,6 +7,7 @@
 #include <spdlog/spdlog.h>
 
 #include "app/command.h"
+#include "app/export_flags.h"
 #include "app/trained_model.h"
 #include "kernels/error.h"
 #include "src/config/names.h"
@@ -100,6 +101,7 @@ void run(const ImportFlags& flags, const Globals& globals) {
     throw UserError(fmt::format("{} is no folder with a model's config.json.", flags.folder),
                     "Give a folder as Hugging Face transformers lays it out; fathom export takes runs.");
   }
+  require_another_folder(flags.output, flags.folder);
   const DType dtype = dtype_of(flags);
   const TrainedModel model = open_model(flags.folder, false, globals);
   require_unquantized(model.loaded, "import");

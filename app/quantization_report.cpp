@@ -41,7 +41,7 @@ struct Line {
   std::string parameter;
   std::int64_t least = 0, most = 0;  // tokens
   int by_gptq = 0, matrices = 0;
-  double weight_error = 0, output_error = 0;  // sums
+  double weight_error = 0, output_error = 0;  // sums of shares of squares
 };
 
 std::vector<Line> lines_of(const std::vector<CalibratedMatrix>& matrices) {
@@ -54,7 +54,7 @@ std::vector<Line> lines_of(const std::vector<CalibratedMatrix>& matrices) {
     line.most = std::max(line.most, m.tokens);
     line.by_gptq += m.by == Quantizer::Gptq ? 1 : 0;
     ++line.matrices;
-    line.weight_error += m.weight_error;
+    line.weight_error += m.weight_error * m.weight_error;
     line.output_error += m.output_error;
   }
   return lines;
@@ -105,6 +105,7 @@ Json QuantizationReport::json(double bytes) const {
     }
     json["thresholds"].push_back(std::move(of));
   }
+  json["notes"] = notes();
   json["warnings"] = warnings();
   return json;
 }
@@ -120,26 +121,37 @@ std::vector<std::string> QuantizationReport::warnings() const {
                       described(m), m.tokens, m.columns, m.damping));
     }
   }
-  if (wants_refit && refit == Refit::OneThreshold) {
-    all.emplace_back(
-        "Routers decide by their own logits, which have no bias: the one threshold of the config was fitted, "
-        "for all layers together.");
+  for (const RefittedThreshold& t : made.thresholds) {
+    if (t.share_before > 0 && t.share_before < 1) continue;
+    all.push_back(fmt::format("layer {}{} took {} of the calibration: there was nothing to fit.", t.layer,
+                              t.expert >= 0 ? fmt::format(", expert {}", t.expert) : "",
+                              t.share_before > 0 ? "all" : "nothing"));
   }
   return all;
 }
 
+std::vector<std::string> QuantizationReport::notes() const {
+  if (!wants_refit || refit != Refit::OneThreshold) return {};
+  return {
+      "Routers decide by their own logits, which have no bias: the one threshold of the config was fitted, "
+      "for all "
+      "layers together."};
+}
+
 std::string QuantizationReport::table() const {
+  // Both errors as roots of a share of squares; of experts the root of their mean share.
   std::string text =
       fmt::format("{:<48} {:>15} {:>9} {:>9} {:>9}\n", "", "tokens", "by", "weights %", "outputs %");
   for (const Line& line : lines_of(made.matrices)) {
     const std::string tokens =
         line.least == line.most ? fmt::format("{}", line.most) : fmt::format("{}-{}", line.least, line.most);
     const bool all = line.by_gptq == line.matrices, none = line.by_gptq == 0;
-    text += fmt::format("{:<48} {:>15} {:>9} {:>9.2f} {:>9.4f}\n", line.parameter, tokens,
+    text += fmt::format("{:<48} {:>15} {:>9} {:>9.2f} {:>9.2f}\n", line.parameter, tokens,
                         all    ? "gptq"
                         : none ? "rtn"
                                : fmt::format("gptq {}/{}", line.by_gptq, line.matrices),
-                        100 * line.weight_error / line.matrices, 100 * line.output_error / line.matrices);
+                        100 * std::sqrt(line.weight_error / line.matrices),
+                        100 * std::sqrt(line.output_error / line.matrices));
   }
   text += fmt::format(
       "Calibrated on {} tokens in sequences of {}{}. Loss on {} held-out tokens: {:.4f} before, {:.4f} now "
@@ -151,9 +163,9 @@ std::string QuantizationReport::table() const {
       compared.tokens, compared.loss_before, compared.loss_after, std::exp(compared.loss_before),
       std::exp(compared.loss_after));
   for (const ComparedDecisions& d : compared.decisions) {
-    text += fmt::format(
-        "layer {}{}: takes {:.2f} % of the tokens, {:.2f} % before; {:.2f} % decided otherwise\n", d.layer,
-        d.of_experts ? ", experts" : "", 100 * d.share_after, 100 * d.share_before, 100 * d.flipped);
+    text += fmt::format("layer {}{} {:.2f} % of the tokens, {:.2f} % before; {:.2f} % decided otherwise\n",
+                        d.layer, d.of_experts ? ": an expert takes, on average," : ": takes",
+                        100 * d.share_after, 100 * d.share_before, 100 * d.flipped);
   }
   for (const RefittedThreshold& t : made.thresholds) {
     const std::string expert = t.expert >= 0 ? fmt::format(", expert {}", t.expert) : "";
@@ -162,6 +174,7 @@ std::string QuantizationReport::table() const {
     text += fmt::format(": takes {:.2f} % of the calibration, {:.2f} % without, {:.2f} % before\n",
                         100 * t.share_after, 100 * t.share_unfitted, 100 * t.share_before);
   }
+  for (const std::string& note : notes()) text += note + "\n";
   for (const std::string& warning : warnings()) text += warning + "\n";
   return text;
 }

@@ -28,6 +28,8 @@ struct QuantizationReport {
   std::string table() const;
   /// A sentence each, naming what saw few tokens, fell back or could not be fitted.
   std::vector<std::string> warnings() const;
+  /// What was done in another way than by layer, and why.
+  std::vector<std::string> notes() const;
 };
 
 }  // namespace fathom::app

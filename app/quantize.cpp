@@ -36,8 +36,10 @@ struct QuantizeFlags : ExportFlags {
   std::int64_t calibration_tokens = 0;  // 0: as many as there are, up to a default
   bool gptq = false, rtn = false;       // neither: by the method and the calibration
   GptqOptions gptq_options;
+  bool has_damping = false;
   bool refits = false, no_refits = false;
   std::uint64_t seed = 1;
+  bool has_seed = false;
   int weights = 0;  // 0: as the method has it
   std::int64_t group = 0;
 
@@ -66,16 +68,24 @@ void check(const QuantizeFlags& flags) {
   }
   if (!flags.is_calibrated()) {
     const std::pair<bool, const char*> needing[] = {{flags.calibration_tokens > 0, "--calibration-tokens"},
-                                                    {flags.refits, "--refit-thresholds"}};
+                                                    {flags.refits, "--refit-thresholds"},
+                                                    {flags.no_refits, "--no-refit-thresholds"}};
     for (const auto& [given, name] : needing) {
       if (given)
         throw UsageError(fmt::format("{} needs weights of 4 or 8 bits and a --calibration STORE.", name));
     }
   }
   if (flags.quantizer() != Quantizer::Gptq) {
-    if (flags.gptq_options.act_order) throw UsageError("--act-order is of --gptq.");
-    if (flags.gptq_options.damping != GptqOptions().damping) throw UsageError("--damping is of --gptq.");
+    const std::pair<bool, const char*> of_gptq[] = {{flags.gptq_options.act_order, "--act-order"},
+                                                    {flags.has_damping, "--damping"}};
+    for (const auto& [given, name] : of_gptq) {
+      if (given) {
+        throw UsageError(fmt::format("{} is of GPTQ, and these weights become their nearest codes.", name),
+                         "Give --calibration STORE, and with --method rtn also --gptq.");
+      }
+    }
   }
+  if (flags.has_seed && !flags.rotates()) throw UsageError("--seed is of a rotation, and rtn has none.");
 }
 
 // What a transform of so many elements is made of.
@@ -196,6 +206,9 @@ void print_json(const QuantizeFlags& flags, const Report& r, const ModelConfig& 
                          {"method", flags.method},
                          {"weights", flags.bits()},
                          {"group", flags.group},
+                         {"quantizer", flags.bits() == 16                     ? "none"
+                                       : flags.quantizer() == Quantizer::Gptq ? "gptq"
+                                                                              : "rtn"},
                          {"precision", flags.precision},
                          {"bytes", r.exported.bytes},
                          {"bytes_before", r.bytes_before},
@@ -206,7 +219,8 @@ void print_json(const QuantizeFlags& flags, const Report& r, const ModelConfig& 
     json["head_block"] = HadamardTransform(m.head_dim()).block();
     json["outlier_before"] = r.outliers->before;
     json["outlier_after"] = r.outliers->after;
-    json["calibration_tokens"] = r.outliers->tokens;
+    json["calibration_tokens"] = r.outliers->tokens;  // its first name, of when nothing else was calibrated
+    json["stream_tokens"] = r.outliers->tokens;
     json["stream_outliers_before"] = r.outliers->stream_before;
     json["stream_outliers_after"] = r.outliers->stream_after;
   }
@@ -250,13 +264,22 @@ void print_text(const QuantizeFlags& flags, const Report& r, const ModelConfig& 
 
 void run(const QuantizeFlags& flags, const Globals& globals) {
   check(flags);
+  require_another_folder(flags.output, flags.model);
   require_room_for_export(flags.output);
   TrainedModel model = open_model(flags.model, false, globals);
   require_unquantized(model.loaded, "quantize");
   Report report;
   report.bytes_before = static_cast<double>(model.loaded.model->parameters().count()) *
                         static_cast<double>(size_of(flags.options().dtype));
-  // Before anything that takes long. A rotated model decides as its own does.
+  // Before anything that takes long.
+  require_exportable(model.loaded, flags.output, flags.options());
+  if (flags.bits() < 16) {
+    const Quantization quantization = quantization_of(flags);
+    for (const ParameterSpec& spec : model.loaded.model->parameters().specs()) {
+      if (quantization.holds(spec)) quantization.format(spec);  // the group divides its rows
+    }
+  }
+  // A rotated model decides as its own does.
   CalibrationTokens calibration;
   if (flags.is_calibrated())
     calibration = read_calibration(flags.calibration, model, flags.calibration_tokens);
@@ -282,7 +305,8 @@ void add_quantize(CLI::App& app, Globals& globals) {
   CLI::App* sub = app.add_subcommand("quantize", "Make a model's weights 4 or 8 bits, or rotate it for that");
   add_export_flags(*sub, *flags);
   sub->add_option("--method", flags->method,
-                  "rtn: rounds to the nearest | quarot: rotates first | rotate-only: spreads outliers over "
+                  "rtn: rounds to the nearest, or by --gptq, without a rotation | quarot: rotates first | "
+                  "rotate-only: spreads outliers over "
                   "all channels by "
                   "rotations that change nothing of what the model computes but its rounding")
       ->required()
@@ -294,9 +318,10 @@ void add_quantize(CLI::App& app, Globals& globals) {
       ->capture_default_str()
       ->check(number_from_to(0, 1e9));
   sub->add_option(
-      "--calibration", flags->calibration,
-      "Token store: what the products read of it chooses the codes (GPTQ), its end shows what that "
-      "costs, and its first 8192 tokens how far elements of the stream stand out");
+         "--calibration", flags->calibration,
+         "Token store: what the products read of it chooses the codes (GPTQ), its end shows what that "
+         "costs, and its first 8192 tokens how far elements of the stream stand out")
+      ->check([](const std::string& path) { return path.empty() ? std::string("is empty") : std::string(); });
   sub->add_option("--calibration-tokens", flags->calibration_tokens,
                   "Tokens to calibrate on; default: 128 sequences of 2048, or what there is")
       ->check(number_from_to(1, 1e12));
@@ -321,7 +346,11 @@ void add_quantize(CLI::App& app, Globals& globals) {
       "  fathom quantize runs/mod -o model --method quarot --group 64\n"
       "  fathom quantize runs/mod -o model --method rtn --weights 8\n"
       "  fathom quantize runs/mod -o model --method rotate-only");
-  sub->callback([flags, &globals] { run(*flags, globals); });
+  sub->callback([flags, sub, &globals] {
+    flags->has_damping = sub->count("--damping") > 0;
+    flags->has_seed = sub->count("--seed") > 0;
+    run(*flags, globals);
+  });
 }
 
 }  // namespace fathom::app

@@ -173,6 +173,11 @@ bool is_our_export(const fs::path& folder) {
   }
 }
 
+// "model" of "model/".
+fs::path without_slash(const fs::path& folder) {
+  return folder.has_filename() ? folder : folder.parent_path();
+}
+
 // A folder that becomes `folder` when it is complete. Until then its name is this process's own: nothing of
 // anybody's stands there.
 class NewFolder {
@@ -248,6 +253,12 @@ void find_tokenizer(const fs::path& folder, CheckpointMeta& meta) {
 
 }  // namespace
 
+void require_exportable(const LoadedModel& model, const fs::path& folder, const ExportOptions& options) {
+  ends_of(model, options.tokenizer);
+  tokenizer_files(model, options.tokenizer);
+  NewFolder(without_slash(folder));  // made, and gone again
+}
+
 Exported export_model(const LoadedModel& model, Backend& backend, const fs::path& folder,
                       const ExportOptions& options) {
   if (options.dtype != DType::F32 && options.dtype != DType::BF16) {
@@ -263,9 +274,7 @@ Exported export_model(const LoadedModel& model, Backend& backend, const fs::path
   const bool has_one = is_exported_model(model.checkpoint) && fs::is_regular_file(generation, error);
   files[kGeneration] =
       has_one ? read_file(generation.string(), "config of generation") : exchange_generation_config(ends);
-  fs::path target = folder;
-  if (!target.has_filename()) target = target.parent_path();  // "model/"
-  NewFolder out(target);
+  NewFolder out(without_slash(folder));
   Exported exported{{}, exchange_type(model.config), 0};
   exported.bytes = write_weights(out / kWeights, model, backend, options.dtype);
   exported.files.emplace_back(kWeights);
@@ -280,7 +289,7 @@ Exported export_model(const LoadedModel& model, Backend& backend, const fs::path
 
 void require_room_for_export(const fs::path& folder) {
   std::error_code error;
-  const fs::path target = folder.has_filename() ? folder : folder.parent_path();
+  const fs::path target = without_slash(folder);
   const bool is_free =
       !fs::exists(target, error) || (fs::is_directory(target, error) && fs::is_empty(target, error));
   if (is_free || is_our_export(target)) return;

@@ -34,6 +34,10 @@ Exported export_model(const LoadedModel& model, Backend& backend, const std::fil
 
 /// UserError: what stands at `folder` would not be replaced. For those who work long before they export.
 void require_room_for_export(const std::filesystem::path& folder);
+/// The same, and all else that export_model() would refuse before it writes weights: a place where no folder
+/// can be made, a tokenizer that is not there or not the model's.
+void require_exportable(const LoadedModel& model, const std::filesystem::path& folder,
+                        const ExportOptions& options = {});
 
 /// The type of its weights that loses nothing of them: BF16 when all are, else F32 (of which F64 may lose
 /// some). UserError: as load_exported_model, of its files.

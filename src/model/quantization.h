@@ -13,7 +13,7 @@
 namespace fathom {
 
 struct Quantization {
-  std::string method = "rtn";                       // what chose the codes: "rtn", "quarot"
+  std::string method = "rtn";                       // what chose the codes: "rtn", "gptq", "quarot"
   int bits = 4;                                     // 4 or 8
   std::int64_t group = 0;                           // columns that share a scale; 0: one scale a row
   std::optional<std::uint64_t> rotation_seed = {};  // of the rotation before, if there was one

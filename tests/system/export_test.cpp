@@ -115,12 +115,19 @@ TEST_F(Export, AModelOfAnotherProgramTakesIds) {
 
 TEST_F(Export, BadPlacesAreRefused) {
   e.trained("dense", "run");
-  expect_refusal(fathom_command(e, "export run -o run"), 1, {"run", "not replaced"});
+  expect_refusal(fathom_command(e, "export run -o run"), 2, {"run", "is an input"});
   expect_refusal(fathom_command(e, "export none -o model"), 1, {"none", "does not exist"});
   expect_refusal(fathom_command(e, "export run -o text.jsonl/model"), 1,
                  {"text.jsonl/model", "Not a directory"});
   expect_refusal(fathom_command(e, "export run -o model --precision fp8"), 2, {"--precision"});
   succeeds("export run -o model");
+  // Not onto itself, by whatever name: what it was would be lost.
+  const std::string bytes = testing::read_bytes(e / "model/model.safetensors");
+  std::filesystem::create_symlink(e / "model", e / "link");
+  for (const char* names :
+       {"model -o model/", "link -o model", "model/config.json -o model", "model -o link"})
+    expect_refusal(fathom_command(e, std::string("export --precision bf16 ") + names), 2, {"is an input"});
+  EXPECT_EQ(testing::read_bytes(e / "model/model.safetensors"), bytes);
   expect_refusal(fathom_command(e, Experiment::train("dense", "other", "--resume model")), 1,
                  {"model", "exported", "optimizer"});
 }

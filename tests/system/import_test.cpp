@@ -129,7 +129,7 @@ TEST_F(Import, WhatIsNoModelIsRefused) {
   expect_refusal(fathom_command(e, "import nowhere -o ours"), 1, {"nowhere", "config.json"});
   expect_refusal(fathom_command(e, "import theirs"), 2, {"--output"});
   expect_refusal(fathom_command(e, "import theirs -o ours --precision fp8"), 2, {"--precision"});
-  expect_refusal(fathom_command(e, "import theirs -o theirs"), 1, {"theirs", "not replaced"});
+  expect_refusal(fathom_command(e, "import theirs -o theirs"), 2, {"theirs", "is an input"});
   const std::string weights = read_bytes(e / "theirs/model.safetensors");
   write_bytes(e / "theirs/model.safetensors", weights.substr(0, weights.size() - 4));
   expect_refusal(fathom_command(e, "import theirs -o ours"), 1, {"model.safetensors"});

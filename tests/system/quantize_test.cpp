@@ -194,7 +194,8 @@ TEST_F(Quantize, OneThresholdIsFittedWhereRoutersDecide) {
   EXPECT_TRUE(left.at("thresholds").empty());
   EXPECT_TRUE(left.at("warnings").empty());
   ASSERT_EQ(report.at("thresholds").size(), 1U);
-  EXPECT_THAT(report.at("warnings").dump(), ::testing::HasSubstr("one threshold of the config"));
+  EXPECT_TRUE(report.at("warnings").empty());
+  EXPECT_THAT(report.at("notes").dump(), ::testing::HasSubstr("one threshold of the config"));
   const auto threshold_of = [&](const std::string& folder) {
     const auto config = nlohmann::json::parse(testing::read_bytes(e / (folder + "/config.json")));
     return config.at("fathom_routing").at("causal").at("threshold").get<double>();
@@ -260,8 +261,27 @@ TEST_F(Quantize, RefusesWhatItCannot) {
   expect_refusal(fathom_command(e, four + "--gptq --rtn --calibration train.h5"), 2, {"--rtn", "--gptq"});
   expect_refusal(fathom_command(e, four + "--calibration-tokens 64"), 2, {"--calibration-tokens", "STORE"});
   expect_refusal(fathom_command(e, four + "--refit-thresholds"), 2, {"--refit-thresholds", "STORE"});
-  expect_refusal(fathom_command(e, four + "--act-order"), 2, {"--act-order", "--gptq"});
-  expect_refusal(fathom_command(e, four + "--damping 0.1"), 2, {"--damping", "--gptq"});
+  expect_refusal(fathom_command(e, four + "--no-refit-thresholds"), 2, {"--no-refit-thresholds", "STORE"});
+  expect_refusal(fathom_command(e, four + "--act-order"), 2, {"--act-order", "Give --calibration"});
+  expect_refusal(fathom_command(e, four + "--damping 0.01"), 2, {"--damping", "Give --calibration"});
+  expect_refusal(fathom_command(e, four + "--calibration ''"), 2, {"--calibration", "empty"});
+  expect_refusal(fathom_command(e, "quantize run -o out --method rtn --seed 3"), 2, {"--seed"});
+  // Before the work, which has a line for each block.
+  const std::pair<const char*, const char*> early[] = {{"-o text.jsonl/out", "text.jsonl/out"},
+                                                       {"-o out --tokenizer nowhere.model", "nowhere.model"},
+                                                       {"-o out --group 7", "groups of 7"}};
+  for (const auto& [place, named] : early) {
+    const Outcome refused =
+        fathom_command(e, std::string("quantize run --method quarot --calibration train.h5 ") + place);
+    EXPECT_NE(refused.status, 0);
+    EXPECT_THAT(refused.err, ::testing::HasSubstr(named));
+    EXPECT_THAT(refused.err, ::testing::Not(::testing::HasSubstr("quantizing block")));
+  }
+  // Not onto itself: what it was would be lost.
+  EXPECT_EQ(fathom_command(e, "export run -o whole").status, 0);
+  const std::string bytes = testing::read_bytes(e / "whole/model.safetensors");
+  expect_refusal(fathom_command(e, "quantize whole -o whole --method rtn"), 2, {"whole", "is an input"});
+  EXPECT_EQ(testing::read_bytes(e / "whole/model.safetensors"), bytes);
   expect_refusal(fathom_command(e, "quantize run -o out --method rotate-only --rtn"), 2, {"--rtn"});
   EXPECT_FALSE(std::filesystem::exists(e / "out"));
   expect_refusal(fathom_command(e, "quantize run -o out --method rtn --weights 5"), 2, {"--weights"});
