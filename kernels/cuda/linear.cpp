@@ -34,6 +34,18 @@ void invariant(View y, ConstView x, ConstView w, const LinearShape& s, cudaStrea
   }
 }
 
+GemmShape forward(const LinearShape& s, DType in, DType out, bool add_base) {
+  return {.m = s.rows,
+          .n = s.out,
+          .k = s.in,
+          .transpose_b = true,
+          .in = in,
+          .out = out,
+          .add_base = add_base,
+          .batch = s.batch,
+          .a_stride = s.x_stride};
+}
+
 GemmShape weight_gradient(const LinearShape& s, DType in, bool accumulate) {
   return {.m = s.out,
           .n = s.in,
@@ -59,15 +71,7 @@ void CudaBackend::linear_forward(View y, ConstView x, ConstView w, const LinearS
     });
     return;
   }
-  gemm_->run(y.data, x.data, w.data,
-             {.m = s.rows,
-              .n = s.out,
-              .k = s.in,
-              .transpose_b = true,
-              .in = x.dtype,
-              .out = y.dtype,
-              .batch = s.batch,
-              .a_stride = s.x_stride});
+  gemm_->run(y.data, x.data, w.data, forward(s, x.dtype, y.dtype, false));
 }
 
 void CudaBackend::linear_add_forward(View y, ConstView base, ConstView x, ConstView w, const LinearShape& s) {
@@ -78,17 +82,7 @@ void CudaBackend::linear_add_forward(View y, ConstView base, ConstView x, ConstV
   if (base.dtype != y.dtype) fail_type("linear", "base", base.dtype, y.dtype);
   if (base.size != y.size) fail("linear", "base", base.size, y.size);
   flop_log.gemm(s.batch * s.rows, s.out, s.in);
-  gemm_->run(y.data, x.data, w.data,
-             {.m = s.rows,
-              .n = s.out,
-              .k = s.in,
-              .transpose_b = true,
-              .in = x.dtype,
-              .out = y.dtype,
-              .add_base = true,
-              .batch = s.batch,
-              .a_stride = s.x_stride},
-             base.data);
+  gemm_->run(y.data, x.data, w.data, forward(s, x.dtype, y.dtype, true), base.data);
 }
 
 void CudaBackend::linear_backward_input(View dx, ConstView dy, ConstView w, const LinearShape& s) {
