@@ -1,5 +1,6 @@
 #include "infer/quant/compare.h"
 
+#include <algorithm>
 #include <map>
 #include <utility>
 
@@ -50,6 +51,9 @@ Pass pass(Context& c, const Transformer& model, const SelectionRule& rule, const
   return p;
 }
 
+constexpr std::int64_t kPassTokens =
+    4096;  // sequences side by side: a pass of one is mostly launches and waiting
+
 struct Counts {
   std::int64_t before = 0, after = 0, flipped = 0;
 };
@@ -64,11 +68,14 @@ ModelComparison compare_models(Context& c, const Transformer& before, const Tran
     throw InternalError(fmt::format("[compare] {} tokens are no sequence of {} and one", tokens.size(), seq));
   ModelComparison result;
   std::map<Decider, Counts> counts;
-  for (std::int64_t first = 0; first + seq < std::ssize(tokens); first += seq) {
-    const auto at = tokens.begin() + first;
-    const Batch batch = make_batch(c, 1, seq, {at, at + seq}, {at + 1, at + seq + 1});
+  const std::int64_t sequences = (std::ssize(tokens) - 1) / seq,
+                     most = std::max<std::int64_t>(1, kPassTokens / seq);
+  for (std::int64_t done = 0; done < sequences; done += most) {
+    const std::int64_t together = std::min(most, sequences - done), size = together * seq;
+    const auto at = tokens.begin() + done * seq;
+    const Batch batch = make_batch(c, together, seq, {at, at + size}, {at + 1, at + size + 1});
     const Pass was = pass(c, before, rules.before, batch), is = pass(c, after, rules.after, batch);
-    result.tokens += seq;
+    result.tokens += size;
     result.loss_before += was.loss;
     result.loss_after += is.loss;
     // A block that kept no token has no experts' decisions.
