@@ -19,6 +19,16 @@ void check(std::size_t packed, std::size_t codes, const PackedFormat& f) {
 
 }  // namespace
 
+void check_packed_operand(const char* op, const PackedFormat& f, std::int64_t columns) {
+  const auto fail = [op](const char* what, std::int64_t given, std::int64_t expected) {
+    throw InternalError(fmt::format("[{}] {}: got {}, expected {}", op, what, given, expected));
+  };
+  if (columns < 1) fail("in", columns, 1);
+  if (f.bits != 4 && f.bits != 8) fail("bits", f.bits, 4);
+  if (f.columns != columns) fail("columns of w", f.columns, columns);
+  if (f.group < 1 || f.columns % f.group != 0) fail("group", f.group, f.columns);
+}
+
 void pack_codes(std::span<std::uint8_t> packed, std::span<const std::int8_t> codes, const PackedFormat& f) {
   check(packed.size(), codes.size(), f);
   for (std::uint8_t& byte : packed) byte = 0;

@@ -38,6 +38,9 @@ struct PackedView {
   PackedFormat format;
 };
 
+/// InternalError: such a matrix cannot be what an op multiplies rows of so many elements by.
+void check_packed_operand(const char* op, const PackedFormat& f, std::int64_t columns);
+
 /// A row's codes, code_bytes() of them, from one a byte (`columns` of them). InternalError: a code that has
 /// no place in so many bits.
 void pack_codes(std::span<std::uint8_t> packed, std::span<const std::int8_t> codes, const PackedFormat& f);

@@ -49,11 +49,8 @@ void unpack(T* out, const Packed& w, int bits, cudaStream_t stream) {
 void CudaBackend::linear_packed_forward(View y, ConstView x, const PackedView& w, const LinearShape& s) {
   const char* op = "linear_packed_forward";
   const PackedFormat& f = w.format;
-  if (s.in < 1) fail(op, "in", s.in, 1);
   if (s.batch < 1) fail(op, "batch", s.batch, 1);
-  if (f.bits != 4 && f.bits != 8) fail(op, "bits", f.bits, 4);
-  if (f.columns != s.in) fail(op, "columns of w", f.columns, s.in);
-  if (f.group < 1 || f.columns % f.group != 0) fail(op, "group", f.group, f.columns);
+  check_packed_operand(op, f, s.in);
   const auto* codes = input<std::uint8_t>(op, "codes", w.codes, s.batch * s.out * f.row_bytes());
   const auto* scales = input<float>(op, "scales", w.scales, s.batch * s.out * f.groups());
   for_compute_type(op, x.dtype, [&](auto zero) {
