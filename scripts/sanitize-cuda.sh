@@ -114,6 +114,8 @@ settings_of() {
     *) usage_error "unknown kind of training $1." ;;
   esac
 }
+# A product's algorithm is chosen by timing its candidates. Under racecheck that is most of the time, and NVIDIA's
+# kernels only: both below make the choices beforehand, and racecheck finds them on disk.
 # steps TOOL KIND: three steps, an evaluation and a checkpoint.
 steps() {
   local tool="$1" kind="$2" config=d2-mod.yaml settings
@@ -123,8 +125,6 @@ steps() {
     train.target_flops=null train.steps=3 train.seq_len=256 train.batch_tokens=2048 train.micro_batch=4 train.eval_every=3
     train.eval_tokens=2048 train.precision=bf16 "${settings[@]}")
   local command=("$build/fathom" train "configs/$config" --device cuda "${settings[@]/#/--set=}")
-  # A product's algorithm is chosen by timing its candidates. Under racecheck that is most of the time, and NVIDIA's
-  # kernels only: the choices are made beforehand and found on disk.
   if [[ $tool == racecheck ]]; then "${command[@]}" --run-dir "$work/choices-$kind" >/dev/null 2>&1 || true; fi
   run "$tool" "train-$kind" "${command[@]}" --run-dir "$work/$tool-$kind"
 }
@@ -150,6 +150,7 @@ for tool in ${tools//,/ }; do
       # program that still writes then fails with the pipe.
       listed="$("$test" --gtest_list_tests --gtest_filter="$filter")"
       if grep -q '^ ' <<<"$listed"; then
+        if [[ $tool == racecheck ]]; then "$test" --gtest_filter="$filter" >/dev/null 2>&1 || true; fi
         run "$tool" "$name" "$test" --gtest_filter="$filter"
       fi
     done
