@@ -94,6 +94,41 @@ struct CacheShape {
   std::int64_t block_elements() const { return 2 * kv_heads * block * head_dim; }
 };
 
+/// Hadamard transforms of parts of rows (kernels/hadamard.h): a row has `blocks` blocks, one after the other,
+/// and a block is `inner` vectors of factor * power elements side by side, element i of one at i * inner +
+/// its number. Each vector becomes (H_factor (x) H_power) x / sqrt(factor * power).
+struct HadamardShape {
+  std::int64_t rows = 0;
+  std::int64_t blocks = 1;
+  std::int64_t factor = 1;  // K, at most 512
+  std::int64_t power = 1;   // 2^m
+  std::int64_t inner = 1;
+  /// Elements from a row to the next, where rows are parts of wider ones; 0: width(). Views end with their
+  /// last row.
+  std::int64_t x_stride = 0, y_stride = 0;
+
+  std::int64_t block() const { return factor * power * inner; }
+  std::int64_t width() const { return blocks * block(); }
+  std::int64_t x_row() const { return x_stride > 0 ? x_stride : width(); }
+  std::int64_t y_row() const { return y_stride > 0 ? y_stride : width(); }
+  std::int64_t x_size() const { return rows > 0 ? (rows - 1) * x_row() + width() : 0; }
+  std::int64_t y_size() const { return rows > 0 ? (rows - 1) * y_row() + width() : 0; }
+};
+
+/// Rows that become codes of few bits, each with a scale of its own.
+struct RowQuantization {
+  std::int64_t rows = 0;
+  std::int64_t columns = 0;
+  int bits = 8;             // 4 or 8
+  float clip = 1;           // of the largest magnitude, above 0 and up to 1
+  std::int64_t stride = 0;  // elements from a row of x to the next; 0: `columns`
+
+  constexpr std::int64_t x_row() const { return stride > 0 ? stride : columns; }
+  std::int64_t x_size() const { return rows > 0 ? (rows - 1) * x_row() + columns : 0; }
+  /// How the codes lie, of 4 bits as well: one a byte, rows as those of a packed matrix of 8 bits.
+  PackedFormat format() const { return {8, columns, columns}; }
+};
+
 /// What is to follow a row of logits: the most likely token, or with a temperature above 0 one that is drawn
 /// from softmax(logits / temperature), the one in which the share `uniform` of [0, 1) falls, the tokens'
 /// probabilities laid side by side in the order of their ids.
@@ -212,10 +247,26 @@ class Backend {
   /// The same as linear_forward with W of few bits, [batch * out] rows of `in` columns; y is of x's dtype. In
   /// the invariant mode with the bits of linear_forward over scale * code, rounded to the compute dtype.
   virtual void linear_packed_forward(View y, ConstView x, const PackedView& w, const LinearShape& s) = 0;
+  /// The same of rows that are codes: y[r][o] = scale_r * sum over W's groups of scale_og * (their codes'
+  /// product), which is exact in 32 bits of integer (in < 2^16). x [batch * rows] rows of quantize_rows();
+  /// its stride is the format's. What a row becomes depends on no other row, in every mode.
+  virtual void linear_codes_forward(View y, const PackedView& x, const PackedView& w,
+                                    const LinearShape& s) = 0;
   virtual void linear_backward_input(View dx, ConstView dy, ConstView w, const LinearShape& s) = 0;
   virtual void linear_backward_weight(View dw, ConstView dy, ConstView x, const LinearShape& s) = 0;
   virtual void linear_backward_weight_accumulate(View dw, ConstView dy, ConstView x,
                                                  const LinearShape& s) = 0;
+
+  // --- activations of few bits (QuaRot: Ashkboos et al. 2024, arXiv 2404.00456)
+  /// Symmetric, a scale a row, in fp32: scale = max |x| * (clip / (2^(bits-1) - 1)), code = x / scale to the
+  /// nearest (ties to even) in -2^(bits-1) .. 2^(bits-1) - 1; a row of zeros has the scale 1. codes uint8
+  /// [rows
+  /// * row_bytes()] in two's complement, zero behind a row's last column, scales fp32 [rows]. A row that is
+  /// not finite has the scale NaN, and so is what a product makes of it.
+  virtual void quantize_rows(View codes, View scales, ConstView x, const RowQuantization& s) = 0;
+  /// y may be x, where their strides are the same. matrix: H_factor by rows, fp32 of 1 and -1; null where
+  /// factor is 1. On a GPU a block has at most as many elements as floats of shared memory (25000 at least).
+  virtual void hadamard_forward(View y, ConstView x, ConstView matrix, const HadamardShape& s) = 0;
 
   // --- embedding: table [V, D], tokens int32 [rows]
   virtual void embedding_forward(View out, ConstView table, ConstView tokens, std::int64_t rows,

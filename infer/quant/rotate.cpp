@@ -8,8 +8,8 @@
 
 #include <fmt/format.h>
 
-#include "infer/quant/hadamard.h"
 #include "kernels/error.h"
+#include "kernels/hadamard.h"
 #include "src/core/splitmix64.h"
 
 namespace fathom {
@@ -76,8 +76,14 @@ void scale_rows(Values& matrix, const Values& scales) {
 
 class Rotator {
  public:
-  Rotator(Parameters& parameters, const ModelConfig& model, std::uint64_t seed)
-      : p_(parameters), m_(model), stream_(model.width, seed), head_(model.head_dim()) {}
+  Rotator(Parameters& parameters, const ModelConfig& model, const RotateOptions& options)
+      : p_(parameters),
+        m_(model),
+        online_(options.online),
+        stream_(model.width, options.seed),
+        head_(model.head_dim()),
+        heads_(model.heads),
+        hidden_(model.ffn_hidden) {}
 
   void whole_model(bool tied) {
     Values& embedding = p_.at("model.embed_tokens.weight");
@@ -101,10 +107,14 @@ class Rotator {
   void layer(const std::string& at) {
     reads_norm(at + "input_layernorm.weight", {at + "self_attn.qkv_proj.weight"});
     rotate_values(p_.at(at + "self_attn.qkv_proj.weight"), p_.at(at + "self_attn.o_proj.weight"));
+    if (online_.heads) across_heads(p_.at(at + "self_attn.o_proj.weight"));
     stream_.columns(p_.at(at + "self_attn.o_proj.weight"));
     reads_norm(at + "post_attention_layernorm.weight",
                {at + "mlp.gate_up_proj.weight", at + "mlp.experts.gate_up_proj.weight",
                 at + "mlp.router.weight", at + "mlp.router_predictor.0.weight"});
+    for (const char* name : {"mlp.down_proj.weight", "mlp.experts.down_proj.weight"}) {
+      if (online_.down && p_.has(at + name)) hidden_rows(p_.at(at + name));
+    }
     if (p_.has(at + "mlp.down_proj.weight")) stream_.columns(p_.at(at + "mlp.down_proj.weight"));
     if (p_.has(at + "mlp.experts.down_proj.weight")) {
       Values& all = p_.at(at + "mlp.experts.down_proj.weight");
@@ -133,21 +143,50 @@ class Rotator {
     for (std::size_t i = 0; i < o.size(); i += d) head_.apply(std::span(o).subspan(i, d));
   }
 
+  /// The transform across heads on o's rows: of the heads' elements of the same number.
+  void across_heads(Values& o) const {
+    const auto d = static_cast<std::size_t>(m_.head_dim()), heads = static_cast<std::size_t>(m_.heads);
+    Values element(heads);
+    for (std::size_t row = 0; row < o.size(); row += heads * d) {
+      for (std::size_t i = row; i < row + d; ++i) {
+        for (std::size_t h = 0; h < heads; ++h) element[h] = o[i + h * d];
+        heads_.apply(element);
+        for (std::size_t h = 0; h < heads; ++h) o[i + h * d] = element[h];
+      }
+    }
+  }
+  void hidden_rows(Values& down) const {
+    const auto hidden = static_cast<std::size_t>(m_.ffn_hidden);
+    for (std::size_t row = 0; row < down.size(); row += hidden)
+      hidden_.apply(std::span(down).subspan(row, hidden));
+  }
+
   Parameters& p_;
   const ModelConfig& m_;
+  OnlineHadamards online_;
   StreamRotation stream_;
-  HadamardTransform head_;
+  HadamardTransform head_, heads_, hidden_;
 };
 
 }  // namespace
+
+Quantization rotated_only(const RotateOptions& options) {
+  return {.method = "rotate-only",
+          .bits = 16,
+          .rotation_seed = options.seed,
+          .kinds = {},
+          .online = options.online};
+}
 
 std::unique_ptr<Transformer> rotate_model(Context& c, const Transformer& model,
                                           const RotateOptions& options) {
   Parameters parameters(c, model);
   ModelConfig m = model.config();
-  Rotator(parameters, m, options.seed).whole_model(m.tie_embeddings);
+  Rotator(parameters, m, options).whole_model(m.tie_embeddings);
   m.tie_embeddings = false;
-  auto rotated = std::make_unique<Transformer>(c, m, model.routing(), false);
+  auto rotated = options.online.any()
+                     ? std::make_unique<Transformer>(c, m, model.routing(), rotated_only(options))
+                     : std::make_unique<Transformer>(c, m, model.routing(), false);
   ParameterSet& to = rotated->parameters();
   for (const ParameterSpec& spec : to.specs())
     from_doubles(c.backend(), to.master(spec.name), parameters.at(spec.name));

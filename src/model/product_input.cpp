@@ -78,12 +78,24 @@ std::shared_ptr<const std::vector<float>> gates_of(Context& c, const RoutedLayer
   return gates;
 }
 
+ops::InputTransform Transformer::input_of(const std::string& parameter) const {
+  ops::InputTransform input;
+  if (parameter.ends_with("down_proj.weight")) input.hadamard = down_;
+  if (parameter.ends_with("o_proj.weight")) input.hadamard = heads_;
+  if (parameters_.is_packed(parameter)) {
+    input.bits = quantization_->activations;
+    input.clip = static_cast<float>(quantization_->activation_clip);
+  }
+  return input;
+}
+
 // A product that adds to the stream is multiplied by what follows it; one that another reads is not.
 ops::Weight Transformer::product(Context& c, std::int64_t layer, const char* name, const Rows& rows,
                                  const Slots* slots) const {
   const std::string full = layer_name(layer, name);
   ops::Weight weight = parameters_.is_packed(full) ? ops::Weight(parameters_.packed(full))
                                                    : ops::Weight(parameters_.get(full));
+  if (quantization_) weight = weight.of(input_of(full));
   if (rows.observe == nullptr) return weight;
   const bool adds = full.ends_with("o_proj.weight") || full.ends_with("down_proj.weight");
   return weight.shown_to([&c, &rows, full, adds, slots](ConstView x, const LinearShape& s) {

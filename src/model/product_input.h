@@ -8,7 +8,8 @@
 
 namespace fathom {
 
-/// Rows that a product y = x W^T reads, on the host, before it is computed.
+/// Rows that a product y = x W^T reads, on the host, before it is computed: behind their Hadamard transform,
+/// where there is one, and before they become codes.
 struct ProductInput {
   std::string parameter;    // W's name: "model.layers.3.mlp.down_proj.weight"
   std::int64_t expert = 0;  // 0 where there are none

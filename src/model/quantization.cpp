@@ -6,6 +6,8 @@
 
 namespace fathom {
 
+double default_activation_clip(int bits) { return bits == 4 ? 0.9 : 1.0; }
+
 std::string product_kind(const ParameterSpec& spec) {
   const Quantization all;
   for (const std::string& kind : all.kinds) {

@@ -9,6 +9,7 @@
 #include "kernels/error.h"
 #include "src/model/blocks.h"
 #include "src/ops/attention.h"
+#include "src/ops/hadamard.h"
 #include "src/ops/linear.h"
 #include "src/ops/loss.h"
 #include "src/ops/mlp.h"
@@ -165,6 +166,10 @@ Transformer::Transformer(Context& c, const ModelConfig& model, const RoutingConf
     parameters_.declare_packed(spec.name);
   }
   parameters_.allocate(c, false);
+  const OnlineHadamards& online = quantization.online;
+  if (online.down) down_ = {c, model.ffn_hidden};
+  if (online.heads) heads_ = {c, model.heads, model.head_dim()};
+  if (online.queries_keys) queries_keys_ = {c, model.head_dim()};
 }
 
 std::vector<std::int64_t> Transformer::routed_layers() const {
@@ -230,8 +235,10 @@ Tensor Transformer::run_block(Context& c, std::int64_t layer, const Tensor& stre
 ForwardResult Transformer::forward(Context& c, const Batch& batch, const SelectionRule& rule,
                                    const StreamObserver& observe) const {
   if (quantization_ && c.tape() != nullptr) {
-    throw UserError(fmt::format("Weights of {} bits have no gradients: such a model cannot be trained.",
-                                quantization_->bits),
+    throw UserError(quantization_->bits < 16
+                        ? fmt::format("Weights of {} bits have no gradients: such a model cannot be trained.",
+                                      quantization_->bits)
+                        : "A model that transforms what it computes as it runs cannot be trained.",
                     "Train the model that it was made from, and quantize that again.");
   }
   const Rows rows = rows_of(c, batch, rule);
@@ -254,6 +261,7 @@ ForwardResult Transformer::forward(Context& c, const Batch& batch, const Selecti
   return result;
 }
 
+// Queries and keys may be transformed behind RoPE, both alike: then the cache holds them so.
 // a = W_o attention(rope(qkv)), or base + a where base is defined
 Tensor Transformer::attend(Context& c, std::int64_t layer, Tensor qkv, const Rows& rows,
                            const Tensor& base) const {
@@ -262,6 +270,8 @@ Tensor Transformer::attend(Context& c, std::int64_t layer, Tensor qkv, const Row
                   qk_norm ? weight(layer, "self_attn.q_norm.weight") : Tensor(),
                   qk_norm ? weight(layer, "self_attn.k_norm.weight") : Tensor(),
                   {model_.heads, model_.kv_heads, model_.rope_theta, model_.norm_eps, model_.rope_scaling});
+  if (queries_keys_.defined())
+    qkv = ops::hadamard_heads(c, std::move(qkv), model_.heads + model_.kv_heads, queries_keys_);
   const Tensor mixed =
       rows.cache != nullptr
           ? rows.cache->attend(c, layer, qkv, rows.kept)

@@ -130,13 +130,14 @@ class Transformer {
   Transformer(Context& c, const ModelConfig& model, const RoutingConfig& routing, bool gradients);
 
   /// For inference, of a model some of whose products have weights of few bits: put_packed() of parameters()
-  /// gives them. UserError: groups that do not divide the rows.
+  /// gives them; or that transforms what it computes as it runs. UserError: groups that do not divide the
+  /// rows.
   Transformer(Context& c, const ModelConfig& model, const RoutingConfig& routing,
               const Quantization& quantization);
 
   const ModelConfig& config() const { return model_; }
   const RoutingConfig& routing() const { return routing_; }
-  /// Null: every weight is a number of its own.
+  /// Null: every weight is a number of its own, and nothing is transformed.
   const Quantization* quantization() const { return quantization_ ? &*quantization_ : nullptr; }
   ParameterSet& parameters() { return parameters_; }
   const ParameterSet& parameters() const { return parameters_; }
@@ -208,10 +209,12 @@ class Transformer {
   const Tensor& weight(std::int64_t layer, const char* name) const;
   ops::Weight product(Context& c, std::int64_t layer, const char* name, const Rows& rows,
                       const Slots* slots = nullptr) const;
+  ops::InputTransform input_of(const std::string& parameter) const;
 
   ModelConfig model_;
   RoutingConfig routing_;
   std::optional<Quantization> quantization_;
+  ops::Hadamard down_, heads_, queries_keys_;  // undefined: none
   Recompute recompute_ = Recompute::None;
   ParameterSet parameters_;
 };

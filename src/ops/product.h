@@ -5,11 +5,20 @@
 #include <memory>
 #include <utility>
 
+#include "src/ops/hadamard.h"
 #include "src/ops/packed_tensor.h"
 
 namespace fathom::ops {
 
-/// Sees what a product is about to read: rows of `x`, which lie as the shape says.
+/// What a product does with its rows before it multiplies them.
+struct InputTransform {
+  Hadamard hadamard;  // undefined: none
+  int bits = 16;      // 4 or 8: rows become codes (Backend::quantize_rows). Of weights of few bits alone
+  float clip = 1;     // of their range
+};
+
+/// Sees what a product is about to multiply, behind its Hadamard transform and as it is before it becomes
+/// codes: rows of `x`, which lie as the shape says.
 using InputObserver = std::function<void(ConstView x, const LinearShape& s)>;
 
 /// The weight of a product: a tensor, or, in a model without gradients, matrices of few bits.
@@ -34,14 +43,23 @@ class Weight {
   /// Null: nobody looks.
   const InputObserver* observer() const { return observer_.get(); }
 
+  /// The same weight, of rows that are transformed first.
+  Weight of(InputTransform input) const {
+    Weight w = *this;
+    w.input_ = std::move(input);
+    return w;
+  }
+  const InputTransform& input() const { return input_; }
+
  private:
   Tensor tensor_;
   PackedTensor packed_;
+  InputTransform input_;
   std::shared_ptr<const InputObserver> observer_;
 };
 
-/// y = x W^T, or base + x W^T where base is defined. InternalError: a weight of few bits while a tape
-/// records; it has no gradient.
+/// y = x W^T, or base + x W^T where base is defined, of rows of x as w's input() makes them. InternalError: a
+/// weight of few bits or a transform while a tape records; they have no gradient.
 void product(Context& c, View y, ConstView x, const Weight& w, const LinearShape& s, const Tensor& base = {});
 
 }  // namespace fathom::ops

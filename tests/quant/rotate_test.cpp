@@ -1,12 +1,17 @@
 // A rotated model computes what it was: logits, and every routing decision, in double.
 #include "infer/quant/rotate.h"
 
+#include <algorithm>
 #include <cmath>
+#include <random>
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "infer/quant/outliers.h"
-#include "tests/model/small_model.h"
+#include "infer/quant/quantize_model.h"
+#include "tests/quant/model_kinds.h"
+#include "tests/quant/round_to_nearest.h"
 
 namespace fathom::model_test {
 namespace {
@@ -47,8 +52,6 @@ std::vector<Case> cases() {
            with_experts(by(CausalMethod::Both), RoutingKind::ModeIntegrated), by_router}};
 }
 
-class Rotation : public ::testing::TestWithParam<Case> {};
-
 struct Pass {
   std::vector<double> logits;
   std::vector<std::vector<std::int32_t>> chosen;
@@ -65,12 +68,18 @@ Pass pass_of(Context& c, const Transformer& model, const Batch& batch, const Sel
   return pass;
 }
 
+constexpr OnlineHadamards kAllOnline{.down = true, .heads = true, .queries_keys = true};
+
+class Rotation : public ::testing::TestWithParam<std::tuple<Case, bool>> {};
+
 TEST_P(Rotation, ChangesNoLogitAndNoDecision) {
-  const Case& k = GetParam();
+  const auto& [k, online] = GetParam();
   SmallModel m(DType::F64, k.model, k.routing);
   const Batch batch = m.random_batch(3, 24, 5);
   const Pass before = pass_of(m.context, m.model, batch, k.rule);
-  const auto rotated = rotate_model(m.context, m.model, {.seed = 9});
+  const auto rotated =
+      rotate_model(m.context, m.model, {.seed = 9, .online = online ? kAllOnline : OnlineHadamards{}});
+  EXPECT_EQ(rotated->quantization() != nullptr, online);
   EXPECT_FALSE(rotated->config().tie_embeddings);
   const Pass after = pass_of(m.context, *rotated, batch, k.rule);
   EXPECT_EQ(after.chosen, before.chosen);
@@ -90,8 +99,95 @@ TEST_P(Rotation, ChangesNoLogitAndNoDecision) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Rotation, ::testing::ValuesIn(cases()),
-                         [](const auto& of_case) { return of_case.param.name; });
+std::string name_of_case(const ::testing::TestParamInfo<std::tuple<Case, bool>>& of_case) {
+  return std::get<0>(of_case.param).name + (std::get<1>(of_case.param) ? "_online" : "");
+}
+INSTANTIATE_TEST_SUITE_P(Models, Rotation,
+                         ::testing::Combine(::testing::ValuesIn(cases()), ::testing::Bool()), name_of_case);
+
+/// The most likely token of each row, and how far it stands above the next one, in standard deviations of the
+/// row's logits.
+struct Greedy {
+  std::vector<std::size_t> tokens;
+  std::vector<double> margins;
+};
+
+Greedy greedy(const std::vector<double>& logits, std::size_t vocab) {
+  Greedy g;
+  for (std::size_t first = 0; first < logits.size(); first += vocab) {
+    std::vector<double> row(logits.begin() + static_cast<std::ptrdiff_t>(first),
+                            logits.begin() + static_cast<std::ptrdiff_t>(first + vocab));
+    g.tokens.push_back(static_cast<std::size_t>(std::max_element(row.begin(), row.end()) - row.begin()));
+    double mean = 0, squares = 0;
+    for (const double l : row) mean += l / static_cast<double>(vocab);
+    for (const double l : row) squares += (l - mean) * (l - mean) / static_cast<double>(vocab);
+    std::sort(row.begin(), row.end());
+    g.margins.push_back((row[vocab - 1] - row[vocab - 2]) / std::sqrt(squares));
+  }
+  return g;
+}
+
+/// Sizes of 2^m, of 12 * 2^m, of other matrices' orders, and of blocks: of everything that is transformed.
+ModelConfig random_config(std::mt19937& random) {
+  const auto any = [&](std::initializer_list<std::int64_t> of) {
+    return *(of.begin() + std::uniform_int_distribution<std::ptrdiff_t>(0, std::ssize(of) - 1)(random));
+  };
+  ModelConfig m = small_config();
+  m.depth = 3;
+  m.heads = any({1, 2, 3, 4, 6, 12});
+  m.kv_heads = m.heads % 2 == 0 ? any({m.heads, m.heads / 2}) : any({m.heads, 1});
+  m.own_head_dim = any({2, 4, 6, 8, 12, 24});
+  m.width = any({12, 16, 18, 20, 24, 28, 32, 48, 60});
+  m.ffn_hidden = any({7, 12, 16, 20, 24, 26, 36, 40, 48, 52, 96});
+  m.qk_norm = any({0, 1}) == 1;
+  m.tie_embeddings = any({0, 1}) == 1;
+  return m;
+}
+
+// Of so few rows none decides so closely that fp32 would show: a decision or a token that changes is an error
+// here, whatever its margin.
+TEST(RotationOfAnyModel, ChangesNoDecisionNoTokenAndNoLogit) {
+  for (unsigned seed = 0; seed < 48; ++seed) {
+    std::mt19937 random(seed);
+    const std::vector<ModelKind> kinds = model_kinds();
+    const ModelKind& kind = kinds[seed % kinds.size()];
+    const ModelConfig config = random_config(random);
+    SCOPED_TRACE(fmt::format("seed {} {} width {} heads {}/{} x {} hidden {}", seed, kind.name, config.width,
+                             config.heads, config.kv_heads, config.head_dim(), config.ffn_hidden));
+    for (const DType dtype : {DType::F64, DType::F32}) {
+      SmallModel m(dtype, config, kind.routing);
+      m.fill(seed + 1);
+      const Batch batch = m.random_batch(2, 16, seed);
+      const Pass before = pass_of(m.context, m.model, batch, kind.rule);
+      const auto rotated = rotate_model(m.context, m.model, {.seed = seed, .online = kAllOnline});
+      const Pass after = pass_of(m.context, *rotated, batch, kind.rule);
+      EXPECT_EQ(after.chosen, before.chosen);
+      EXPECT_LT(relative_difference(after.logits, before.logits), dtype == DType::F64 ? 1e-11 : 1e-4);
+      const auto vocab = static_cast<std::size_t>(config.vocab_size);
+      const Greedy was = greedy(before.logits, vocab), is = greedy(after.logits, vocab);
+      for (std::size_t i = 0; i < was.tokens.size(); ++i) {
+        if (dtype == DType::F64 || was.margins[i] > 1e-4) {
+          EXPECT_EQ(is.tokens[i], was.tokens[i]) << i;
+        }
+      }
+    }
+  }
+}
+
+// A rotated model is quantized with its transforms.
+TEST(RotationOfAnyModel, KeepsItsTransformsWhenItsWeightsBecomeFewBits) {
+  SmallModel m(DType::F32, of(24, 4, 2, true, true), routed(CausalMethod::Both));
+  const auto rotated = rotate_model(m.context, m.model, {.seed = 2, .online = kAllOnline});
+  const Batch batch = m.random_batch(2, 24, 5);
+  const Causal rule{Causal::Logit::Predictor, 0.5};
+  const Pass exact = pass_of(m.context, *rotated, batch, rule);
+  Quantization q{.bits = 8, .online = kAllOnline};
+  const QuantizedModel with = quantize_model(m.context, *rotated, q, quant_test::round_to_nearest);
+  EXPECT_LT(relative_difference(pass_of(m.context, *with.model, batch, rule).logits, exact.logits), 0.15);
+  q.online = {};
+  const QuantizedModel without = quantize_model(m.context, *rotated, q, quant_test::round_to_nearest);
+  EXPECT_GT(relative_difference(pass_of(m.context, *without.model, batch, rule).logits, exact.logits), 0.2);
+}
 
 // A channel that stands out is spread over all of them: what the rotation is for.
 TEST(RotationOfOutliers, SpreadsThem) {

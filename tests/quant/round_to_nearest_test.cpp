@@ -8,8 +8,8 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include "infer/quant/hadamard.h"
 #include "kernels/cpu/host.h"
+#include "kernels/hadamard.h"
 #include "tests/quant/layers.h"
 
 namespace fathom::quant_test {

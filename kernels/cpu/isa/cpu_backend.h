@@ -43,6 +43,9 @@ class CpuBackend final : public Backend {
   std::int64_t count_nonfinite(ConstView in) override;
   void linear_forward(View y, ConstView x, ConstView w, const LinearShape& s) override;
   void linear_packed_forward(View y, ConstView x, const PackedView& w, const LinearShape& s) override;
+  void linear_codes_forward(View y, const PackedView& x, const PackedView& w, const LinearShape& s) override;
+  void quantize_rows(View codes, View scales, ConstView x, const RowQuantization& s) override;
+  void hadamard_forward(View y, ConstView x, ConstView matrix, const HadamardShape& s) override;
   void linear_backward_input(View dx, ConstView dy, ConstView w, const LinearShape& s) override;
   void linear_backward_weight(View dw, ConstView dy, ConstView x, const LinearShape& s) override;
   void linear_backward_weight_accumulate(View dw, ConstView dy, ConstView x, const LinearShape& s) override;

@@ -1,4 +1,4 @@
-#include "infer/quant/hadamard.h"
+#include "kernels/hadamard.h"
 
 #include <array>
 #include <cmath>

@@ -29,6 +29,8 @@ class HadamardTransform {
   std::int64_t block() const { return factor_ * power_; }
   /// K, of a block.
   std::int64_t factor() const { return factor_; }
+  /// H_K by rows.
+  std::span<const std::int8_t> matrix() const { return matrix_; }
   void apply(std::span<double> x) const;
 
  private:

@@ -1,9 +1,9 @@
-#include "infer/quant/hadamard.h"
-
 #include <cmath>
 #include <random>
 
 #include <gtest/gtest.h>
+
+#include "kernels/hadamard.h"
 
 namespace fathom {
 namespace {
