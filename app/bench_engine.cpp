@@ -79,6 +79,12 @@ void add_engine_bench_flags(CLI::App& sub, EngineBenchFlags& flags, Globals& glo
       ->capture_default_str()
       ->check(number_from_to(0, 1e9));
   sub.add_option(
+         "--activations", flags.activations,
+         "4 | 8 | 16: bits of the rows that products read, behind Hadamard transforms; with --weights 4 "
+         "and 8")
+      ->capture_default_str()
+      ->check(CLI::IsMember({4, 8, 16}));
+  sub.add_option(
          "--whole-rows", flags.whole_rows,
          "Texts that decode in steps of one launch each, on a GPU; more go op by op; default: 12, or as "
          "many as one step has room for")
@@ -90,6 +96,8 @@ void add_engine_bench_flags(CLI::App& sub, EngineBenchFlags& flags, Globals& glo
 EngineBench prepare_engine(const EngineBenchFlags& flags, const Globals& globals, std::int64_t more,
                            std::int64_t fit_from, std::int64_t fit_more) {
   EngineBench s;
+  if (flags.activations < 16 && flags.weights == 16)
+    throw UsageError(fmt::format("--activations {} goes with --weights 4 or 8.", flags.activations));
   s.config = config_of(flags, more);
   if (s.config.routing.has_experts() && s.config.routing.needs_future())
     throw UsageError(
@@ -102,7 +110,13 @@ EngineBench prepare_engine(const EngineBenchFlags& flags, const Globals& globals
   s.model = std::make_unique<Transformer>(*s.c, s.config.model, s.config.routing, false);
   s.model->initialise(*s.c, 1);
   if (flags.weights < 16) {
-    const Quantization q{.bits = flags.weights, .group = flags.group};
+    // As quarot has them; of random weights it does not matter that nothing was rotated.
+    const bool are_few = flags.activations < 16;
+    const Quantization q{.bits = flags.weights,
+                         .group = flags.group,
+                         .activations = flags.activations,
+                         .activation_clip = default_activation_clip(flags.activations),
+                         .online = {.down = are_few, .heads = are_few}};
     s.model = std::move(quantize_model(*s.c, *s.model, q, quantize).model);
   }
   if (s.config.routing.kind != RoutingKind::None) s.options.rule = causal_rule(s.config.routing);
@@ -166,6 +180,7 @@ nlohmann::json line_of(const char* bench, const EngineBenchFlags& flags, const E
           {"precision", s.config.train.precision},
           {"weights", flags.weights},
           {"group", flags.group},
+          {"activations", flags.activations},
           {"invariant", flags.invariant},
           {"params_m", static_cast<double>(count_parameters(s.config).total) / 1e6}};
 }

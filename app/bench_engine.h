@@ -26,11 +26,12 @@ struct EngineBenchFlags {
   std::string precision;
   int weights = 16;  // bits of the products' weights
   std::int64_t group = 0;
+  int activations = 16;  // bits of the rows that they read
   std::int64_t whole_rows = EngineOptions{}.whole_rows;
   bool invariant = false;
 };
-/// Declares --kv-heads, --chunk, --block, --precision, --weights, --group, --whole-rows, --invariant and the
-/// model's flags.
+/// Declares --kv-heads, --chunk, --block, --precision, --weights, --group, --activations,
+/// --whole-rows, --invariant and the model's flags.
 void add_engine_bench_flags(CLI::App& sub, EngineBenchFlags& flags, Globals& globals);
 
 struct EngineBench {

@@ -67,6 +67,8 @@ Json QuantizationReport::json(double bytes) const {
                {"quantizer", name_of(wanted)},
                {"weights", quantization.bits},
                {"group", quantization.group}};
+  json["activations"] = quantization.activations;
+  if (quantization.activations < 16) json["activation_clip"] = quantization.activation_clip;
   if (quantization.rotation_seed) json["rotation_seed"] = *quantization.rotation_seed;
   if (wanted == Quantizer::Gptq) {
     json["damping"] = gptq.damping;

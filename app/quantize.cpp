@@ -42,9 +42,16 @@ struct QuantizeFlags : ExportFlags {
   bool has_seed = false;
   int weights = 0;  // 0: as the method has it
   std::int64_t group = 0;
+  int activations = 16;
 
   bool rotates() const { return method != "rtn"; }
   int bits() const { return weights > 0 ? weights : method == "rotate-only" ? 16 : 4; }
+  /// Rows of few bits want them spread; queries and keys are for caches of few bits, and there to be looked
+  /// at.
+  OnlineHadamards online() const {
+    const bool only = method == "rotate-only", are_few = activations < 16 && rotates();
+    return {.down = only || are_few, .heads = only || are_few, .queries_keys = only};
+  }
   bool is_calibrated() const { return !calibration.empty() && bits() < 16; }
   Quantizer quantizer() const {
     const bool by_gptq = gptq || (!rtn && is_calibrated() && method != "rtn");
@@ -57,6 +64,12 @@ void check(const QuantizeFlags& flags) {
     throw UsageError(
         fmt::format("--method {} does not go with --weights {}.", flags.method, flags.bits()),
         "rotate-only leaves weights of 16 bits or more as they are; rtn and quarot make 4 or 8 of them.");
+  }
+  if (flags.activations < 16 && flags.bits() == 16) {
+    throw UsageError(
+        fmt::format("--activations {} goes with weights of few bits, and --method {} leaves them numbers.",
+                    flags.activations, flags.method),
+        "Take --method quarot or rtn, with --weights 4 or 8.");
   }
   if (flags.group > 0 && flags.bits() == 16)
     throw UsageError("--group is of weights of 4 or 8 bits, and rotate-only has none.");
@@ -139,7 +152,7 @@ Outliers rotate(TrainedModel& model, const QuantizeFlags& flags) {
   o.tokens = sample.tokens.size();
   o.before = greatest_outlier(c, *loaded.model);
   o.stream_before = sample.outliers(model);
-  loaded.model = rotate_model(c, *loaded.model, {.seed = flags.seed});
+  loaded.model = rotate_model(c, *loaded.model, {.seed = flags.seed, .online = flags.online()});
   loaded.config.model = loaded.model->config();
   o.after = greatest_outlier(c, *loaded.model);
   o.stream_after = sample.outliers(model);
@@ -150,6 +163,9 @@ Quantization quantization_of(const QuantizeFlags& flags) {
   Quantization q{.method = flags.method, .bits = flags.bits(), .group = flags.group};
   if (!flags.rotates() && flags.quantizer() == Quantizer::Gptq) q.method = "gptq";
   if (flags.rotates()) q.rotation_seed = flags.seed;
+  q.activations = flags.activations;
+  q.activation_clip = default_activation_clip(flags.activations);
+  q.online = flags.online();
   return q;
 }
 
@@ -206,6 +222,7 @@ void print_json(const QuantizeFlags& flags, const Report& r, const ModelConfig& 
                          {"method", flags.method},
                          {"weights", flags.bits()},
                          {"group", flags.group},
+                         {"activations", flags.activations},
                          {"quantizer", flags.bits() == 16                     ? "none"
                                        : flags.quantizer() == Quantizer::Gptq ? "gptq"
                                                                               : "rtn"},
@@ -217,6 +234,8 @@ void print_json(const QuantizeFlags& flags, const Report& r, const ModelConfig& 
     json["seed"] = flags.seed;
     json["stream_block"] = HadamardTransform(m.width).block();
     json["head_block"] = HadamardTransform(m.head_dim()).block();
+    if (flags.online().down) json["hidden_block"] = HadamardTransform(m.ffn_hidden).block();
+    if (flags.online().heads) json["heads_block"] = HadamardTransform(m.heads).block();
     json["outlier_before"] = r.outliers->before;
     json["outlier_after"] = r.outliers->after;
     json["calibration_tokens"] = r.outliers->tokens;  // its first name, of when nothing else was calibrated
@@ -230,19 +249,26 @@ void print_json(const QuantizeFlags& flags, const Report& r, const ModelConfig& 
 
 void print_text(const QuantizeFlags& flags, const Report& r, const ModelConfig& m) {
   const bool are_few = flags.bits() < 16;
-  std::cout << fmt::format("{}: {} of weights, {} before", flags.output, format_bytes(r.exported.bytes),
-                           format_bytes(r.bytes_before))
-            << (are_few ? fmt::format("; products in {} bits{}, all else in {}", flags.bits(),
-                                      flags.group > 0 ? fmt::format(", groups of {}", flags.group) : "",
-                                      flags.precision)
-                        : fmt::format("; in {}", flags.precision))
-            << (r.outliers
-                    ? fmt::format(", rotated by Hadamard transforms of {} (the stream) and {} (the heads' "
-                                  "values)",
-                                  described(HadamardTransform(m.width)),
-                                  described(HadamardTransform(m.head_dim())))
-                    : "")
-            << ".\n";
+  std::cout
+      << fmt::format("{}: {} of weights, {} before", flags.output, format_bytes(r.exported.bytes),
+                     format_bytes(r.bytes_before))
+      << (are_few ? fmt::format(
+                        "; products in {} bits{}{}, all else in {}", flags.bits(),
+                        flags.group > 0 ? fmt::format(", groups of {}", flags.group) : "",
+                        flags.activations < 16 ? fmt::format(" of rows of {} bits", flags.activations) : "",
+                        flags.precision)
+                  : fmt::format("; in {}", flags.precision))
+      << (r.outliers
+              ? fmt::format(", rotated by Hadamard transforms of {} (the stream) and {} (the heads' "
+                            "values)",
+                            described(HadamardTransform(m.width)), described(HadamardTransform(m.head_dim())))
+              : "")
+      << (flags.online().any()
+              ? fmt::format(", and as it runs of {} (the MLP's hidden width) and {} (heads){}",
+                            described(HadamardTransform(m.ffn_hidden)), described(HadamardTransform(m.heads)),
+                            flags.online().queries_keys ? ", and of queries and keys" : "")
+              : "")
+      << ".\n";
   if (are_few) {
     std::cout << "What is lost of the weights, root of the squares' sum over theirs:";
     for (const auto& [kind, error] : r.relative_error)
@@ -314,6 +340,10 @@ void add_quantize(CLI::App& app, Globals& globals) {
   sub->add_option("--weights", flags->weights,
                   "4 | 8 | 16: bits of the weights of products; default: 4, of rotate-only 16")
       ->check(CLI::IsMember({4, 8, 16}));
+  sub->add_option("--activations", flags->activations,
+                  "4 | 8 | 16: bits of the rows that these products read, a scale a row; 16: numbers")
+      ->capture_default_str()
+      ->check(CLI::IsMember({4, 8, 16}));
   sub->add_option("--group", flags->group, "Columns that share a scale, such as 128; 0: one scale a row")
       ->capture_default_str()
       ->check(number_from_to(0, 1e9));
@@ -343,6 +373,7 @@ void add_quantize(CLI::App& app, Globals& globals) {
       "What comes out is a model folder: eval, generate and routes take it.\n"
       "Examples:\n"
       "  fathom quantize runs/mod -o model --method quarot --calibration data/train.h5\n"
+      "  fathom quantize runs/mod -o model --method quarot --activations 8 --calibration data/train.h5\n"
       "  fathom quantize runs/mod -o model --method quarot --group 64\n"
       "  fathom quantize runs/mod -o model --method rtn --weights 8\n"
       "  fathom quantize runs/mod -o model --method rotate-only");

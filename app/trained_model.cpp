@@ -26,6 +26,13 @@ TrainedModel open_model(const std::string& path, bool invariant, const Globals& 
 void require_unquantized(const LoadedModel& loaded, const char* command) {
   const Quantization* q = loaded.model->quantization();
   if (q == nullptr) return;
+  if (q->bits == 16) {
+    throw UserError(
+        fmt::format("{} is rotated and transforms what it computes as it runs ({}): fathom {} takes "
+                    "a model before it was rotated.",
+                    loaded.checkpoint.string(), q->method, command),
+        "Give the run or the model that it was made from.");
+  }
   throw UserError(
       fmt::format("{} has weights of {} bits ({}): fathom {} takes a model before it was quantized.",
                   loaded.checkpoint.string(), q->bits, q->method, command),

@@ -1,7 +1,7 @@
 #include "src/model/quantization_config.h"
 
-#include <array>
-#include <string_view>
+#include <algorithm>
+#include <iterator>
 #include <vector>
 
 #include <fmt/format.h>
@@ -17,7 +17,18 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr const char* kOurs = "fathom";
-constexpr int kVersion = 1;
+/// 1: weights of few bits alone. 2: rows of few bits and transforms while the model runs as well, which a
+/// reader of 1 would pass over.
+constexpr int kVersion = 1, kNewestVersion = 2;
+
+/// What is transformed while the model runs, by the product that reads it.
+struct Online {
+  const char* name;
+  bool OnlineHadamards::*is_on;
+};
+constexpr Online kOnline[] = {{"down_proj", &OnlineHadamards::down},
+                              {"o_proj", &OnlineHadamards::heads},
+                              {"query_key", &OnlineHadamards::queries_keys}};
 
 /// A kind of product, and the tensors that it is in exchange.
 struct Kind {
@@ -46,17 +57,20 @@ class Reader {
                       path_, method.dump()),
           "Take the model before it was quantized, and fathom quantize it.");
     }
-    if (const Json version = value("version"); version != kVersion) {
+    const Json version = value("version");
+    if (version != kVersion && version != kNewestVersion) {
       throw UserError(
-          fmt::format("{}: its quantization_config is of version {}, and this Fathom reads version {}.",
-                      path_, version.dump(), kVersion),
+          fmt::format(
+              "{}: its quantization_config is of version {}, and this Fathom reads versions {} and {}.",
+              path_, version.dump(), kVersion, kNewestVersion),
           "Quantize the model again with the Fathom that reads it.");
     }
     Quantization q;
     const Json name = value("method"), bits = value("bits"), group = value("group_size");
     if (!name.is_string()) refuse(fmt::format("has the method {}, not a name", name.dump()));
     q.method = name.get<std::string>();
-    if (bits != 4 && bits != 8)
+    const bool is_newest = version == kNewestVersion;
+    if (bits != 4 && bits != 8 && !(is_newest && bits == 16))
       refuse(fmt::format("has weights of {} bits, and Fathom knows 4 and 8", bits.dump()));
     q.bits = bits.get<int>();
     constexpr std::int64_t kMost = std::int64_t{1} << 40;
@@ -68,6 +82,12 @@ class Reader {
       q.rotation_seed = seed->get<std::uint64_t>();
     }
     q.kinds = kinds_of(value("tensors"));
+    if (q.kinds.empty() != (q.bits == 16))
+      refuse(q.bits == 16 ? "names tensors of 16 bits" : "names no tensors");
+    if (is_newest) {
+      read_activations(q);
+      q.online = online_of(value("online_hadamards"));
+    }
     return q;
   }
 
@@ -96,8 +116,29 @@ class Reader {
       result.insert(kind.name);
     }
     if (!named.empty()) refuse(fmt::format("names {}, which has no weights of few bits", *named.begin()));
-    if (result.empty()) refuse("names no tensors");
     return result;
+  }
+  void read_activations(Quantization& q) const {
+    const Json bits = value("activation_bits"), clip = value("activation_clip");
+    if (bits != 4 && bits != 8 && bits != 16)
+      refuse(fmt::format("has activations of {} bits, and Fathom knows 4, 8 and 16", bits.dump()));
+    if (!clip.is_number() || !(clip > 0 && clip <= 1))
+      refuse(fmt::format("has an activation_clip of {}, not a share above 0 and up to 1", clip.dump()));
+    q.activations = bits.get<int>();
+    q.activation_clip = clip.get<double>();
+    if (q.activations < 16 && q.bits == 16)
+      refuse(fmt::format("has activations of {} bits beside weights of 16", q.activations));
+  }
+  OnlineHadamards online_of(const Json& names) const {
+    if (!names.is_array()) refuse("has no list of online_hadamards");
+    OnlineHadamards online;
+    for (const Json& name : names) {
+      const auto* of = std::find_if(std::begin(kOnline), std::end(kOnline),
+                                    [&](const Online& known) { return name == known.name; });
+      if (of == std::end(kOnline)) refuse(fmt::format("names {} among its online_hadamards", name.dump()));
+      online.*of->is_on = true;
+    }
+    return online;
   }
 
   const Json& json_;
@@ -112,12 +153,20 @@ std::string print_quantization(const Quantization& q) {
     if (!q.kinds.contains(kind.name)) continue;
     for (const std::string& t : kind.tensors) tensors.push_back(t);
   }
-  return Json{
-      {"quant_method", kOurs}, {"version", kVersion},
+  const bool is_newest = q.bits == 16 || q.activations < 16 || q.online.any();
+  Json json = {
+      {"quant_method", kOurs}, {"version", is_newest ? kNewestVersion : kVersion},
       {"method", q.method},    {"bits", q.bits},
       {"group_size", q.group}, {"rotation_seed", q.rotation_seed ? Json(*q.rotation_seed) : Json(nullptr)},
-      {"tensors", tensors}}
-      .dump();
+      {"tensors", tensors}};
+  if (!is_newest) return json.dump();
+  json["activation_bits"] = q.activations;
+  json["activation_clip"] = q.activation_clip;
+  json["online_hadamards"] = Json::array();
+  for (const Online& known : kOnline) {
+    if (q.online.*known.is_on) json["online_hadamards"].push_back(known.name);
+  }
+  return json.dump();
 }
 
 Quantization parse_quantization(const std::string& json, const std::string& path) {

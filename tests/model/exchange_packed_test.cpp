@@ -97,7 +97,19 @@ TEST_F(ExchangePacked, EveryKindComesBackToTheByte) {
   for (const RoutingConfig& routing : routings) {
     for (const Quantization& q :
          {Quantization{.method = "rtn", .bits = 4}, Quantization{.bits = 8, .group = 4, .rotation_seed = 7},
-          Quantization{.bits = 4, .group = 2, .kinds = {"down_proj", "qkv_proj"}}}) {
+          Quantization{.bits = 4, .group = 2, .kinds = {"down_proj", "qkv_proj"}},
+          Quantization{.method = "quarot",
+          .bits = 4,
+          .rotation_seed = 1,
+          .activations = 4,
+          .activation_clip = 0.9,
+          .online = {.down = true, .heads = true}},
+          Quantization{.bits = 8, .kinds = {"o_proj"}, .activations = 8},
+          Quantization{.method = "rotate-only",
+          .bits = 16,
+          .rotation_seed = 1,
+          .kinds = {},
+          .online = {.down = true, .heads = true, .queries_keys = true}}}) {
       SCOPED_TRACE(fmt::format("{} bits, groups of {}", q.bits, q.group));
       const LoadedModel m = made(routing, q);
       const double bytes = exported(m).bytes;
@@ -148,8 +160,9 @@ TEST_F(ExchangePacked, ATensorIsItsCodesAndItsScales) {
 
 TEST_F(ExchangePacked, AConfigThatLiesIsRefused) {
   exported(made(routed(CausalMethod::Both), {.bits = 4, .group = 4}));
-  refused_with([](json& q) { q["version"] = 2; }, {"config.json", "version 2", "reads version 1"});
-  refused_with([](json& q) { q.erase("version"); }, {"version null", "reads version 1"});
+  refused_with([](json& q) { q["version"] = 3; }, {"config.json", "version 3", "reads versions 1 and 2"});
+  refused_with([](json& q) { q.erase("version"); }, {"version null", "reads versions 1 and 2"});
+  refused_with([](json& q) { q["bits"] = 16; }, {"config.json", "16 bits"});
   refused_with([](json& q) { q["quant_method"] = "gptq"; }, {"config.json", "quant_method", "gptq"});
   refused_with([](json& q) { q = "few"; }, {"config.json", "no JSON object"});
   refused_with([](json& q) { q["bits"] = 3; }, {"config.json", "3 bits"});
@@ -168,6 +181,23 @@ TEST_F(ExchangePacked, AConfigThatLiesIsRefused) {
   refused_with([](json& q) { q["tensors"] = {"o_proj", "router"}; }, {"router", "no weights of few bits"});
   refused_with([](json& q) { q["tensors"] = {"o_proj"}; }, {"no tensor", "q_proj.weight"});
   refused_with([](json& q) { q = nullptr; }, {"no tensor", "q_proj.weight"});
+}
+
+TEST_F(ExchangePacked, AConfigOfActivationsThatLiesIsRefused) {
+  exported(made(routed(CausalMethod::Both), {.bits = 4, .activations = 8, .online = {.down = true}}));
+  refused_with([](json& q) { q.erase("activation_bits"); }, {"config.json", "activations of null bits"});
+  refused_with([](json& q) { q["activation_bits"] = 5; }, {"activations of 5 bits"});
+  refused_with([](json& q) { q["activation_bits"] = "8"; }, {"activations of \"8\" bits"});
+  refused_with([](json& q) { q["activation_clip"] = 0; }, {"activation_clip of 0"});
+  refused_with([](json& q) { q["activation_clip"] = 1.5; }, {"activation_clip of 1.5"});
+  refused_with([](json& q) { q["activation_clip"] = nullptr; }, {"activation_clip of null"});
+  refused_with([](json& q) { q.erase("online_hadamards"); }, {"list of online_hadamards"});
+  refused_with([](json& q) { q["online_hadamards"] = {"router"}; }, {"router", "online_hadamards"});
+  refused_with([](json& q) { q["online_hadamards"] = {5}; }, {"5", "online_hadamards"});
+  refused_with([](json& q) { q["bits"] = 16; }, {"names tensors of 16 bits"});
+  refused_with([](json& q) { q["bits"] = 16, q["tensors"] = json::array(); },
+               {"activations of 8 bits beside weights of 16"});
+  refused_with([](json& q) { q["tensors"] = json::array(); }, {"names no tensors"});
 }
 
 TEST_F(ExchangePacked, TensorsThatLieAreRefused) {

@@ -107,8 +107,14 @@ TEST_P(PackedModel, ComputesWhatItsNumbersDo) {
 TEST_P(PackedModel, DecodesAsTheWholePass) {
   if (!std::holds_alternative<Causal>(GetParam().rule)) return;
   SmallModel m(DType::F32, config(), GetParam().routing, {.invariant = true}, GetParam().device);
-  for (const int bits : {4, 8}) {
-    const QuantizedModel q = quantize_model(m.context, m.model, {.bits = bits, .group = 4}, round_to_nearest);
+  const OnlineHadamards online{.down = true, .heads = true, .queries_keys = true};
+  for (const Quantization& quantization :
+       {Quantization{.bits = 4, .group = 4}, Quantization{.bits = 8, .group = 4},
+        Quantization{.bits = 4, .activations = 8, .online = online},
+        Quantization{.bits = 8, .group = 4, .activations = 4, .activation_clip = 0.9, .online = online},
+        Quantization{.bits = 16, .kinds = {}, .online = online}}) {
+    SCOPED_TRACE(fmt::format("{} bits of rows of {}", quantization.bits, quantization.activations));
+    const QuantizedModel q = quantize_model(m.context, m.model, quantization, round_to_nearest);
     EngineOptions options;
     options.rule = std::get<Causal>(GetParam().rule);
     options.max_rows = 5;

@@ -42,6 +42,9 @@ TEST_F(Quantize, ARotatedModelHasTheLossAndTheTextsOfItsOwn) {
     EXPECT_NE(said.at("outlier_before"), said.at("outlier_after"));
     const auto config = nlohmann::json::parse(testing::read_bytes(e / (run + "-rotated/config.json")));
     EXPECT_EQ(config.at("tie_word_embeddings"), false);
+    EXPECT_EQ(config.at("quantization_config").at("online_hadamards").size(), 3U);
+    expect_refusal(fathom_command(e, "export " + run + "-rotated -o out"), 1,
+                   {"rotated", "before it was rotated"});
     succeeds("quantize " + run + " -o " + run + "-other --method rotate-only --seed 4");
     EXPECT_NE(testing::read_bytes(e / (run + "-rotated/model.safetensors")),
               testing::read_bytes(e / (run + "-other/model.safetensors")));
@@ -110,6 +113,42 @@ TEST_F(Quantize, AModelOfFewBitsIsEvaluatedAndGenerates) {
       "bench decode --preset d2 --vocab 512 --context 8 --steps 2 --variant mod --weights 4 --group 64");
   EXPECT_EQ(bench.at("weights"), 4);
   EXPECT_GT(bench.at("share_of_ceiling").get<double>(), 0);
+}
+
+TEST_F(Quantize, RowsOfFewBitsAreEvaluatedAndGenerate) {
+  for (const std::string run : {"dense", "mod"}) {
+    e.trained(run, run);
+    const double before = succeeds("eval " + run + " --data train.valid.h5").at("loss");
+    for (const auto& [flags, most_loss] :
+         {std::pair{"--method quarot --weights 8 --activations 8", 0.05},
+          {"--method quarot --activations 4 --calibration train.h5 --calibration-tokens 512", 0.5},
+          {"--method rtn --activations 8", 0.2},
+          {"--method rtn --activations 4 --group 8", 0.5}}) {
+      SCOPED_TRACE(run + " " + flags);
+      const nlohmann::json said = succeeds("quantize " + run + " -o rows " + flags);
+      const bool is_rotated = said.at("method") == "quarot";
+      EXPECT_EQ(said.contains("hidden_block"), is_rotated);
+      const auto config =
+          nlohmann::json::parse(testing::read_bytes(e / "rows/config.json")).at("quantization_config");
+      EXPECT_EQ(config.at("version"), 2);
+      EXPECT_EQ(config.at("activation_bits"), said.at("activations"));
+      EXPECT_EQ(config.at("activation_clip"), said.at("activations") == 4 ? 0.9 : 1.0);
+      EXPECT_EQ(config.at("online_hadamards").size(), is_rotated ? 2U : 0U);
+      if (said.contains("report")) {
+        EXPECT_EQ(said.at("report").at("activations"), 4);
+      }
+      const double after = succeeds("eval rows --data train.valid.h5").at("loss");
+      EXPECT_NEAR(after, before, most_loss);
+      EXPECT_NE(after, before);
+      EXPECT_NEAR(succeeds("eval rows --engine --data train.valid.h5").at("loss").get<double>(), after, 5e-3);
+      EXPECT_EQ(succeeds("generate rows -p 'Mara lives' -n 20 --temperature 0").at("tokens").size(), 20U);
+    }
+  }
+  const nlohmann::json bench = succeeds(
+      "bench decode --preset d2 --vocab 512 --context 8 --steps 2 --variant mod --weights 4 --activations 8");
+  EXPECT_EQ(bench.at("activations"), 8);
+  expect_refusal(fathom_command(e, "bench decode --preset d2 --context 8 --activations 8"), 2,
+                 {"--activations 8", "--weights"});
 }
 
 // On a calibration: GPTQ, what it cost, and the same once more.
@@ -247,6 +286,11 @@ TEST_F(Quantize, RefusesWhatItCannot) {
   expect_refusal(fathom_command(e, "quantize run -o out --method rotate-only --weights 4"), 2,
                  {"rotate-only", "--weights 4"});
   expect_refusal(fathom_command(e, "quantize run -o out --method rotate-only --group 8"), 2, {"--group"});
+  expect_refusal(fathom_command(e, "quantize run -o out --method rotate-only --activations 8"), 2,
+                 {"--activations 8", "rotate-only"});
+  expect_refusal(fathom_command(e, "quantize run -o out --method quarot --activations 5"), 2,
+                 {"--activations"});
+  EXPECT_FALSE(std::filesystem::exists(e / "out"));
   const std::string four = "quantize run -o out --method quarot ";
   expect_refusal(fathom_command(e, four + "--calibration bpe.h5"), 1, {"bpe.h5", "tokenizer"});
   expect_refusal(fathom_command(e, four + "--calibration train.h5 --calibration-tokens 31"), 1,
