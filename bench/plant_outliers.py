@@ -2,9 +2,10 @@
 """Plants outliers in an exported model (fp32) without changing what it computes.
 
 Of each norm before a product a few channels' weights become K times as large, and the columns that read them K times as
-small: what the products read then has elements that stand out, as that of large models does. Needs numpy.
+small: what the products read then has elements that stand out, as that of large models does. With --hidden N the same of
+N elements of each MLP's hidden width: rows of up_proj, and columns of down_proj. Needs numpy.
 
-Usage: plant_outliers.py MODEL OUT [--channels 4] [--factor 30] [--seed 0]
+Usage: plant_outliers.py MODEL OUT [--channels 4] [--hidden 0] [--factor 30] [--seed 0]
 """
 import argparse
 import json
@@ -25,6 +26,7 @@ def main():
     ap.add_argument("model", type=pathlib.Path)
     ap.add_argument("out", type=pathlib.Path)
     ap.add_argument("--channels", type=int, default=4)
+    ap.add_argument("--hidden", type=int, default=0)
     ap.add_argument("--factor", type=float, default=30)
     ap.add_argument("--seed", type=int, default=0)
     a = ap.parse_args()
@@ -53,6 +55,14 @@ def main():
             scale[channels] *= a.factor
             for reader in readers:
                 tensor(prefix + reader)[:, channels] /= a.factor
+    for layer in layers:
+        prefix = f"model.layers.{layer}.mlp."
+        if a.hidden == 0 or prefix + "up_proj.weight" not in header:
+            continue
+        up, down = tensor(prefix + "up_proj.weight"), tensor(prefix + "down_proj.weight")
+        channels = rng.choice(up.shape[0], a.hidden, replace=False)
+        up[channels] *= a.factor
+        down[:, channels] /= a.factor
     path.write_bytes(raw[:begin] + bytes(data))
 
 

@@ -212,10 +212,14 @@ struct ByBytes {
 #endif
 
 [[gnu::always_inline]] inline std::int32_t sum_of_ints(Ints v) {
-  std::int32_t sum = 0;
-#pragma GCC unroll 16
-  for (int l = 0; l < kLanes<float>; ++l) sum += v[l];
-  return sum;
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_epi32(reinterpret_cast<__m512i>(v));
+#else
+  const auto all = reinterpret_cast<__m256i>(v);
+  __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+  sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
+#endif
 }
 
 /// A tile of y: rows from x.codes and W's rows from `out` on.
