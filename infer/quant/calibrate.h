@@ -1,7 +1,7 @@
 // A model of few bits by GPTQ (Frantar et al. 2022, arXiv 2210.17323, section 4), block by block: what a
 // block's products read is shown by the model whose blocks before it are quantized already, so that they make
-// up for what those lost, of rows of few bits too. The four products of a block, and its experts, see one pass
-// of its own numbers, behind their transforms and before they become codes.
+// up for what those lost, of rows of few bits too. The four products of a block, and its experts, see one
+// pass of its own numbers, behind their transforms and before they become codes.
 //
 // Cost: beside the quantizer's, two passes of each block over the calibration tokens, and one of all blocks
 // where thresholds are fitted again. Memory: 4 tokens width bytes for the stream between two blocks, and a
