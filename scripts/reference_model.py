@@ -52,6 +52,8 @@ class Model:
     def __init__(self, folder, dtype=torch.float32):
         with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
             self.config = json.load(file)
+        if self.config.get("quantization_config"):
+            raise SystemExit(f"{folder} has weights of few bits or transforms what it computes: take the model before fathom quantize.")
         self.weights = read_safetensors(os.path.join(folder, "model.safetensors"), dtype)
         own = self.config["fathom"]
         self.routing = self.config.get("fathom_routing", {"kind": "none"})

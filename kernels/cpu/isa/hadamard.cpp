@@ -1,5 +1,7 @@
 // Hadamard transforms of rows: Sylvester's part as butterflies, of neighbours within vectors and of others
 // between them, and then the K x K part, sum by sum.
+#include <utility>
+
 #include "kernels/cpu/isa/cpu_backend.h"
 #include "kernels/cpu/isa/parallel.h"
 #include "kernels/cpu/isa/simd.h"
@@ -11,20 +13,28 @@ namespace {
 
 constexpr std::int64_t kMostFactor = 512;
 
+template <typename T, int half, int... lane>
+[[gnu::always_inline]] inline Vec<T> butterfly(Vec<T> v, std::integer_sequence<int, lane...>) {
+  return Vec<T>{v[lane ^ half]...} + Vec<T>{((lane & half) != 0 ? T(-1) : T(1))...} * v;
+}
+
 /// x[i] and x[i + half] become their sum and their difference, half less than a vector's lanes: of vectors.
-template <typename T>
-void neighbours(T* x, std::int64_t n, int half) {
+template <typename T, int half>
+void neighbours(T* x, std::int64_t n) {
   constexpr int W = kLanes<T>;
-  IndexVec<T> partner;
-  Vec<T> sign;
-  for (int l = 0; l < W; ++l) {
-    partner[l] = l ^ half;
-    sign[l] = (l & half) != 0 ? T(-1) : T(1);
+  for (std::int64_t i = 0; i < n; i += W)
+    store<T>(x + i, butterfly<T, half>(load<T>(x + i), std::make_integer_sequence<int, W>{}));
+}
+
+/// The same for any half that there is a vector for; false: nothing was done.
+template <typename T, int half = 1>
+bool try_neighbours(T* x, std::int64_t n, std::int64_t wanted) {
+  if constexpr (half < kLanes<T>) {
+    if (wanted != half) return try_neighbours<T, 2 * half>(x, n, wanted);
+    neighbours<T, half>(x, n);
+    return true;
   }
-  for (std::int64_t i = 0; i < n; i += W) {
-    const Vec<T> v = load<T>(x + i);
-    store<T>(x + i, __builtin_shuffle(v, partner) + sign * v);
-  }
+  return false;
 }
 
 template <typename T>
@@ -72,14 +82,9 @@ void by_matrix(T* x, const float* matrix, std::int64_t factor, std::int64_t apar
 
 template <typename T>
 void transform_row(T* x, const float* matrix, const HadamardShape& s) {
-  constexpr int W = kLanes<T>;
   const std::int64_t n = s.width(), apart = s.power * s.inner;
   for (std::int64_t half = s.inner; half < apart; half *= 2) {
-    if (half < W && (half & (half - 1)) == 0 && n % W == 0) {
-      neighbours<T>(x, n, static_cast<int>(half));
-    } else {
-      butterflies<T>(x, n, half);
-    }
+    if (n % kLanes<T> != 0 || !try_neighbours<T>(x, n, half)) butterflies<T>(x, n, half);
   }
   const T scale = T(1) / static_cast<T>(__builtin_sqrt(static_cast<double>(s.factor * s.power)));
   if (s.factor == 1) {
