@@ -18,6 +18,7 @@
 #include <span>
 #include <string>
 
+#include "kernels/cache_codes.h"
 #include "kernels/dtype.h"
 #include "kernels/flop_log.h"
 #include "kernels/packed_matrix.h"
@@ -89,9 +90,14 @@ struct CacheShape {
   std::int64_t sequences = 0;           // rows of the tables
   std::int64_t table = 0;               // blocks that a sequence may have: columns of the tables
   std::int64_t stride = 1, offset = 0;  // a table's block b is block b * stride + offset of the pool
+  int bits = 16;                        // 4 or 8: codes (cache_codes.h); 16: numbers of the compute dtype
 
   std::int64_t block_of(std::int64_t b) const { return b * stride + offset; }
-  std::int64_t block_elements() const { return 2 * kv_heads * block * head_dim; }
+  /// Of the compute dtype, or of uint8 where there are codes.
+  std::int64_t block_elements() const {
+    return 2 * kv_heads * block *
+           (bits < 16 ? cache_code_bytes(head_dim, bits) + kCacheScaleBytes : head_dim);
+  }
 };
 
 /// Hadamard transforms of parts of rows (kernels/hadamard.h): a row has `blocks` blocks, one after the other,
@@ -319,12 +325,18 @@ class Backend {
   // --- attention over a cache: qkv [rows, (H+2G)*d] after RoPE; pool [blocks * block_elements]; tables int32
   // ------- [sequences, table], the blocks of each sequence in order; sequences int32 [rows], the row of
   // ------- `tables` that is a row's own; lengths int32 [rows], the entries that a row sees, its own last.
-  /// Keys and values of the rows to the entries lengths - 1 of their sequences.
+  /// Keys and values of the rows to the entries lengths - 1 of their sequences. InternalError: bits other
+  /// than 4, 8 and 16.
   virtual void cache_append(View pool, ConstView qkv, ConstView tables, ConstView sequences,
                             ConstView lengths, const CacheShape& s) = 0;
-  /// out [rows, H*d]: each row over its entries. In the invariant mode with the bits of attention_forward.
+  /// out [rows, H*d]: each row over its entries, its own as the cache has it too. In the invariant mode with
+  /// the bits of attention_forward, where the cache has codes of that over what cache_round_trip leaves.
   virtual void cached_attention(View out, ConstView pool, ConstView qkv, ConstView tables,
                                 ConstView sequences, ConstView lengths, const CacheShape& s) = 0;
+
+  /// out = qkv with keys and values as they come back from a cache of s.bits; of the shape only rows, heads,
+  /// kv_heads, head_dim and bits count. out may alias qkv. InternalError: bits other than 4 and 8.
+  virtual void cache_round_trip(View out, ConstView qkv, const CacheShape& s) = 0;
 
   /// Chooses for each row of logits [rows, vocab] among the first `choices` ids. Waits for the device. False:
   /// nothing was done, this backend leaves it to the host.

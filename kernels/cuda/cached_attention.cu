@@ -4,6 +4,7 @@
 #include "kernels/cuda/cached_attention.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/device/cache_codes.cuh"
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/device/reduce.cuh"
 #include "kernels/cuda/device/row_dot.cuh"
@@ -17,26 +18,46 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
 
-/// A warp a row and key/value head. Traffic: keys and values read and written once.
-template <typename T>
-__global__ void __launch_bounds__(kThreads) append_kernel(const CachedRows<T> a) {
-  const CacheShape& s = a.s;
-  const std::int64_t item = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
-  const std::int64_t row = item / s.kv_heads, g = item % s.kv_heads, d = s.head_dim;
-  if (row >= s.rows) return;
-  const std::int64_t entry = a.lengths[row] - 1;
-  T* const keys = a.pool + a.block_at(a.sequences[row], entry) + a.inside(g, entry);
-  T* const values = keys + a.values_after_keys();
-  const T* const k = a.qkv + row * (s.heads + 2 * s.kv_heads) * d + (s.heads + g) * d;
-  const T* const v = k + s.kv_heads * d;
-  for (std::int64_t e = threadIdx.x % 32; e < d; e += 32) {
-    keys[e] = k[e];
-    values[e] = v[e];
+/// A head of one entry, as the row kernel reads it.
+template <typename T, int kBits>
+struct EntryHead {
+  const std::uint8_t* codes;
+  CodeScale scale;
+
+  __device__ __forceinline__ EntryHead(const CachedRows<T>& a, std::int64_t sequence, std::int64_t head,
+                                       std::int64_t entry) {
+    const CacheShape& s = a.s;
+    const std::int64_t number = a.tables[sequence * s.table + entry / s.block] * s.stride + s.offset;
+    const auto block = CodeBlock<kBits>::at(a.codes, s, number);
+    const int inside = static_cast<int>(entry % s.block);
+    codes = block.codes(static_cast<int>(head), inside);
+    scale = CodeScale::of(*block.scales(static_cast<int>(head), inside));
   }
-}
+  __device__ __forceinline__ float operator[](int e) const {
+    return to_float(from_float<T>(scale.number(code_at<kBits>(codes, e))));
+  }
+  /// In the order of row_dot.cuh.
+  __device__ __forceinline__ float dot_with(const float* x, int n) const {
+    float sum = 0.0F;
+#pragma unroll 4
+    for (int e = 0; e < n; ++e) sum = fmaf(x[e], (*this)[e], sum);
+    return sum;
+  }
+};
+template <typename T>
+struct EntryHead<T, 16> {
+  const T* data;
+
+  /// head: of the keys, or with kv_heads added of the values.
+  __device__ __forceinline__ EntryHead(const CachedRows<T>& a, std::int64_t sequence, std::int64_t head,
+                                       std::int64_t entry)
+      : data(a.pool + a.block_at(sequence, entry) + a.inside(head, entry)) {}
+  __device__ __forceinline__ float operator[](int e) const { return to_float(data[e]); }
+  __device__ __forceinline__ float dot_with(const float* x, int n) const { return dot(x, data, n); }
+};
 
 /// Traffic: q and out once; every query reads its keys and values.
-template <typename T, int kParts>
+template <typename T, int kParts, int kBits>
 __global__ void __launch_bounds__(kThreads) attend_kernel(const CachedRows<T> a) {
   __shared__ float vectors[kWarps][32 * kParts];
   const CacheShape& s = a.s;
@@ -66,12 +87,11 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const CachedRows<T> a)
     for (int i = 0; i < kParts; ++i) out[i] *= correction;
     for (int j = 0; j < count; ++j) {
       const float w = __shfl_sync(kFullWarp, p, j);
-      const T* const v =
-          a.pool + a.block_at(sequence, key + j) + a.inside(g, key + j) + a.values_after_keys();
+      const EntryHead<T, kBits> v(a, sequence, s.kv_heads + g, key + j);
 #pragma unroll
       for (int i = 0; i < kParts; ++i) {
         const int e = lane + 32 * i;
-        if (e < d) out[i] = fmaf(w, to_float(v[e]), out[i]);
+        if (e < d) out[i] = fmaf(w, v[e], out[i]);
       }
     }
   }
@@ -82,24 +102,13 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const CachedRows<T> a)
   }
 }
 
-template <typename T>
-CachedRows<T> arguments(const char* op, View pool, ConstView qkv, ConstView tables, ConstView sequences,
-                        ConstView lengths, const CacheShape& s) {
-  if (s.kv_heads < 1 || s.heads % s.kv_heads != 0) fail(op, "heads modulo kv_heads", s.heads, s.kv_heads);
-  if (s.block < 16 || s.block % 16 != 0) fail(op, "block", s.block, 16);
-  return {output<T>(op, "pool", pool, s.blocks * s.block_elements()),
-          nullptr,
-          input<T>(op, "qkv", qkv, s.rows * (s.heads + 2 * s.kv_heads) * s.head_dim),
-          input<std::int32_t>(op, "tables", tables, s.sequences * s.table),
-          input<std::int32_t>(op, "sequences", sequences, s.rows),
-          input<std::int32_t>(op, "lengths", lengths, s.rows),
-          s};
-}
-
 template <typename T, int kParts>
 void run(const CachedRows<T>& a, cudaStream_t stream) {
-  launch("cached_attention", attend_kernel<T, kParts>,
-         {blocks_for(a.s.rows * a.s.heads, kWarps), kThreads, 0}, stream, a);
+  const char* op = "cached_attention";
+  for_cache_bits(op, a.s.bits, [&](auto bits) {
+    launch(op, attend_kernel<T, kParts, bits>, {blocks_for(a.s.rows * a.s.heads, kWarps), kThreads, 0},
+           stream, a);
+  });
 }
 
 // By the tensor cores: prompts by one kernel, rows that come alone by another, and whoever has rows for both
@@ -126,23 +135,13 @@ bool attend_fast(const CachedRows<bf16>& a, int multiprocessors, cudaStream_t st
 
 }  // namespace
 
-void CudaBackend::cache_append(View pool, ConstView qkv, ConstView tables, ConstView sequences,
-                               ConstView lengths, const CacheShape& s) {
-  const char* op = "cache_append";
-  for_compute_type(op, pool.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    const CachedRows<T> a = arguments<T>(op, pool, qkv, tables, sequences, lengths, s);
-    launch(op, append_kernel<T>, {blocks_for(s.rows * s.kv_heads, kWarps), kThreads, 0}, stream(), a);
-  });
-}
-
 void CudaBackend::cached_attention(View out, ConstView pool, ConstView qkv, ConstView tables,
                                    ConstView sequences, ConstView lengths, const CacheShape& s) {
   const char* op = "cached_attention";
   for_compute_type(op, out.dtype, [&](auto zero) {
     using T = decltype(zero);
     const View read_only{const_cast<void*>(pool.data), pool.size, pool.dtype};
-    CachedRows<T> a = arguments<T>(op, read_only, qkv, tables, sequences, lengths, s);
+    CachedRows<T> a = cached_rows<T>(op, read_only, qkv, tables, sequences, lengths, s);
     a.out = output<T>(op, "out", out, s.rows * s.heads * s.head_dim);
     if constexpr (std::is_same_v<T, bf16>) {
       const auto scratch = [&](std::int64_t floats) { return scratch_of<float>(floats); };

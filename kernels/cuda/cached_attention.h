@@ -1,13 +1,16 @@
 // Attention of new rows over keys and values in a pool of blocks (cached_attention of kernels/backend.h). A
-// block holds keys and then values, each [kv_heads, block, head_dim].
+// block holds keys and then values, each [kv_heads, block, head_dim], or their codes (kernels/cache_codes.h).
 //
 // The row kernel (cached_attention.cu) takes any dtype and head size, and a row's result depends on its keys
 // alone. The flash kernel (cached_attention_flash.cu) is for many bf16 rows of a sequence: prompts. The split
-// kernel (cached_attention_split.cu) is for single bf16 rows of many or long ones: decoding.
+// kernel (cached_attention_split.cu) is for single bf16 rows of many or long ones: decoding. All three read
+// codes in registers: the first two as the numbers of the compute dtype that they stand for, the third as
+// they are (device/code_walk.cuh).
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include <cuda_runtime_api.h>
 
@@ -25,6 +28,7 @@ struct CachedRows {
   const std::int32_t* sequences = nullptr;
   const std::int32_t* lengths = nullptr;
   CacheShape s;
+  std::uint8_t* codes = nullptr;  // the pool, where it has codes
 
 #ifdef __CUDACC__
   /// Where the block of entry i of a sequence begins.
@@ -41,6 +45,41 @@ struct CachedRows {
   }
 #endif
 };
+
+/// Calls body(std::integral_constant<int, bits>) with the bits of a cache: 16, 8 or 4.
+template <typename Body>
+void for_cache_bits(const char* op, int bits, Body&& body) {
+  if (bits == 16) {
+    body(std::integral_constant<int, 16>{});
+  } else if (bits == 8) {
+    body(std::integral_constant<int, 8>{});
+  } else if (bits == 4) {
+    body(std::integral_constant<int, 4>{});
+  } else {
+    fail(op, "bits", bits, 4);
+  }
+}
+
+/// Checked, without an output.
+template <typename T>
+CachedRows<T> cached_rows(const char* op, View pool, ConstView qkv, ConstView tables, ConstView sequences,
+                          ConstView lengths, const CacheShape& s) {
+  if (s.kv_heads < 1 || s.heads % s.kv_heads != 0) fail(op, "heads modulo kv_heads", s.heads, s.kv_heads);
+  if (s.block < 16 || s.block % 16 != 0) fail(op, "block", s.block, 16);
+  const std::int64_t size = s.blocks * s.block_elements();
+  CachedRows<T> a;
+  if (s.bits < 16) {
+    a.codes = output<std::uint8_t>(op, "pool", pool, size);
+  } else {
+    a.pool = output<T>(op, "pool", pool, size);
+  }
+  a.qkv = input<T>(op, "qkv", qkv, s.rows * (s.heads + 2 * s.kv_heads) * s.head_dim);
+  a.tables = input<std::int32_t>(op, "tables", tables, s.sequences * s.table);
+  a.sequences = input<std::int32_t>(op, "sequences", sequences, s.rows);
+  a.lengths = input<std::int32_t>(op, "lengths", lengths, s.rows);
+  a.s = s;
+  return a;
+}
 
 /// Heads that the flash kernel takes.
 bool cached_flash_supports(const CacheShape& s);

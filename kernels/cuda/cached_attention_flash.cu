@@ -8,6 +8,7 @@
 // split kernel: the walk over their entries would be made for one row of 64.
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/cached_attention.h"
+#include "kernels/cuda/device/code_walk.cuh"
 #include "kernels/cuda/device/flash_forward.cuh"
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/device/row_runs.cuh"
@@ -77,8 +78,48 @@ __device__ __forceinline__ void copy_entries(const CachedRows<bf16>& a, bf16* st
   commit_copies();
 }
 
+/// Eight codes as 16 bytes of bf16.
+template <int kBits>
+__device__ __forceinline__ uint4 numbers_of(const std::uint8_t* codes, const CodeScale& scale) {
+  std::uint32_t words[kBits / 4];
+  load_words(words, codes, true);
+  const auto pair = [&](int e) {
+    const auto code = [&](int i) {
+      return words[i * kBits / 32] >> i * kBits % 32 & static_cast<unsigned>((1 << kBits) - 1);
+    };
+    return pack_bf16(scale.number(code(e)), scale.number(code(e + 1)));
+  };
+  return {pair(0), pair(2), pair(4), pair(6)};
+}
+
+/// The same entries from a cache of codes. Nothing is on its way afterwards.
+template <int D, int kBits>
+__device__ __forceinline__ void decode_entries(const CachedRows<bf16>& a, bf16* stage, int sequence, int g,
+                                               int first, int entries) {
+  using Tile = SharedTile<D>;
+  const CacheShape& s = a.s;
+  const int size = static_cast<int>(s.block), d = static_cast<int>(s.head_dim);
+  const std::int32_t* const table = a.tables + sequence * s.table;
+  const Tile keys{stage}, values{stage + kKeys * D};
+#pragma unroll
+  for (int i = 0; i < kKeys * Tile::kChunks / kThreads; ++i) {
+    const int at = static_cast<int>(threadIdx.x) + i * kThreads;
+    const int row = at / Tile::kChunks, c = at % Tile::kChunks, entry = first + row;
+    uint4 key{}, value{};
+    if (entry < entries && c * 8 < d) {
+      const auto block = CodeBlock<kBits>::at(a.codes, s, table[entry / size] * s.stride + s.offset);
+      const int inside = entry % size, other = block.kv_heads + g;
+      key = numbers_of<kBits>(block.codes(g, inside) + c * kBits, CodeScale::of(*block.scales(g, inside)));
+      value = numbers_of<kBits>(block.codes(other, inside) + c * kBits,
+                                CodeScale::of(*block.scales(other, inside)));
+    }
+    *reinterpret_cast<uint4*>(keys.chunk(row, c)) = key;
+    *reinterpret_cast<uint4*>(values.chunk(row, c)) = value;
+  }
+}
+
 /// Traffic: q and out once, keys and values once for every block of rows (from L2).
-template <int D>
+template <int D, int kBits>
 __global__ void __launch_bounds__(kThreads, D == 64 ? 4 : 2) flash_kernel(const Task task) {
   const CachedRows<bf16>& a = task.a;
   extern __shared__ __align__(128) unsigned char shared_memory[];
@@ -116,13 +157,19 @@ __global__ void __launch_bounds__(kThreads, D == 64 ? 4 : 2) flash_kernel(const 
     const int sees_all = whole ? a.lengths[row] : 0;  // entries that each of this warp's rows sees
     const int sees_any = takes_part ? a.lengths[min(row + 16, segment.end) - 1] : 0;
     const int last_block = (segment.entries - 1) / kKeys;
+    const auto bring = [&](bf16* stage, int first) {
+      if constexpr (kBits == 16) {
+        copy_entries<D>(a, stage, sequence, g, first, segment.entries);
+      } else {
+        decode_entries<D, kBits>(a, stage, sequence, g, first, segment.entries);
+      }
+    };
     __syncthreads();  // the last segment's stages have been read
-    copy_entries<D>(a, memory, sequence, g, 0, segment.entries);
+    bring(memory, 0);
 #pragma unroll 1
     for (int block = 0; block <= last_block; ++block) {
       if (block < last_block) {
-        copy_entries<D>(a, memory + (block + 1) % 2 * (2 * kKeys * D), sequence, g, (block + 1) * kKeys,
-                        segment.entries);
+        bring(memory + (block + 1) % 2 * (2 * kKeys * D), (block + 1) * kKeys);
         wait_copies<1>();
       } else {
         wait_copies<0>();
@@ -147,8 +194,10 @@ __global__ void __launch_bounds__(kThreads, D == 64 ? 4 : 2) flash_kernel(const 
 template <int D>
 void run(const CachedRows<bf16>& a, bool many, cudaStream_t stream) {
   const auto tiles = static_cast<unsigned>(blocks_for(a.s.rows, kQueries));
-  launch("cached_attention", flash_kernel<D>,
-         {tiles * static_cast<unsigned>(a.s.heads), kThreads, kSharedBytes<D>}, stream, Task{a, many});
+  for_cache_bits("cached_attention", a.s.bits, [&](auto bits) {
+    launch("cached_attention", flash_kernel<D, bits>,
+           {tiles * static_cast<unsigned>(a.s.heads), kThreads, kSharedBytes<D>}, stream, Task{a, many});
+  });
 }
 
 }  // namespace

@@ -3,10 +3,12 @@
 // which it reads once. Where rows and heads are few, a row's entries are cut into more pieces, and a second
 // kernel joins them.
 //
-// The walk over the entries is the one of a decoding step (device/entry_walk.cuh).
+// The walk over the entries is the one of a decoding step (device/entry_walk.cuh), or its sister over codes
+// (device/code_walk.cuh).
 #include <algorithm>
 
 #include "kernels/cuda/cached_attention.h"
+#include "kernels/cuda/device/code_walk.cuh"
 #include "kernels/cuda/device/entry_walk.cuh"
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/device/row_runs.cuh"
@@ -32,7 +34,7 @@ struct SplitTask {
 };
 
 /// Traffic: keys and values once.
-template <int D>
+template <int D, int kBits>
 __global__ void __launch_bounds__(kDecodeThreads, 2) split_kernel(const SplitTask t) {
   __shared__ AttentionRoom<D> room;
   const CacheShape& s = t.a.s;
@@ -46,8 +48,15 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) split_kernel(const SplitTas
   const StepRange range{first, min(first + each, steps)};
 
   const WalkedCache cache{t.a.pool, static_cast<int>(s.block), kv_heads};
-  EntryWalk<D, WalkedCache> walk(cache, t.a.tables + t.a.sequences[row] * s.table, static_cast<int>(s.stride),
-                                 static_cast<int>(s.offset), head);
+  const std::int32_t* const table = t.a.tables + t.a.sequences[row] * s.table;
+  auto walk = [&] {
+    if constexpr (kBits == 16) {
+      return EntryWalk<D, WalkedCache>(cache, table, static_cast<int>(s.stride), static_cast<int>(s.offset),
+                                       head);
+    } else {
+      return CodeWalk<D, kBits>(t.a, table, head);
+    }
+  }();
   walk.begin(range, entries);
   const bf16* const queries = t.a.qkv + static_cast<std::int64_t>(row) * (heads + 2 * kv_heads) * D +
                               static_cast<std::int64_t>(head) * group * D;
@@ -104,8 +113,10 @@ __global__ void __launch_bounds__(D) join_kernel(const SplitTask t) {
 template <int D>
 void run(const SplitTask& t, cudaStream_t stream) {
   const auto items = static_cast<unsigned>(t.a.s.rows * t.a.s.kv_heads);
-  launch("cached_attention", split_kernel<D>, {items * static_cast<unsigned>(t.splits), kDecodeThreads, 0},
-         stream, t);
+  for_cache_bits("cached_attention", t.a.s.bits, [&](auto bits) {
+    launch("cached_attention", split_kernel<D, bits>,
+           {items * static_cast<unsigned>(t.splits), kDecodeThreads, 0}, stream, t);
+  });
   if (t.splits == 1) return;
   launch("cached_attention", join_kernel<D>, {static_cast<unsigned>(t.a.s.rows * t.a.s.heads), D, 0}, stream,
          t);

@@ -98,6 +98,7 @@ class CudaBackend final : public Backend {
                     const CacheShape& s) override;
   void cached_attention(View out, ConstView pool, ConstView qkv, ConstView tables, ConstView sequences,
                         ConstView lengths, const CacheShape& s) override;
+  void cache_round_trip(View out, ConstView qkv, const CacheShape& s) override;
   bool choose_tokens(std::span<TokenPick> picks, ConstView logits, std::int64_t vocab,
                      std::int64_t choices) override;
   std::unique_ptr<Decoder> make_decoder(const DecoderModel& model) override;

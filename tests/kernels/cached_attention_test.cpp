@@ -21,12 +21,14 @@ using testing_support::isas;
 struct Sequence {
   std::int64_t length = 0;
   std::int64_t done = 0;
-  Buffer qkv{DType::F32, 0}, out{DType::F32, 0};  // whole, and what attention without a cache gives
+  Buffer qkv{DType::F32, 0}, out{DType::F32, 0};  // whole, and what attention without a cache gives of them
+                                                  // and, where there are codes, of what these keep
   std::vector<std::int32_t> blocks;
 };
 
 struct Heads {
   std::int64_t heads, kv_heads, head_dim;
+  int bits = 16;  // of keys and values in the cache
   std::int64_t row() const { return (heads + 2 * kv_heads) * head_dim; }
   double scale() const { return 1.0 / std::sqrt(static_cast<double>(head_dim)); }
 };
@@ -37,9 +39,14 @@ Sequence make_sequence(Backend& backend, DType dtype, const Heads& h, std::int64
   s.qkv = random(dtype, length * h.row(), seed);
   const AttentionShape shape{1, length, h.heads, h.kv_heads, h.head_dim, h.scale()};
   const DType stat = dtype == DType::F64 ? DType::F64 : DType::F32;
-  s.out = run_on(
-      backend, {Buffer(dtype, length * h.heads * h.head_dim, NAN), Buffer(stat, length * h.heads), s.qkv},
-      [&](Backend& b, const std::vector<View>& v) { b.attention_forward(v[0], v[1], v[2], {}, shape); })[0];
+  const CacheShape codes{
+      .rows = length, .heads = h.heads, .kv_heads = h.kv_heads, .head_dim = h.head_dim, .bits = h.bits};
+  s.out = run_on(backend,
+                 {Buffer(dtype, length * h.heads * h.head_dim, NAN), Buffer(stat, length * h.heads), s.qkv},
+                 [&](Backend& b, const std::vector<View>& v) {
+                   if (h.bits < 16) b.cache_round_trip(v[2], v[2], codes);
+                   b.attention_forward(v[0], v[1], v[2], {}, shape);
+                 })[0];
   return s;
 }
 
@@ -61,6 +68,7 @@ void expect_equal_to_whole(Backend& backend, DType dtype, const Heads& h, std::i
     all.push_back(make_sequence(backend, dtype, h, length, seed + static_cast<unsigned>(all.size())));
   }
   CacheShape s{.heads = h.heads, .kv_heads = h.kv_heads, .head_dim = h.head_dim, .scale = h.scale()};
+  s.bits = h.bits;
   s.block = block;
   s.stride = 3, s.offset = 1;
   s.sequences = static_cast<std::int64_t>(all.size());
@@ -70,7 +78,9 @@ void expect_equal_to_whole(Backend& backend, DType dtype, const Heads& h, std::i
   std::vector<std::int32_t> free(static_cast<std::size_t>(ids));
   std::iota(free.begin(), free.end(), 0);
   std::shuffle(free.begin(), free.end(), random_engine);
-  DeviceBuffer pool(backend, Buffer(dtype, s.blocks * s.block_elements(), NAN));
+  const std::int64_t size = s.blocks * s.block_elements();
+  // Bytes that make scales of NaN.
+  DeviceBuffer pool(backend, h.bits < 16 ? Buffer(DType::U8, size, 255) : Buffer(dtype, size, NAN));
 
   while (std::any_of(all.begin(), all.end(), [](const Sequence& q) { return q.done < q.length; })) {
     std::vector<double> rows, sequences, lengths, tables(static_cast<std::size_t>(ids), -1);
@@ -134,6 +144,26 @@ TEST(CachedAttention, HasTheBitsOfAttentionOverTheWholeSequence) {
   }
 }
 
+// Of codes: of what they keep. 5, 6 and 20 elements are no whole bytes, words or vectors.
+TEST(CachedAttention, OfCodesHasTheBitsOfAttentionOverWhatTheyKeep) {
+  for (const std::string& isa : isas()) {
+    const auto backend = backend_for(isa, 2, true);
+    for (const DType dtype : {DType::F32, DType::F64}) {
+      for (const int bits : {4, 8}) {
+        for (const Heads& h :
+             {Heads{4, 2, 20, bits}, {2, 2, 64, bits}, {8, 1, 32, bits}, {1, 1, 6, bits}, {3, 1, 5, bits}}) {
+          for (const std::int64_t block : {16, 48, 64, 128}) {
+            SCOPED_TRACE(fmt::format("{} {} heads {}/{} of {}, {} bits, blocks of {}", isa, name_of(dtype),
+                                     h.heads, h.kv_heads, h.head_dim, bits, block));
+            expect_equal_to_whole(*backend, dtype, h, block, 7);
+            if (::testing::Test::HasFatalFailure()) return;
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(CachedAttention, RefusesWhatWouldReadOutside) {
   const auto backend = backend_for(isas().front(), 1, true);
   const CacheShape good{.rows = 1,
@@ -162,6 +192,11 @@ TEST(CachedAttention, RefusesWhatWouldReadOutside) {
   CacheShape odd = good;
   odd.block = 24;
   expect_internal_error([&] { attend(odd, 0, 0, 3); }, {"block modulo 16"});
+  CacheShape strange = good;
+  strange.bits = 5;
+  expect_internal_error([&] { attend(strange, 0, 0, 3); }, {"cached_attention", "bits"});
+  strange.bits = 4;  // the pool is of floats
+  expect_internal_error([&] { attend(strange, 0, 0, 3); }, {"pool", "uint8"});
 }
 
 class CudaCachedAttention : public ::testing::Test {};
@@ -172,12 +207,15 @@ TEST_F(CudaCachedAttention, HasTheBitsOfAttentionOverTheWholeSequence) {
   testing_support::skip_without(opened);
   if (!opened.backend) return;
   for (const DType dtype : {DType::F32, DType::BF16}) {
-    for (const Heads& h : kHeads) {
-      for (const std::int64_t block : {16, 48, 64}) {
-        SCOPED_TRACE(fmt::format("{} heads {}/{} of {} blocks of {}", name_of(dtype), h.heads, h.kv_heads,
-                                 h.head_dim, block));
-        expect_equal_to_whole(*opened.backend, dtype, h, block, 7);
-        if (::testing::Test::HasFatalFailure()) return;
+    for (const int bits : {16, 8, 4}) {
+      for (Heads h : {Heads{4, 2, 20}, {2, 2, 64}, {8, 1, 32}, {1, 1, 6}, {3, 1, 5}}) {
+        h.bits = bits;
+        for (const std::int64_t block : {16, 48, 64}) {
+          SCOPED_TRACE(fmt::format("{} heads {}/{} of {}, {} bits, blocks of {}", name_of(dtype), h.heads,
+                                   h.kv_heads, h.head_dim, bits, block));
+          expect_equal_to_whole(*opened.backend, dtype, h, block, 7);
+          if (::testing::Test::HasFatalFailure()) return;
+        }
       }
     }
   }
@@ -188,14 +226,17 @@ TEST_F(CudaCachedAttention, OfPromptsIsCloseToAttentionOverTheWholeSequence) {
   const testing_support::OpenedDevice opened = testing_support::open_device(Device::Cuda, {});
   testing_support::skip_without(opened);
   if (!opened.backend) return;
-  for (const Heads& h :
-       {Heads{2, 2, 64}, Heads{8, 1, 32}, Heads{4, 2, 128}, Heads{3, 3, 48}, Heads{4, 2, 20}}) {
-    for (const std::int64_t block : {16, 48, 64, 128}) {
-      for (const unsigned seed : {3U, 11U}) {
-        SCOPED_TRACE(fmt::format("heads {}/{} of {} blocks of {}", h.heads, h.kv_heads, h.head_dim, block));
-        expect_equal_to_whole(*opened.backend, DType::BF16, h, block, seed,
-                              {.long_chunks = true, .tolerance = 0.02});
-        if (::testing::Test::HasFatalFailure()) return;
+  for (const int bits : {16, 8, 4}) {
+    for (Heads h : {Heads{2, 2, 64}, Heads{8, 1, 32}, Heads{4, 2, 128}, Heads{3, 3, 48}, Heads{4, 2, 20}}) {
+      h.bits = bits;
+      for (const std::int64_t block : {16, 48, 64, 128}) {
+        for (const unsigned seed : {3U, 11U}) {
+          SCOPED_TRACE(fmt::format("heads {}/{} of {}, {} bits, blocks of {}", h.heads, h.kv_heads,
+                                   h.head_dim, bits, block));
+          expect_equal_to_whole(*opened.backend, DType::BF16, h, block, seed,
+                                {.long_chunks = true, .tolerance = 0.02});
+          if (::testing::Test::HasFatalFailure()) return;
+        }
       }
     }
   }
@@ -206,12 +247,16 @@ TEST_F(CudaCachedAttention, OfSingleRowsIsCloseToAttentionOverTheWholeSequence) 
   const testing_support::OpenedDevice opened = testing_support::open_device(Device::Cuda, {});
   testing_support::skip_without(opened);
   if (!opened.backend) return;
-  for (const Heads& h : {Heads{2, 2, 64}, Heads{8, 1, 64}, Heads{6, 2, 128}, Heads{4, 4, 128}}) {
-    for (const std::int64_t block : {16, 48, 128}) {
-      SCOPED_TRACE(fmt::format("heads {}/{} of {} blocks of {}", h.heads, h.kv_heads, h.head_dim, block));
-      const Schedule schedule{.tolerance = 0.02, .lengths = {5, 700, 1, 300, 33}};
-      expect_equal_to_whole(*opened.backend, DType::BF16, h, block, 5, schedule);
-      if (::testing::Test::HasFatalFailure()) return;
+  for (const int bits : {16, 8, 4}) {
+    for (Heads h : {Heads{2, 2, 64}, Heads{8, 1, 64}, Heads{6, 2, 128}, Heads{4, 4, 128}}) {
+      h.bits = bits;
+      for (const std::int64_t block : {16, 48, 128}) {
+        SCOPED_TRACE(fmt::format("heads {}/{} of {}, {} bits, blocks of {}", h.heads, h.kv_heads, h.head_dim,
+                                 bits, block));
+        const Schedule schedule{.tolerance = 0.02, .lengths = {5, 700, 1, 300, 33}};
+        expect_equal_to_whole(*opened.backend, DType::BF16, h, block, 5, schedule);
+        if (::testing::Test::HasFatalFailure()) return;
+      }
     }
   }
 }

@@ -1,14 +1,15 @@
 // Attention of new rows over keys and values that earlier passes left in a pool of blocks.
 //
-// A block holds, for each key/value head, its keys as [head_dim, block] and then its values as [block,
-// head_dim]: one query reads keys with the lanes of a vector, many queries read either with a stride. The
-// arithmetic is attention_tile.h's, in its order, so a row's result has the bits of attention_forward,
-// whatever the size of the blocks and the rows beside it.
+// Of each key/value head keys are [head_dim, entries] and values [entries, head_dim] (cached_heads.h): one
+// query reads keys with the lanes of a vector, many queries read either with a stride. The arithmetic is
+// attention_tile.h's, in its order, so a row's result has the bits of attention_forward, whatever the size of
+// the blocks and the rows beside it.
 #include "kernels/cpu/isa/attention_tile.h"
+#include "kernels/cpu/isa/cached_heads.h"
+#include "kernels/cpu/isa/cached_rows.h"
 #include "kernels/cpu/isa/cpu_backend.h"
 #include "kernels/cpu/isa/parallel.h"
 #include "kernels/cpu/isa/tile_memory.h"
-#include "kernels/cpu/isa/views.h"
 
 namespace fathom::cpu::FATHOM_ISA {
 
@@ -16,39 +17,13 @@ namespace {
 
 constexpr std::int64_t kPiecesPerThread = 4;  // rows see different numbers of keys
 
-/// The blocks of one sequence, and one key/value head in them.
-template <typename T>
-struct CachedHead {
-  const T* pool;
-  const std::int32_t* table;
-  const CacheShape& s;
-  std::int64_t group;
-
-  const T* keys(std::int64_t block) const {
-    return pool + s.block_of(table[block]) * s.block_elements() + group * s.head_dim * s.block;
-  }
-  const T* values(std::int64_t block) const { return keys(block) + s.kv_heads * s.head_dim * s.block; }
-
-  /// body(keys, values, at, n): the entries [key + at, key + at + n) of a tile of `count` entries, block by
-  /// block. Element (e, i) of the keys is keys[e * block + i], element (i, e) of the values
-  /// values[i * head_dim + e].
-  template <typename Body>
-  void for_blocks(std::int64_t key, std::int64_t count, Body&& body) const {
-    for (std::int64_t at = 0; at < count;) {
-      const std::int64_t block = (key + at) / s.block, inside = (key + at) % s.block;
-      const std::int64_t n = smaller(s.block - inside, count - at);
-      body(keys(block) + inside, values(block) + inside * s.head_dim, at, n);
-      at += n;
-    }
-  }
-};
-
 /// Queries of one sequence whose own entries are [tile.begin, tile.end). q: their first row's head.
-template <typename T>
-void attend_many(const QueryTile& tile, const CachedHead<T>& h, const T* q, std::int64_t ld, T* out,
-                 std::int64_t ld_out, const ForwardScratch<T>& m) {
+/// entries: room for a tile of them.
+template <typename T, typename Head>
+void attend_many(const QueryTile& tile, const Head& h, const T* q, std::int64_t ld, T* out,
+                 std::int64_t ld_out, const ForwardScratch<T>& m, T* entries) {
   constexpr int W = kLanes<T>;
-  const std::int64_t d = h.s.head_dim, block = h.s.block;
+  const std::int64_t d = h.s.head_dim;
   const std::int64_t width = padded<T>(tile.size());
   transpose_in<T>(m.query, kQueryTile, q, ld, tile.size(), d, static_cast<T>(h.s.scale));
   for (std::int64_t i = 0; i < d * kQueryTile; ++i) m.out[i] = 0;
@@ -58,8 +33,8 @@ void attend_many(const QueryTile& tile, const CachedHead<T>& h, const T* q, std:
   }
   for (std::int64_t key = 0; key < tile.end; key += kKeyTile) {
     const Crossing<T> x(tile, key, smaller(kKeyTile, tile.end - key));
-    h.for_blocks(key, x.count, [&](const T* k, const T*, std::int64_t at, std::int64_t n) {
-      tile_gemm<T>(n, x.vectors, d, {k, 1, block}, m.query, kQueryTile, m.s + at * kQueryTile, kQueryTile,
+    h.for_keys(key, x.count, entries, [&](const T* k, std::int64_t stride, std::int64_t at, std::int64_t n) {
+      tile_gemm<T>(n, x.vectors, d, {k, 1, stride}, m.query, kQueryTile, m.s + at * kQueryTile, kQueryTile,
                    TileStart::Zero);
     });
     for (std::int64_t c = 0; c < x.vectors; ++c) softmax_step<T>(x, c, m);
@@ -72,7 +47,7 @@ void attend_many(const QueryTile& tile, const CachedHead<T>& h, const T* q, std:
         }
       }
     }
-    h.for_blocks(key, x.count, [&](const T*, const T* v, std::int64_t at, std::int64_t n) {
+    h.for_values(key, x.count, entries, [&](const T* v, std::int64_t, std::int64_t at, std::int64_t n) {
       // Of the entries [low, high), those of this block, for the vectors of queries from c on.
       const auto part = [&](std::int64_t low, std::int64_t high, std::int64_t c) {
         low = larger(low, at), high = smaller(high, at + n);
@@ -101,26 +76,26 @@ struct OneScratch {
     Parts parts(memory);
     query = parts.take<T>(heads * head_dim);
     out = parts.take<T>(heads * head_dim);
-    s = parts.take<T>(kKeyTile);
+    s = parts.take<T>(heads * kKeyTile);
     peak = parts.take<T>(heads);
     sum = parts.take<T>(heads);
   }
   static std::int64_t bytes(std::int64_t heads, std::int64_t head_dim) {
-    return 2 * part_bytes<T>(heads * head_dim) + part_bytes<T>(kKeyTile) + 2 * part_bytes<T>(heads);
+    return 2 * part_bytes<T>(heads * head_dim) + part_bytes<T>(heads * kKeyTile) + 2 * part_bytes<T>(heads);
   }
   T *query, *out, *s, *peak, *sum;
 };
 
-/// s[i] = sum over e of q[e] * k[e * block + i]: the lanes are entries. Past n up to whole vectors, which lie
-/// in the same block, it is what memory gives.
+/// s[i] = sum over e of q[e] * k[e * stride + i]: the lanes are entries. Past n up to whole vectors, which
+/// lie in the same block, it is what memory gives.
 template <typename T, int vectors>
-void one_scores(T* s, const T* q, const T* k, std::int64_t d, std::int64_t block) {
+void one_scores(T* s, const T* q, const T* k, std::int64_t d, std::int64_t stride) {
   constexpr int W = kLanes<T>;
   Vec<T> sum[vectors] = {};
   for (std::int64_t e = 0; e < d; ++e) {
     const Vec<T> x = broadcast<T>(q[e]);
 #pragma GCC unroll 8
-    for (int i = 0; i < vectors; ++i) sum[i] += x * load<T>(k + e * block + i * W);
+    for (int i = 0; i < vectors; ++i) sum[i] += x * load<T>(k + e * stride + i * W);
   }
 #pragma GCC unroll 8
   for (int i = 0; i < vectors; ++i) store<T>(s + i * W, sum[i]);
@@ -155,40 +130,45 @@ void one_weigh_rest(T* out, const T* p, const T* v, std::int64_t n, std::int64_t
   for (std::int64_t e = 0; e < rest; ++e) out[e] = sum[e];
 }
 
+/// The scores of one head with the keys of a part of a tile.
 template <typename T>
-void one_step(const CachedHead<T>& h, std::int64_t key, std::int64_t count, std::int64_t head,
-              const OneScratch<T>& m) {
+void one_part(T* s, const T* query, const T* k, std::int64_t d, std::int64_t stride, std::int64_t n) {
   constexpr int W = kLanes<T>;
-  const std::int64_t d = h.s.head_dim, block = h.s.block;
-  const T* query = m.query + head * d;
+  std::int64_t i = 0;
+  for (; i + 4 * W <= padded<T>(n); i += 4 * W) one_scores<T, 4>(s + i, query, k + i, d, stride);
+  for (; i < n; i += W) one_scores<T, 1>(s + i, query, k + i, d, stride);
+}
+
+/// Scores to exponentials; what was summed before shrinks with the peak.
+template <typename T>
+void one_softmax(std::int64_t head, std::int64_t count, bool first, std::int64_t d, const OneScratch<T>& m) {
+  T* s = m.s + head * kKeyTile;
   T* out = m.out + head * d;
-  h.for_blocks(key, count, [&](const T* k, const T*, std::int64_t at, std::int64_t n) {
-    std::int64_t i = 0;
-    for (; i + 4 * W <= padded<T>(n); i += 4 * W) one_scores<T, 4>(m.s + at + i, query, k + i, d, block);
-    for (; i < n; i += W) one_scores<T, 1>(m.s + at + i, query, k + i, d, block);
-  });
   T peak = m.peak[head];
-  for (std::int64_t j = 0; j < count; ++j) peak = m.s[j] > peak ? m.s[j] : peak;
+  for (std::int64_t j = 0; j < count; ++j) peak = s[j] > peak ? s[j] : peak;
   const T rescale = vexp(m.peak[head] - peak);
-  for (std::int64_t j = 0; j < count; ++j) m.s[j] = vexp(m.s[j] - peak);
+  for (std::int64_t j = 0; j < count; ++j) s[j] = vexp(s[j] - peak);
   T sum = m.sum[head] * rescale;
-  for (std::int64_t j = 0; j < count; ++j) sum += m.s[j];
+  for (std::int64_t j = 0; j < count; ++j) sum += s[j];
   m.peak[head] = peak;
   m.sum[head] = sum;
-  if (key != 0) {
-    for (std::int64_t e = 0; e < d; ++e) out[e] *= rescale;
-  }
-  h.for_blocks(key, count, [&](const T*, const T* v, std::int64_t at, std::int64_t n) {
-    std::int64_t e = 0;
-    for (; e + 4 * W <= d; e += 4 * W) one_weigh<T, 4>(out + e, m.s + at, v + e, n, d);
-    for (; e + W <= d; e += W) one_weigh<T, 1>(out + e, m.s + at, v + e, n, d);
-    if (e < d) one_weigh_rest<T>(out + e, m.s + at, v + e, n, d, d - e);
-  });
+  if (first) return;
+  for (std::int64_t e = 0; e < d; ++e) out[e] *= rescale;
+}
+
+/// The values of a part of a tile.
+template <typename T>
+void one_add(T* out, const T* p, const T* v, std::int64_t n, std::int64_t d) {
+  constexpr int W = kLanes<T>;
+  std::int64_t e = 0;
+  for (; e + 4 * W <= d; e += 4 * W) one_weigh<T, 4>(out + e, p, v + e, n, d);
+  for (; e + W <= d; e += W) one_weigh<T, 1>(out + e, p, v + e, n, d);
+  if (e < d) one_weigh_rest<T>(out + e, p, v + e, n, d, d - e);
 }
 
 /// One query, all query heads of a group: the entries are read from memory once.
-template <typename T>
-void attend_one(std::int64_t length, const CachedHead<T>& h, const T* q, T* out, const OneScratch<T>& m) {
+template <typename T, typename Head>
+void attend_one(std::int64_t length, const Head& h, const T* q, T* out, const OneScratch<T>& m, T* entries) {
   const std::int64_t d = h.s.head_dim, heads = h.s.heads / h.s.kv_heads;
   const T scale = static_cast<T>(h.s.scale);
   for (std::int64_t i = 0; i < heads * d; ++i) {
@@ -200,7 +180,15 @@ void attend_one(std::int64_t length, const CachedHead<T>& h, const T* q, T* out,
     m.sum[i] = 0;
   }
   for (std::int64_t key = 0; key < length; key += kKeyTile) {
-    for (std::int64_t i = 0; i < heads; ++i) one_step<T>(h, key, smaller(kKeyTile, length - key), i, m);
+    const std::int64_t count = smaller(kKeyTile, length - key);
+    h.for_keys(key, count, entries, [&](const T* k, std::int64_t stride, std::int64_t at, std::int64_t n) {
+      for (std::int64_t i = 0; i < heads; ++i)
+        one_part<T>(m.s + i * kKeyTile + at, m.query + i * d, k, d, stride, n);
+    });
+    for (std::int64_t i = 0; i < heads; ++i) one_softmax<T>(i, count, key == 0, d, m);
+    h.for_values(key, count, entries, [&](const T* v, std::int64_t, std::int64_t at, std::int64_t n) {
+      for (std::int64_t i = 0; i < heads; ++i) one_add<T>(m.out + i * d, m.s + i * kKeyTile + at, v, n, d);
+    });
   }
   for (std::int64_t i = 0; i < heads; ++i) {
     const T whole = T(1) / m.sum[i];
@@ -214,57 +202,9 @@ struct RowTile {
   std::int64_t size;
 };
 
-struct CacheRows {
-  const std::int32_t* tables;
-  const std::int32_t* sequences;
-  const std::int32_t* lengths;
-
-  CacheRows(const char* op, ConstView t, ConstView q, ConstView l, const CacheShape& s)
-      : tables(input<std::int32_t>(op, "tables", t, s.sequences * s.table)),
-        sequences(input<std::int32_t>(op, "sequences", q, s.rows)),
-        lengths(input<std::int32_t>(op, "lengths", l, s.rows)) {
-    if (s.kv_heads < 1) fail(op, "kv_heads", s.kv_heads, 1);
-    check_size(op, "heads modulo kv_heads", s.heads % s.kv_heads, 0);
-    check_size(op, "block modulo 16", s.block % 16, 0);
-    check_indices(op, "a sequence", sequences, s.rows, 0, s.sequences);
-    check_indices(op, "a length", lengths, s.rows, 1, s.table * s.block + 1);
-    for (std::int64_t i = 0; i < s.rows; ++i) {
-      const std::int32_t* table = tables + sequences[i] * s.table;
-      for (std::int64_t b = 0; b < (lengths[i] + s.block - 1) / s.block; ++b) {
-        const std::int64_t block = s.block_of(table[b]);
-        if (table[b] < 0 || block >= s.blocks) fail(op, "a block of a table", block, s.blocks);
-      }
-    }
-  }
-};
-
-std::int64_t qkv_size(const CacheShape& s) { return s.rows * (s.heads + 2 * s.kv_heads) * s.head_dim; }
-
-template <typename T>
-void append(T* pool, const T* qkv, const CacheRows& r, const CacheShape& s) {
-  const std::int64_t d = s.head_dim, ld = (s.heads + 2 * s.kv_heads) * d;
-  parallel_for(s.rows, 16, [=, &r, &s](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      const std::int64_t entry = r.lengths[i] - 1;
-      const std::int32_t block = r.tables[r.sequences[i] * s.table + entry / s.block];
-      T* keys = pool + s.block_of(block) * s.block_elements() + entry % s.block;
-      T* values =
-          pool + s.block_of(block) * s.block_elements() + s.kv_heads * d * s.block + entry % s.block * d;
-      const T* k = qkv + i * ld + s.heads * d;
-      const T* v = k + s.kv_heads * d;
-      for (std::int64_t g = 0; g < s.kv_heads; ++g) {
-        for (std::int64_t e = 0; e < d; ++e) {
-          keys[(g * d + e) * s.block] = k[g * d + e];
-          values[g * s.block * d + e] = v[g * d + e];
-        }
-      }
-    }
-  });
-}
-
-template <typename T>
-void attend(T* out, const T* pool, const T* qkv, const CacheRows& r, const CacheShape& s) {
-  const std::int64_t d = s.head_dim, ld = (s.heads + 2 * s.kv_heads) * d, ld_out = s.heads * d;
+template <typename T, typename Head>
+void attend(T* out, decltype(Head::pool) pool, const T* qkv, const CacheRows& r, const CacheShape& s) {
+  const std::int64_t d = s.head_dim, ld = packed_row(s), ld_out = s.heads * d;
   const std::int64_t group = s.heads / s.kv_heads;
   const TileMemory list(part_bytes<RowTile>(s.rows));
   Parts parts(list.data());
@@ -282,24 +222,27 @@ void attend(T* out, const T* pool, const T* qkv, const CacheRows& r, const Cache
   const std::int64_t items = count * s.kv_heads;
   const std::int64_t pieces = threads() * kPiecesPerThread;
   const std::int64_t grain = (items + pieces - 1) / pieces;
-  const std::int64_t bytes = larger(ForwardScratch<T>::bytes(d), OneScratch<T>::bytes(group, d));
+  const std::int64_t entries = part_bytes<T>(Head::tile_elements(s));
+  const std::int64_t bytes = entries + larger(ForwardScratch<T>::bytes(d), OneScratch<T>::bytes(group, d));
   const TileMemory memory((items + grain - 1) / grain * bytes);
   parallel_for(items, grain, [&](std::int64_t begin, std::int64_t end) {
-    void* own = static_cast<char*>(memory.data()) + begin / grain * bytes;
+    char* own = static_cast<char*>(memory.data()) + begin / grain * bytes;
+    T* tile_of_entries = reinterpret_cast<T*>(own);
+    own += entries;
     for (std::int64_t item = begin; item < end; ++item) {
       const RowTile tile = tiles[item / s.kv_heads];
       const std::int64_t g = item % s.kv_heads;
-      const CachedHead<T> head{pool, r.tables + r.sequences[tile.row] * s.table, s, g};
+      const Head head{pool, r.tables + r.sequences[tile.row] * s.table, s, g};
       const T* q = qkv + tile.row * ld + g * group * d;
       T* to = out + tile.row * ld_out + g * group * d;
       const std::int64_t first = r.lengths[tile.row] - 1;
       if (tile.size == 1) {
-        attend_one<T>(first + 1, head, q, to, OneScratch<T>(own, group, d));
+        attend_one<T>(first + 1, head, q, to, OneScratch<T>(own, group, d), tile_of_entries);
         continue;
       }
       for (std::int64_t h = 0; h < group; ++h) {
         attend_many<T>({first, first + tile.size, 0}, head, q + h * d, ld, to + h * d, ld_out,
-                       ForwardScratch<T>(own, d));
+                       ForwardScratch<T>(own, d), tile_of_entries);
       }
     }
   });
@@ -307,26 +250,25 @@ void attend(T* out, const T* pool, const T* qkv, const CacheRows& r, const Cache
 
 }  // namespace
 
-void CpuBackend::cache_append(View pool, ConstView qkv, ConstView tables, ConstView sequences,
-                              ConstView lengths, const CacheShape& s) {
-  const char* op = "cache_append";
-  for_compute_type(op, pool.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    T* to = output<T>(op, "pool", pool, s.blocks * s.block_elements());
-    const T* from = input<T>(op, "qkv", qkv, qkv_size(s));
-    append<T>(to, from, CacheRows(op, tables, sequences, lengths, s), s);
-  });
-}
-
 void CpuBackend::cached_attention(View out, ConstView pool, ConstView qkv, ConstView tables,
                                   ConstView sequences, ConstView lengths, const CacheShape& s) {
   const char* op = "cached_attention";
   for_compute_type(op, out.dtype, [&](auto zero) {
     using T = decltype(zero);
     T* to = output<T>(op, "out", out, s.rows * s.heads * s.head_dim);
-    const T* cache = input<T>(op, "pool", pool, s.blocks * s.block_elements());
-    const T* q = input<T>(op, "qkv", qkv, qkv_size(s));
-    attend<T>(to, cache, q, CacheRows(op, tables, sequences, lengths, s), s);
+    const T* q = input<T>(op, "qkv", qkv, s.rows * packed_row(s));
+    const CacheRows rows(op, tables, sequences, lengths, s);
+    const std::int64_t size = s.blocks * s.block_elements();
+    if (s.bits == 16) {
+      attend<T, CachedNumbers<T>>(to, input<T>(op, "pool", pool, size), q, rows, s);
+      return;
+    }
+    const auto* codes = input<std::uint8_t>(op, "pool", pool, size);
+    if (s.bits == 4) {
+      attend<T, CachedCodes<T, 4>>(to, codes, q, rows, s);
+    } else {
+      attend<T, CachedCodes<T, 8>>(to, codes, q, rows, s);
+    }
   });
 }
 

@@ -76,6 +76,7 @@ class CpuBackend final : public Backend {
                     const CacheShape& s) override;
   void cached_attention(View out, ConstView pool, ConstView qkv, ConstView tables, ConstView sequences,
                         ConstView lengths, const CacheShape& s) override;
+  void cache_round_trip(View out, ConstView qkv, const CacheShape& s) override;
   void swiglu_forward(View h, ConstView gate_up, std::int64_t rows, std::int64_t hidden) override;
   void swiglu_backward(View dgate_up, ConstView dh, ConstView gate_up, std::int64_t rows,
                        std::int64_t hidden) override;
