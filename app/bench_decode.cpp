@@ -53,7 +53,7 @@ double least_bytes(const Config& config, const Transformer& model, const Context
     of_block += size / static_cast<double>(f.columns) *
                 static_cast<double>(f.code_bytes() + f.groups() * static_cast<std::int64_t>(sizeof(float)));
   }
-  const auto entry = static_cast<double>(2 * m.kv_heads * m.head_dim());
+  const auto entry = static_cast<double>(KvCache::entry_bytes(c, model));
   for (std::int64_t layer = 0; layer < m.depth; ++layer) {
     const bool routed = config.routing.routes(layer);
     const double computed = routed ? 1 - std::pow(1 - kept, static_cast<double>(rows)) : 1.0;
@@ -62,7 +62,7 @@ double least_bytes(const Config& config, const Transformer& model, const Context
     if (routed)
       bytes += element * static_cast<double>(m.width * (1 + config.routing.causal.predictor_hidden));
   }
-  return bytes + entries * static_cast<double>(size_of(c.compute_dtype()));
+  return bytes + entries;
 }
 
 double median(std::vector<double> values) {
@@ -150,6 +150,7 @@ void run_decode(const DecodeFlags& flags, const Globals& globals) {
   // Which experts' weights are read depends on the tokens; what is not known is not said.
   const bool known = !s.config.routing.has_experts();
   json["least_bytes"] = known ? nlohmann::json(bytes) : nullptr;
+  json["cache_bytes"] = during.most_bytes;
   json["gb_per_s"] = known ? nlohmann::json(bytes / seconds / 1e9) : nullptr;
   json["ceiling"] = "reading, same process";
   json["ceiling_gb_per_s"] = ceiling / 1e9;

@@ -78,6 +78,7 @@ void add_engine_bench_flags(CLI::App& sub, EngineBenchFlags& flags, Globals& glo
                  "Columns that share a scale of --weights 4 and 8; 0: one scale a row")
       ->capture_default_str()
       ->check(number_from_to(0, 1e9));
+  add_kv_flag(sub, flags.kv, "4 | 8 | 16: bits of keys and values; default: 16, as they are computed");
   sub.add_option(
          "--activations", flags.activations,
          "4 | 8 | 16: bits of the rows that products read, behind Hadamard transforms; with --weights 4 "
@@ -119,6 +120,7 @@ EngineBench prepare_engine(const EngineBenchFlags& flags, const Globals& globals
                          .online = {.down = are_few, .heads = are_few}};
     s.model = std::move(quantize_model(*s.c, *s.model, q, quantize).model);
   }
+  s.model->set_kv_bits(flags.kv);
   if (s.config.routing.kind != RoutingKind::None) s.options.rule = causal_rule(s.config.routing);
   if (s.config.routing.has_predictor() && s.config.routing.routes_depth()) {
     constexpr std::int64_t kMost = 8192;
@@ -128,11 +130,10 @@ EngineBench prepare_engine(const EngineBenchFlags& flags, const Globals& globals
                             std::max<std::int64_t>(0, fit_from - (wanted - last)), last);
   }
   const ModelConfig& m = s.config.model;
-  const auto element = static_cast<std::int64_t>(size_of(s.c->compute_dtype()));
   const std::int64_t blocks = (m.max_seq_len + flags.block - 1) / flags.block + 1;
   s.options.cache = {
       .block = flags.block,
-      .bytes = flags.batch * 2 * m.kv_heads * m.head_dim() * flags.block * blocks * element * (m.depth + 1)};
+      .bytes = flags.batch * KvCache::entry_bytes(*s.c, *s.model) * flags.block * blocks * (m.depth + 1)};
   s.options.whole_rows = flags.whole_rows;
   s.options.max_sequences = flags.batch;
   // Prompts go on beside texts that decode.
@@ -181,6 +182,7 @@ nlohmann::json line_of(const char* bench, const EngineBenchFlags& flags, const E
           {"weights", flags.weights},
           {"group", flags.group},
           {"activations", flags.activations},
+          {"kv", flags.kv},
           {"invariant", flags.invariant},
           {"params_m", static_cast<double>(count_parameters(s.config).total) / 1e6}};
 }

@@ -27,10 +27,11 @@ struct EngineBenchFlags {
   int weights = 16;  // bits of the products' weights
   std::int64_t group = 0;
   int activations = 16;  // bits of the rows that they read
+  int kv = 16;           // bits of keys and values
   std::int64_t whole_rows = EngineOptions{}.whole_rows;
   bool invariant = false;
 };
-/// Declares --kv-heads, --chunk, --block, --precision, --weights, --group, --activations,
+/// Declares --kv-heads, --chunk, --block, --precision, --weights, --group, --activations, --kv,
 /// --whole-rows, --invariant and the model's flags.
 void add_engine_bench_flags(CLI::App& sub, EngineBenchFlags& flags, Globals& globals);
 

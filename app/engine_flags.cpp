@@ -18,9 +18,8 @@ EngineOptions EngineFlags::options(const Context& c, const Transformer& model, s
   o.max_rows = std::max(chunk > 0 ? chunk : chunk_for(c.backend()), o.max_sequences);
   o.cache.block = block;
   const ModelConfig& m = model.config();
-  const auto element = static_cast<std::int64_t>(size_of(c.compute_dtype()));
   const std::int64_t blocks = (m.max_seq_len + block - 1) / block + 1;
-  const std::int64_t whole = 2 * m.kv_heads * m.head_dim() * block * blocks * element * (m.depth + 1);
+  const std::int64_t whole = KvCache::entry_bytes(c, model) * block * blocks * (m.depth + 1);
   const Backend& backend = c.backend();
   const double free = backend.is_cpu() ? 0.5 * static_cast<double>(machine_memory())
                                        : 0.8 * static_cast<double>(backend.free_memory_bytes());
@@ -37,6 +36,10 @@ void add_chunk_flag(CLI::App& sub, std::int64_t& chunk) {
       ->check(number_from_to(1, 1e6));
 }
 
+void add_kv_flag(CLI::App& sub, int& kv, const char* what) {
+  sub.add_option("--kv", kv, what)->check(CLI::IsMember({4, 8, 16}));
+}
+
 void add_engine_flags(CLI::App& sub, EngineFlags& flags) {
   sub.add_option("--sequences", flags.sequences, "Texts that are computed at the same time; others wait")
       ->capture_default_str()
@@ -49,6 +52,9 @@ void add_engine_flags(CLI::App& sub, EngineFlags& flags) {
   sub.add_option("--block", flags.block, "Tokens of a block of the cache, a multiple of 16")
       ->capture_default_str()
       ->check(number_from_to(16, 1024));
+  add_kv_flag(sub, flags.kv,
+              "4 | 8 | 16: bits of the keys and values that are kept; 16: as they are computed; default: as "
+              "the model was quantized, or 16");
 }
 
 }  // namespace fathom::app

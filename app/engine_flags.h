@@ -14,6 +14,7 @@ struct EngineFlags {
   std::int64_t block = 64;
   std::int64_t sequences = 64;  // at the same time
   std::int64_t chunk = 0;       // rows of a pass; 0: chunk_for()
+  int kv = 0;                   // bits of keys and values; 0: as the model has it
 
   /// For `requests` of a model.
   EngineOptions options(const Context& c, const Transformer& model, std::size_t requests) const;
@@ -23,7 +24,9 @@ struct EngineFlags {
 std::int64_t chunk_for(const Backend& backend);
 /// Declares --chunk.
 void add_chunk_flag(CLI::App& sub, std::int64_t& chunk);
-/// Declares --sequences, --chunk, --cache-gb and --block.
+/// Declares --kv, which is 4, 8 or 16.
+void add_kv_flag(CLI::App& sub, int& kv, const char* what);
+/// Declares --sequences, --chunk, --cache-gb, --block and --kv.
 void add_engine_flags(CLI::App& sub, EngineFlags& flags);
 
 }  // namespace fathom::app

@@ -202,6 +202,7 @@ void run(const EvalFlags& flags, Globals& globals) {
   const TrainedModel model = open_model(flags.model, flags.invariant, globals, flags.precision);
   Context& context = *model.context;
   const LoadedModel& loaded = model.loaded;
+  if (flags.engine.kv > 0) loaded.model->set_kv_bits(flags.engine.kv);
   const Config config = with_flags(loaded.config, flags);
   if (!flags.dump_logits.empty()) dump_logits(context, *loaded.model, config, flags, globals);
   if (flags.data.empty() && !flags.dump_logits.empty()) return;

@@ -296,6 +296,7 @@ void run(GenerateFlags flags, Globals& globals) {
   }
   const TrainedModel model = open_model(flags.model, flags.invariant, globals, flags.precision);
   const LoadedModel& loaded = model.loaded;
+  if (flags.engine.kv > 0) loaded.model->set_kv_bits(flags.engine.kv);
   RoutingConfig routing = loaded.config.routing;
   if (flags.threshold >= 0) routing.causal.threshold = flags.threshold;
   const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(loaded, flags);

@@ -69,6 +69,7 @@ Json QuantizationReport::json(double bytes) const {
                {"group", quantization.group}};
   json["activations"] = quantization.activations;
   if (quantization.activations < 16) json["activation_clip"] = quantization.activation_clip;
+  json["kv"] = quantization.kv;
   if (quantization.rotation_seed) json["rotation_seed"] = *quantization.rotation_seed;
   if (wanted == Quantizer::Gptq) {
     json["damping"] = gptq.damping;
@@ -142,8 +143,9 @@ std::vector<std::string> QuantizationReport::notes() const {
 
 std::string QuantizationReport::table() const {
   // Both errors as roots of a share of squares; of experts the root of their mean share.
-  std::string text =
-      fmt::format("{:<48} {:>15} {:>9} {:>9} {:>9}\n", "", "tokens", "by", "weights %", "outputs %");
+  std::string text;
+  if (!made.matrices.empty())
+    text += fmt::format("{:<48} {:>15} {:>9} {:>9} {:>9}\n", "", "tokens", "by", "weights %", "outputs %");
   for (const Line& line : lines_of(made.matrices)) {
     const std::string tokens =
         line.least == line.most ? fmt::format("{}", line.most) : fmt::format("{}-{}", line.least, line.most);

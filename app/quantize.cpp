@@ -14,6 +14,7 @@
 
 #include "app/calibration.h"
 #include "app/command.h"
+#include "app/engine_flags.h"
 #include "app/export_flags.h"
 #include "app/quantization_report.h"
 #include "app/quantizer.h"
@@ -43,27 +44,33 @@ struct QuantizeFlags : ExportFlags {
   int weights = 0;  // 0: as the method has it
   std::int64_t group = 0;
   int activations = 16;
+  int kv = 16;
 
   bool rotates() const { return method != "rtn"; }
   int bits() const { return weights > 0 ? weights : method == "rotate-only" ? 16 : 4; }
-  /// Rows of few bits want them spread; queries and keys are for caches of few bits, and there to be looked
-  /// at.
+  bool has_few_bits() const { return bits() < 16 || kv < 16; }
+  /// Rows of few bits want them spread, and so do queries and keys where caches are of few bits. rotate-only has
+  /// all, to be looked at.
   OnlineHadamards online() const {
     const bool only = method == "rotate-only", are_few = activations < 16 && rotates();
-    return {.down = only || are_few, .heads = only || are_few, .queries_keys = only};
+    return {.down = only || are_few,
+            .heads = only || are_few,
+            .queries_keys = only || (kv < 16 && rotates())};
   }
-  bool is_calibrated() const { return !calibration.empty() && bits() < 16; }
+  bool is_calibrated() const { return !calibration.empty() && has_few_bits(); }
   Quantizer quantizer() const {
-    const bool by_gptq = gptq || (!rtn && is_calibrated() && method != "rtn");
+    const bool by_gptq = gptq || (!rtn && is_calibrated() && bits() < 16 && method != "rtn");
     return by_gptq ? Quantizer::Gptq : Quantizer::RoundToNearest;
   }
 };
 
 void check(const QuantizeFlags& flags) {
-  if ((flags.method == "rotate-only") != (flags.bits() == 16)) {
+  const bool rotates_only = flags.method == "rotate-only";
+  if (rotates_only ? flags.bits() < 16 : !flags.has_few_bits()) {
     throw UsageError(
         fmt::format("--method {} does not go with --weights {}.", flags.method, flags.bits()),
-        "rotate-only leaves weights of 16 bits or more as they are; rtn and quarot make 4 or 8 of them.");
+        "rotate-only leaves weights of 16 bits or more as they are; rtn and quarot make 4 or 8 of them, or "
+        "leave them with --weights 16 where --kv is 4 or 8.");
   }
   if (flags.activations < 16 && flags.bits() == 16) {
     throw UsageError(
@@ -71,10 +78,11 @@ void check(const QuantizeFlags& flags) {
                     flags.activations, flags.method),
         "Take --method quarot or rtn, with --weights 4 or 8.");
   }
+  const std::string none = rotates_only ? "rotate-only has none" : "--weights 16 leaves none";
   if (flags.group > 0 && flags.bits() == 16)
-    throw UsageError("--group is of weights of 4 or 8 bits, and rotate-only has none.");
+    throw UsageError(fmt::format("--group is of weights of 4 or 8 bits, and {}.", none));
   if (flags.bits() == 16 && (flags.gptq || flags.rtn))
-    throw UsageError("--gptq and --rtn make weights of 4 or 8 bits, and rotate-only has none.");
+    throw UsageError(fmt::format("--gptq and --rtn make weights of 4 or 8 bits, and {}.", none));
   if (flags.gptq && flags.calibration.empty()) {
     throw UsageError("--gptq chooses codes by what the products read, and there is no --calibration.",
                      "Give a token store of the model's tokenizer, such as that of its training.");
@@ -85,7 +93,8 @@ void check(const QuantizeFlags& flags) {
                                                     {flags.no_refits, "--no-refit-thresholds"}};
     for (const auto& [given, name] : needing) {
       if (given)
-        throw UsageError(fmt::format("{} needs weights of 4 or 8 bits and a --calibration STORE.", name));
+        throw UsageError(fmt::format(
+            "{} needs weights, or keys and values, of 4 or 8 bits and a --calibration STORE.", name));
     }
   }
   if (flags.quantizer() != Quantizer::Gptq) {
@@ -161,6 +170,8 @@ Outliers rotate(TrainedModel& model, const QuantizeFlags& flags) {
 
 Quantization quantization_of(const QuantizeFlags& flags) {
   Quantization q{.method = flags.method, .bits = flags.bits(), .group = flags.group};
+  q.kv = flags.kv;
+  if (!q.has_packed_weights()) q.kinds.clear();
   if (!flags.rotates() && flags.quantizer() == Quantizer::Gptq) q.method = "gptq";
   if (flags.rotates()) q.rotation_seed = flags.seed;
   q.activations = flags.activations;
@@ -223,6 +234,7 @@ void print_json(const QuantizeFlags& flags, const Report& r, const ModelConfig& 
                          {"weights", flags.bits()},
                          {"group", flags.group},
                          {"activations", flags.activations},
+                         {"kv", flags.kv},
                          {"quantizer", flags.bits() == 16                     ? "none"
                                        : flags.quantizer() == Quantizer::Gptq ? "gptq"
                                                                               : "rtn"},
@@ -258,6 +270,7 @@ void print_text(const QuantizeFlags& flags, const Report& r, const ModelConfig& 
                         flags.activations < 16 ? fmt::format(" of rows of {} bits", flags.activations) : "",
                         flags.precision)
                   : fmt::format("; in {}", flags.precision))
+      << (flags.kv < 16 ? fmt::format("; keys and values in {} bits", flags.kv) : "")
       << (r.outliers
               ? fmt::format(", rotated by Hadamard transforms of {} (the stream) and {} (the heads' "
                             "values)",
@@ -316,7 +329,7 @@ void run(const QuantizeFlags& flags, const Globals& globals) {
     report.calibrated->bytes_before = report.bytes_before;
     report.relative_error = report.calibrated->made.quantized.relative_error;
     options.report = [&](double bytes) { return report.calibrated->json(bytes).dump(1) + "\n"; };
-  } else if (flags.bits() < 16) {
+  } else if (flags.has_few_bits()) {
     report.relative_error = round_weights(model, flags);
   }
   report.exported = export_model(model.loaded, model.context->backend(), flags.output, options);
@@ -328,7 +341,8 @@ void run(const QuantizeFlags& flags, const Globals& globals) {
 
 void add_quantize(CLI::App& app, Globals& globals) {
   auto flags = std::make_shared<QuantizeFlags>();
-  CLI::App* sub = app.add_subcommand("quantize", "Make a model's weights 4 or 8 bits, or rotate it for that");
+  CLI::App* sub = app.add_subcommand(
+      "quantize", "Make a model's weights, keys and values 4 or 8 bits, or rotate it for that");
   add_export_flags(*sub, *flags);
   sub->add_option("--method", flags->method,
                   "rtn: rounds to the nearest, or by --gptq, without a rotation | quarot: rotates first | "
@@ -344,6 +358,9 @@ void add_quantize(CLI::App& app, Globals& globals) {
                   "4 | 8 | 16: bits of the rows that these products read, a scale a row; 16: numbers")
       ->capture_default_str()
       ->check(CLI::IsMember({4, 8, 16}));
+  add_kv_flag(*sub, flags->kv,
+              "4 | 8 | 16: bits of the keys and values that the model's caches hold; default: 16, as they "
+              "are computed");
   sub->add_option("--group", flags->group, "Columns that share a scale, such as 128; 0: one scale a row")
       ->capture_default_str()
       ->check(number_from_to(0, 1e9));
@@ -375,7 +392,8 @@ void add_quantize(CLI::App& app, Globals& globals) {
       "  fathom quantize runs/mod -o model --method quarot --calibration data/train.h5\n"
       "  fathom quantize runs/mod -o model --method quarot --activations 8 --calibration data/train.h5\n"
       "  fathom quantize runs/mod -o model --method quarot --group 64\n"
-      "  fathom quantize runs/mod -o model --method rtn --weights 8\n"
+      "  fathom quantize runs/mod -o model --method rtn --weights 8 --kv 8\n"
+      "  fathom quantize runs/mod -o model --method rtn --weights 16 --kv 4\n"
       "  fathom quantize runs/mod -o model --method rotate-only");
   sub->callback([flags, sub, &globals] {
     flags->has_damping = sub->count("--damping") > 0;

@@ -34,8 +34,9 @@ void require_unquantized(const LoadedModel& loaded, const char* command) {
         "Give the run or the model that it was made from.");
   }
   throw UserError(
-      fmt::format("{} has weights of {} bits ({}): fathom {} takes a model before it was quantized.",
-                  loaded.checkpoint.string(), q->bits, q->method, command),
+      fmt::format("{} has {} of {} bits ({}): fathom {} takes a model before it was quantized.",
+                  loaded.checkpoint.string(), q->has_packed_weights() ? "weights" : "keys and values",
+                  q->has_packed_weights() ? q->bits : q->kv, q->method, command),
       "Give the run or the model that it was made from.");
 }
 

@@ -132,7 +132,7 @@ void Engine::assume_computed(RequestId id, double kept) {
   const auto found =
       std::find_if(waiting_.begin(), waiting_.end(), [&](const Running& r) { return r.id == id; });
   if (found == waiting_.end()) throw InternalError("[engine] no such request waits");
-  if (running_.empty()) c_.backend().fill_normal(cache_.memory(), 1.0, 1, 0);
+  if (running_.empty()) cache_.fill_random(c_);
   Running& r = *found;
   const std::int64_t computed = static_cast<std::int64_t>(r.ids.size()) - 1;
   const SequenceId sequence = cache_.add();

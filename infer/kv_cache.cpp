@@ -12,13 +12,15 @@ namespace fathom {
 
 namespace {
 
-CacheShape shape_of(const ModelConfig& m, std::int64_t block) {
+CacheShape shape_of(const Transformer& model, std::int64_t block) {
+  const ModelConfig& m = model.config();
   CacheShape s;
   s.heads = m.heads;
   s.kv_heads = m.kv_heads;
   s.head_dim = m.head_dim();
   s.scale = 1.0 / std::sqrt(static_cast<double>(s.head_dim));
   s.block = block;
+  s.bits = model.kv_bits();
   return s;
 }
 
@@ -49,14 +51,21 @@ std::int64_t KvCache::groups_in(Context& c, const KvCacheOptions& options, const
 }
 
 std::int64_t KvCache::block_bytes(Context& c, const KvCacheOptions& options, const Transformer& model) {
-  return shape_of(model.config(), options.block).block_elements() *
-         static_cast<std::int64_t>(size_of(c.compute_dtype()));
+  return options.block * entry_bytes(c, model);
+}
+
+DType KvCache::dtype(const Context& c, const Transformer& model) {
+  return model.kv_bits() < 16 ? DType::U8 : c.compute_dtype();
+}
+
+std::int64_t KvCache::entry_bytes(const Context& c, const Transformer& model) {
+  return shape_of(model, 1).block_elements() * static_cast<std::int64_t>(size_of(dtype(c, model)));
 }
 
 KvCache::KvCache(Context& c, const Transformer& model, const KvCacheOptions& options)
     : block_(options.block),
       bytes_per_block_(block_bytes(c, options, model)),
-      shape_(shape_of(model.config(), options.block)),
+      shape_(shape_of(model, options.block)),
       pool_(groups_in(c, options, model), group_width(model)) {
   for (std::int64_t layer = 0; layer < model.config().depth; ++layer) {
     is_routed_.push_back(model.routing().routes(layer));
@@ -64,7 +73,7 @@ KvCache::KvCache(Context& c, const Transformer& model, const KvCacheOptions& opt
   }
   shape_.blocks = pool_.blocks();
   try {
-    memory_ = c.empty({shape_.blocks * shape_.block_elements()}, c.compute_dtype());
+    memory_ = c.empty({shape_.blocks * shape_.block_elements()}, dtype(c, model));
   } catch (const MemoryError& e) {
     throw MemoryError(fmt::format("There is no memory for a cache of {} on {}.",
                                   format_bytes(static_cast<double>(shape_.blocks * bytes_per_block_)),
@@ -189,6 +198,36 @@ void KvCache::assume(SequenceId id, std::int64_t tokens, std::int64_t entries) {
     layer.entries = entries;
     while (static_cast<std::int64_t>(layer.blocks.size()) < blocks_for(entries))
       layer.blocks.push_back(take_block(s));
+  }
+}
+
+// Codes: each block is a sequence of its own, to which random rows are appended.
+void KvCache::fill_random(Context& c) const {
+  if (shape_.bits == 16) {
+    c.backend().fill_normal(memory_, 1.0, 1, 0);
+    return;
+  }
+  CacheShape s = shape_;
+  s.heads = 0;
+  s.table = 1;
+  const std::int64_t most = std::max<std::int64_t>(1, 4096 / block_);  // blocks at a time
+  const Tensor rows = c.empty({most * block_, 2 * s.kv_heads * s.head_dim});
+  c.backend().fill_normal(rows, 1.0, 1, 0);
+  for (std::int64_t first = 0; first < s.blocks; first += most) {
+    const std::int64_t blocks = std::min(most, s.blocks - first);
+    std::vector<std::vector<std::int32_t>> numbers;
+    std::vector<std::int32_t> sequences, lengths;
+    for (std::int64_t i = 0; i < blocks * block_; ++i) {
+      if (i % block_ == 0) numbers.push_back({static_cast<std::int32_t>(first + i / block_)});
+      sequences.push_back(static_cast<std::int32_t>(i / block_));
+      lengths.push_back(static_cast<std::int32_t>(i % block_ + 1));
+    }
+    std::vector<const std::vector<std::int32_t>*> tables;
+    for (const auto& number : numbers) tables.push_back(&number);
+    const Tables t = upload(c, tables, sequences, lengths);
+    s.rows = blocks * block_;
+    s.sequences = blocks;
+    c.backend().cache_append(memory_, rows.rows(0, s.rows), t.tables, t.sequences, t.lengths, s);
   }
 }
 

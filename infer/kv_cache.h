@@ -1,5 +1,9 @@
 // Keys and values of running sequences, in blocks: every dense layer holds an entry for each token of a
 // sequence, a routed layer for each token that it kept, packed and in order, without holes.
+//
+// They are numbers of the compute dtype, or codes of the model's kv_bits() (kernels/cache_codes.h). Whatever
+// a row sees it sees as the cache holds it, what came in the same pass and itself included: so a prompt gives
+// the same however it is cut, and what Transformer::forward gives without a cache.
 #pragma once
 
 #include <cstdint>
@@ -31,6 +35,9 @@ class KvCache final : public AttentionCache {
   /// of the model needs. MemoryError: the device has not as much.
   KvCache(Context& c, const Transformer& model, const KvCacheOptions& options);
 
+  /// Bytes of one entry of a layer, its keys and its values.
+  static std::int64_t entry_bytes(const Context& c, const Transformer& model);
+
   SequenceId add();
   /// Its blocks are free again.
   void remove(SequenceId id);
@@ -55,6 +62,8 @@ class KvCache final : public AttentionCache {
   /// For measurements: as if a new sequence had so many tokens, and so many entries in each routed layer;
   /// what is in its blocks stays what it is. InternalError: there are not as many blocks.
   void assume(SequenceId id, std::int64_t tokens, std::int64_t entries);
+  /// And random numbers for all keys and values.
+  void fill_random(Context& c) const;
 
   // For a decoder (kernels/decoder.h), which does a step by itself:
 
@@ -100,6 +109,7 @@ class KvCache final : public AttentionCache {
                 const std::vector<std::int32_t>& sequences, const std::vector<std::int32_t>& lengths) const;
   std::int32_t take_block(Sequence& s);
   void make_room(Sequence& s, Layer& layer);
+  static DType dtype(const Context& c, const Transformer& model);
   static std::int64_t block_bytes(Context& c, const KvCacheOptions& options, const Transformer& model);
   static std::int64_t groups_in(Context& c, const KvCacheOptions& options, const Transformer& model);
 

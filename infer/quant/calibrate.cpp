@@ -79,7 +79,9 @@ class Calibration {
   void block(std::int64_t layer) {
     ProductHessians hessians;
     DecidingLogits logits(Causal::Logit::Predictor);
-    const ProductObserver observer = hessians.observer();
+    // Where only caches have few bits, nothing is to be chosen by what products read.
+    const ProductObserver observer =
+        quantizer_.parameters().empty() ? ProductObserver() : hessians.observer();
     for (std::size_t i = 0; i < batches_.size(); ++i) {
       ForwardResult decided;
       model_.run_block(c_, layer, streams_[i], batches_[i], options_.rule, decided, observer);

@@ -16,7 +16,9 @@ std::string product_kind(const ParameterSpec& spec) {
   return "";
 }
 
-bool Quantization::holds(const ParameterSpec& spec) const { return kinds.contains(product_kind(spec)); }
+bool Quantization::holds(const ParameterSpec& spec) const {
+  return has_packed_weights() && kinds.contains(product_kind(spec));
+}
 
 PackedFormat Quantization::format(const ParameterSpec& spec) const {
   const std::int64_t columns = spec.shape[-1];

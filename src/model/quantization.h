@@ -1,6 +1,6 @@
-// Which of a model's products have weights of few bits, and read rows of few bits, and what is transformed
-// while it runs. Embeddings, the head, norms, routers and predictors are as they were: what reads the stream
-// to decide must not be rounded, and the others are few.
+// What of a model has few bits: the weights of its products, the rows that they read, and the keys and values in
+// its caches; and what is transformed while it runs. Embeddings, the head, norms, routers and predictors are as
+// they were: what reads the stream to decide must not be rounded, and the others are few.
 #pragma once
 
 #include <cstdint>
@@ -29,6 +29,7 @@ struct Quantization {
   int bits = 4;                // of weights: 4 or 8; 16: they are numbers, and `kinds` is empty
   std::int64_t group = 0;      // columns that share a scale; 0: one scale a row
   std::optional<std::uint64_t> rotation_seed = {};  // of the rotation before, if there was one
+  int kv = 16;                                      // of keys and values: kernels/cache_codes.h
   /// Kinds of products, of all layers and all experts.
   std::set<std::string> kinds = {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"};
   /// Of the rows that these products read: 4 or 8, symmetric, a scale a row; 16: numbers.
@@ -38,6 +39,7 @@ struct Quantization {
 
   bool operator==(const Quantization&) const = default;
 
+  bool has_packed_weights() const { return bits < 16; }
   /// Whether this parameter is of few bits.
   bool holds(const ParameterSpec& spec) const;
   /// How its rows lie. UserError: they cannot be cut into groups.

@@ -17,8 +17,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr const char* kOurs = "fathom";
-/// 1: weights of few bits alone. 2: rows of few bits and transforms while the model runs as well, which a
-/// reader of 1 would pass over.
+/// 1: weights of few bits alone. 2: rows of few bits, caches of few bits, and transforms while the model runs as
+/// well, which a reader of 1 would pass over.
 constexpr int kVersion = 1, kNewestVersion = 2;
 
 /// What is transformed while the model runs, by the product that reads it.
@@ -82,11 +82,15 @@ class Reader {
       q.rotation_seed = seed->get<std::uint64_t>();
     }
     q.kinds = kinds_of(value("tensors"));
-    if (q.kinds.empty() != (q.bits == 16))
-      refuse(q.bits == 16 ? "names tensors of 16 bits" : "names no tensors");
+    if (q.kinds.empty() == q.has_packed_weights())
+      refuse(q.has_packed_weights() ? "names no tensors" : "names tensors of 16 bits");
     if (is_newest) {
       read_activations(q);
       q.online = online_of(value("online_hadamards"));
+      const Json kv = value("kv_bits");
+      if (kv != 4 && kv != 8 && kv != 16)
+        refuse(fmt::format("has keys and values of {} bits, and Fathom knows 4, 8 and 16", kv.dump()));
+      q.kv = kv.get<int>();
     }
     return q;
   }
@@ -150,10 +154,10 @@ class Reader {
 std::string print_quantization(const Quantization& q) {
   Json tensors = Json::array();
   for (const Kind& kind : kinds()) {
-    if (!q.kinds.contains(kind.name)) continue;
+    if (!q.has_packed_weights() || !q.kinds.contains(kind.name)) continue;
     for (const std::string& t : kind.tensors) tensors.push_back(t);
   }
-  const bool is_newest = q.bits == 16 || q.activations < 16 || q.online.any();
+  const bool is_newest = q.bits == 16 || q.activations < 16 || q.kv < 16 || q.online.any();
   Json json = {
       {"quant_method", kOurs}, {"version", is_newest ? kNewestVersion : kVersion},
       {"method", q.method},    {"bits", q.bits},
@@ -166,6 +170,7 @@ std::string print_quantization(const Quantization& q) {
   for (const Online& known : kOnline) {
     if (q.online.*known.is_on) json["online_hadamards"].push_back(known.name);
   }
+  json["kv_bits"] = q.kv;
   return json.dump();
 }
 

@@ -160,6 +160,7 @@ Transformer::Transformer(Context& c, const ModelConfig& model, const RoutingConf
       routing_(routing),
       quantization_(quantization),
       parameters_(declare_parameters(model, routing)) {
+  set_kv_bits(quantization.kv);
   for (const ParameterSpec& spec : parameters_.specs()) {
     if (!quantization.holds(spec)) continue;
     quantization.format(spec);
@@ -170,6 +171,12 @@ Transformer::Transformer(Context& c, const ModelConfig& model, const RoutingConf
   if (online.down) down_ = {c, model.ffn_hidden};
   if (online.heads) heads_ = {c, model.heads, model.head_dim()};
   if (online.queries_keys) queries_keys_ = {c, model.head_dim()};
+}
+
+void Transformer::set_kv_bits(int bits) {
+  if (bits != 16 && !is_cache_of_codes(bits))
+    throw UserError(fmt::format("Keys and values of {} bits are not supported.", bits), "Choose 4, 8 or 16.");
+  kv_bits_ = bits;
 }
 
 std::vector<std::int64_t> Transformer::routed_layers() const {
@@ -234,10 +241,13 @@ Tensor Transformer::run_block(Context& c, std::int64_t layer, const Tensor& stre
 
 ForwardResult Transformer::forward(Context& c, const Batch& batch, const SelectionRule& rule,
                                    const StreamObserver& observe) const {
-  if (quantization_ && c.tape() != nullptr) {
-    throw UserError(quantization_->bits < 16
-                        ? fmt::format("Weights of {} bits have no gradients: such a model cannot be trained.",
-                                      quantization_->bits)
+  if ((quantization_ || kv_bits_ < 16) && c.tape() != nullptr) {
+    const bool packed = quantization_ && quantization_->has_packed_weights();
+    throw UserError(packed ? fmt::format("Weights of {} bits have no gradients: such a model cannot be trained.",
+                                         quantization_->bits)
+                    : kv_bits_ < 16
+                        ? fmt::format("Keys and values of {} bits have no gradients: such a model cannot be trained.",
+                                      kv_bits_)
                         : "A model that transforms what it computes as it runs cannot be trained.",
                     "Train the model that it was made from, and quantize that again.");
   }
@@ -272,6 +282,8 @@ Tensor Transformer::attend(Context& c, std::int64_t layer, Tensor qkv, const Row
                   {model_.heads, model_.kv_heads, model_.rope_theta, model_.norm_eps, model_.rope_scaling});
   if (queries_keys_.defined())
     qkv = ops::hadamard_heads(c, std::move(qkv), model_.heads + model_.kv_heads, queries_keys_);
+  if (rows.cache == nullptr && kv_bits_ < 16)
+    qkv = ops::cache_round_trip(c, std::move(qkv), model_.heads, model_.kv_heads, kv_bits_);
   const Tensor mixed =
       rows.cache != nullptr
           ? rows.cache->attend(c, layer, qkv, rows.kept)

@@ -137,17 +137,25 @@ class Transformer {
 
   const ModelConfig& config() const { return model_; }
   const RoutingConfig& routing() const { return routing_; }
-  /// Null: every weight is a number of its own, and nothing is transformed.
+  /// Null: every weight is a number of its own, nothing is transformed, and keys and values were to be none of few
+  /// bits.
   const Quantization* quantization() const { return quantization_ ? &*quantization_ : nullptr; }
   ParameterSet& parameters() { return parameters_; }
   const ParameterSet& parameters() const { return parameters_; }
   std::vector<std::int64_t> routed_layers() const;
   std::vector<std::int64_t> expert_layers() const;
 
+  /// Bits of the keys and values in this model's caches: its quantization's, or 16, as they are computed.
+  /// Attention without a cache reads what one would hold, so that both compute the same model.
+  int kv_bits() const { return kv_bits_; }
+  /// UserError: other bits than 4, 8 and 16.
+  void set_kv_bits(int bits);
+
   void set_recompute(Recompute r) { recompute_ = r; }
   void initialise(Context& c, std::uint64_t seed) { parameters_.initialise(c, seed); }
 
-  /// The stack of blocks and the final norm. UserError: a tape records, and weights are of few bits.
+  /// The stack of blocks and the final norm. UserError: a tape records, and weights, or keys and values, are
+  /// of few bits.
   ForwardResult forward(Context& c, const Batch& batch, const SelectionRule& rule,
                         const StreamObserver& observe = {}) const;
   /// The same in steps, for those who change the model between them: the stream [N, D] before the first
@@ -215,6 +223,7 @@ class Transformer {
   RoutingConfig routing_;
   std::optional<Quantization> quantization_;
   ops::Hadamard down_, heads_, queries_keys_;  // undefined: none
+  int kv_bits_ = 16;
   Recompute recompute_ = Recompute::None;
   ParameterSet parameters_;
 };

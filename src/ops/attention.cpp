@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "kernels/error.h"
 #include "src/ops/check.h"
 
 namespace fathom::ops {
@@ -39,6 +40,23 @@ Tensor rope(Context& c, Tensor qkv, const Tensor& positions, const Tensor& q_nor
                        t.give(input, std::move(dqkv));
                      });
   }
+  return out;
+}
+
+// NOLINTNEXTLINE(performance-unnecessary-value-param): as rope
+Tensor cache_round_trip(Context& c, Tensor qkv, std::int64_t heads, std::int64_t kv_heads, int bits) {
+  const std::int64_t groups = heads + 2 * kv_heads;
+  if (qkv.shape().rank() != 2 || qkv.dim(1) % groups != 0)
+    fail(c, "cache_round_trip", "qkv", qkv, Shape{-1, groups});
+  if (wants_record(c, {qkv})) throw InternalError("[cache_round_trip] codes have no gradient");
+  Tensor out = qkv.owners() == 1 ? qkv.detach() : c.empty(qkv.shape());
+  c.backend().cache_round_trip(out, qkv,
+                               {.rows = qkv.dim(0),
+                                .heads = heads,
+                                .kv_heads = kv_heads,
+                                .head_dim = qkv.dim(1) / groups,
+                                .bits = bits});
+  c.check("cache_round_trip", "", out);
   return out;
 }
 

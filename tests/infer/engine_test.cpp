@@ -123,8 +123,7 @@ std::vector<Seen> run_schedule(Model& m, std::uint64_t seed, EngineStats& stats)
   o.cache.block = 16 * from_to(1, 4);
   o.max_rows = from_to(1, 40);
   o.max_sequences = from_to(1, 6);
-  const std::int64_t block_bytes =
-      2 * 2 * 4 * o.cache.block * static_cast<std::int64_t>(size_of(m.c.compute_dtype()));
+  const std::int64_t block_bytes = KvCache::entry_bytes(m.c, m.model) * o.cache.block;
   // Enough for one text of the whole context, and for little more.
   const std::int64_t whole = (kContext + o.cache.block - 1) / o.cache.block + 1;
   o.cache.bytes = block_bytes * 4 * from_to(whole, whole + whole / 2);
@@ -243,6 +242,21 @@ TEST_P(EngineSchedules, GiveTheBitsOfTheWholePassInTheInvariantMode) {
   expect_the_bits_of_the_whole_pass(m, schedules(100));
 }
 
+// Keys and values of few bits: the whole pass reads what a cache would hold.
+TEST_P(EngineSchedules, GiveThoseBitsWithCachesOfCodes) {
+  Model m(make_cpu_backend({.invariant = true}, 2), DType::F32, GetParam().routing);
+  std::vector<std::vector<float>> logits;
+  for (const int bits : {16, 8, 4}) {
+    SCOPED_TRACE(bits);
+    m.model.set_kv_bits(bits);
+    if (bits < 16) expect_the_bits_of_the_whole_pass(m, schedules(60));
+    if (HasFailure()) return;
+    logits.push_back(causal_logits(m.c, m.model, {1, 5, 22, 0, 7, 7, 3}, m.rule));
+  }
+  EXPECT_NE(logits[0], logits[1]);
+  EXPECT_NE(logits[1], logits[2]);
+}
+
 TEST_P(EngineSchedules, AreCloseToTheWholePassInTheFastMode) {
   Model m(make_cpu_backend({}, 2), DType::F32, GetParam().routing);
   std::int64_t rows = 0, near = 0;
@@ -287,7 +301,11 @@ TEST_P(CudaEngineSchedules, GiveTheBitsOfTheWholePassInTheInvariantMode) {
   for (const DType dtype : {DType::F32, DType::BF16}) {
     SCOPED_TRACE(name_of(dtype));
     Model m(opened.backend, dtype, GetParam().routing);
-    expect_the_bits_of_the_whole_pass(m, schedules(10));
+    for (const int bits : {16, 8, 4}) {
+      SCOPED_TRACE(bits);
+      m.model.set_kv_bits(bits);
+      expect_the_bits_of_the_whole_pass(m, schedules(10));
+    }
   }
 }
 

@@ -109,13 +109,16 @@ TEST_F(ExchangePacked, EveryKindComesBackToTheByte) {
           .bits = 16,
           .rotation_seed = 1,
           .kinds = {},
-          .online = {.down = true, .heads = true, .queries_keys = true}}}) {
+          .online = {.down = true, .heads = true, .queries_keys = true}},
+          Quantization{.bits = 4, .group = 2, .kv = 4, .kinds = {"down_proj", "qkv_proj"}},
+          Quantization{.bits = 16, .kv = 8, .kinds = {}}}) {
       SCOPED_TRACE(fmt::format("{} bits, groups of {}", q.bits, q.group));
       const LoadedModel m = made(routing, q);
       const double bytes = exported(m).bytes;
       const LoadedModel back = loaded();
       ASSERT_NE(back.model->quantization(), nullptr);
       EXPECT_EQ(*back.model->quantization(), q);
+      EXPECT_EQ(back.model->kv_bits(), q.kv);
       EXPECT_EQ(logits(back), logits(m));
       EXPECT_EQ(exported(back, "again").bytes, bytes);
       for (const char* file : {"/config.json", "/model.safetensors"})
@@ -167,6 +170,9 @@ TEST_F(ExchangePacked, AConfigThatLiesIsRefused) {
   refused_with([](json& q) { q = "few"; }, {"config.json", "no JSON object"});
   refused_with([](json& q) { q["bits"] = 3; }, {"config.json", "3 bits"});
   refused_with([](json& q) { q["bits"] = "4"; }, {"\"4\" bits"});
+  refused_with([](json& q) { q["bits"] = 16; }, {"no tensor", "q_proj.weight"});
+  refused_with([](json& q) { q["kv_bits"] = 5; }, {"config.json", "keys and values of 5 bits"});
+  refused_with([](json& q) { q["kv_bits"] = nullptr; }, {"keys and values of null bits"});
   refused_with([](json& q) { q["bits"] = 8; }, {"_packed", "[16, 8]", "[16, 16]"});
   refused_with([](json& q) { q["group_size"] = 3; }, {"config.json", "16 columns", "groups of 3"});
   refused_with([](json& q) { q["group_size"] = -4; }, {"group_size", "-4"});

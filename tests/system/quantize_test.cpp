@@ -151,6 +151,77 @@ TEST_F(Quantize, RowsOfFewBitsAreEvaluatedAndGenerate) {
                  {"--activations 8", "--weights"});
 }
 
+// Keys and values of few bits, with weights of few bits or alone.
+TEST_F(Quantize, CachesOfFewBitsAreEvaluatedReportedAndServed) {
+  for (const std::string run : {"dense", "mod"}) {
+    SCOPED_TRACE(run);
+    e.trained(run, run);
+    const std::string on = " --data train.valid.h5", text = " -p 'Mara lives' -n 20 --temperature 0";
+    const double before = succeeds("eval " + run + on).at("loss");
+    double least = 1e9;
+    for (const int kv : {8, 4}) {
+      const nlohmann::json said = succeeds("quantize " + run + " -o few --method rtn --weights 16 --kv " +
+                                           std::to_string(kv) + " --calibration train.h5");
+      EXPECT_EQ(said.at("weights"), 16);
+      EXPECT_EQ(said.at("kv"), kv);
+      EXPECT_EQ(said.at("quantizer"), "none");
+      EXPECT_EQ(said.at("bytes"), said.at("bytes_before"));
+      EXPECT_TRUE(said.at("report").at("matrices").empty());
+      EXPECT_NE(said.at("report").at("after").at("loss"), said.at("report").at("before").at("loss"));
+      const auto config =
+          nlohmann::json::parse(testing::read_bytes(e / "few/config.json")).at("quantization_config");
+      EXPECT_EQ(config.at("bits"), 16);
+      EXPECT_EQ(config.at("kv_bits"), kv);
+      EXPECT_TRUE(config.at("tensors").empty());
+      const double after = succeeds("eval few" + on).at("loss");
+      EXPECT_NE(after, before);
+      EXPECT_NEAR(after, before, kv == 8 ? 0.01 : 0.1);
+      const nlohmann::json served = succeeds("eval few --engine" + on);
+      EXPECT_NEAR(served.at("loss").get<double>(), after, 1e-3);
+      EXPECT_LT(served.at("cache_bytes").get<double>(), least);
+      least = served.at("cache_bytes");
+      EXPECT_EQ(succeeds("generate few" + text).at("tokens").size(), 20U);
+      if (run == "mod") continue;  // where biases are shifted
+      // The same while serving, of the model as it was; and the other way round.
+      const std::string flag = " --kv " + std::to_string(kv);
+      EXPECT_EQ(succeeds("eval dense --seq-len 64" + on + flag).at("loss"),
+                succeeds("eval few --seq-len 64" + on).at("loss"));
+      EXPECT_EQ(succeeds("generate dense" + text + flag).at("tokens"),
+                succeeds("generate few" + text).at("tokens"));
+      EXPECT_EQ(succeeds("eval few --seq-len 64 --kv 16" + on).at("loss"),
+                succeeds("eval dense --seq-len 64" + on).at("loss"));
+    }
+    const double whole = succeeds("eval few --engine --kv 16" + on).at("cache_bytes");
+    EXPECT_GT(whole, 3 * least);
+    const nlohmann::json both = succeeds("quantize " + run + " -o both --method quarot --kv 4");
+    EXPECT_EQ(both.at("weights"), 4);
+    EXPECT_EQ(both.at("kv"), 4);
+    EXPECT_EQ(succeeds("generate both --invariant" + text).at("tokens").size(), 20U);
+    expect_refusal(fathom_command(e, "quantize few -o out --method rtn"), 1,
+                   {"few", "keys and values of 4 bits", "before it was quantized"});
+  }
+  const Outcome shown = fathom_command(e, "quantize mod -o few --method rotate-only --kv 4");
+  EXPECT_EQ(shown.status, 0) << shown.err;
+  EXPECT_THAT(shown.out, ::testing::HasSubstr("keys and values in 4 bits"));
+  const std::string bench = "--preset d2 --vocab 512 --context 40 --steps 2 --variant mod --kv ";
+  const nlohmann::json four = succeeds("bench decode " + bench + "4 --random-cache"),
+                       sixteen = succeeds("bench decode " + bench + "16");
+  EXPECT_EQ(four.at("kv"), 4);
+  EXPECT_LT(four.at("least_bytes").get<double>(), sixteen.at("least_bytes").get<double>());
+  EXPECT_LT(3 * four.at("cache_bytes").get<double>(), sixteen.at("cache_bytes").get<double>());
+  EXPECT_EQ(succeeds("bench prefill " + bench + "8").at("kv"), 8);
+  for (const std::string command : {"quantize mod -o out --method rtn", "eval mod", "generate mod -p a"})
+    expect_refusal(fathom_command(e, command + " --kv 5"), 2, {"--kv"});
+  expect_refusal(fathom_command(e, "quantize mod -o out --method rtn --weights 16 --kv 16"), 2,
+                 {"rtn", "--weights 16", "--kv"});
+  expect_refusal(fathom_command(e, "quantize mod -o out --method rtn --weights 16 --kv 4 --group 8"), 2,
+                 {"--group", "--weights 16"});
+  expect_refusal(
+      fathom_command(e, "quantize mod -o out --method rtn --weights 16 --kv 4 --gptq --calibration train.h5"),
+      2, {"--gptq", "--weights 16"});
+  EXPECT_FALSE(std::filesystem::exists(e / "out"));
+}
+
 // On a calibration: GPTQ, what it cost, and the same once more.
 TEST_F(Quantize, ACalibratedModelIsReportedEvaluatedAndGenerates) {
   for (const std::string run : {"dense", "mod", "mode"}) {
