@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "kernels/cache_codes.h"
+#include "kernels/cpu/isa/simd.h"
 #include "kernels/cpu/isa/vector_math.h"
 
 namespace fathom::cpu::FATHOM_ISA {
@@ -68,6 +69,44 @@ CodeScale code_scale(const T* x, std::int64_t d, int bits) {
 [[gnu::always_inline]] inline float number_of(std::uint8_t code, const CodeScale& s) {
   return s.low + s.step * static_cast<float>(code);
 }
+
+/// As many codes as a vector of T has lanes.
+template <typename T>
+constexpr int kCodeLanes = kLanes<T>;
+template <typename T>
+using CodeVec [[gnu::vector_size(kCodeLanes<T> * sizeof(std::int32_t))]] = std::int32_t;
+
+/// By way of memory, which compilers make one widening instruction of; of a conversion of vectors they make
+/// one for each lane.
+template <typename T>
+[[gnu::always_inline]] inline CodeVec<T> load_codes(const std::uint8_t* p) {
+  std::int32_t lanes[kCodeLanes<T>];
+  for (int l = 0; l < kCodeLanes<T>; ++l) lanes[l] = p[l];
+  CodeVec<T> codes;
+  __builtin_memcpy(&codes, lanes, sizeof(codes));
+  return codes;
+}
+
+/// The scales of the lanes, and what codes then stand for: rounded to float first, for double too.
+template <typename T>
+struct ScaleVec {
+  using Floats [[gnu::vector_size(kCodeLanes<T> * sizeof(float))]] = float;
+  Floats step, low;
+
+  explicit ScaleVec(const CodeScale& s) : step(s.step - Floats{}), low(s.low - Floats{}) {}
+  explicit ScaleVec(const std::uint32_t* words) {
+    using Words [[gnu::vector_size(kCodeLanes<T> * sizeof(std::uint32_t))]] = std::uint32_t;
+    Words w;
+    __builtin_memcpy(&w, words, sizeof(w));
+    const Words steps = w << 16, lows = w & kBf16Bits;
+    __builtin_memcpy(&step, &steps, sizeof(step));
+    __builtin_memcpy(&low, &lows, sizeof(low));
+  }
+  [[gnu::always_inline]] Vec<T> numbers(const CodeVec<T>& codes) const {
+    const Floats x = low + step * __builtin_convertvector(codes, Floats);
+    return __builtin_convertvector(x, Vec<T>);
+  }
+};
 
 /// codes[d], one a byte.
 template <typename T>

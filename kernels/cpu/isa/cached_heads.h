@@ -106,40 +106,45 @@ struct CachedCodes {
   // n: a multiple of 16
   void decode_keys(T* __restrict to, const std::uint8_t* __restrict codes,
                    const std::uint32_t* __restrict scales, std::int64_t n) const {
-    constexpr int kEach = 16;
-    for (std::int64_t i = 0; i < n; i += kEach) {
-      float step[kEach], low[kEach];
-      for (int l = 0; l < kEach; ++l) {
-        const CodeScale scale = scale_of(scales[i + l]);
-        step[l] = scale.step, low[l] = scale.low;
-      }
+    constexpr int W = kCodeLanes<T>;
+    for (std::int64_t i = 0; i < n; i += W) {
+      const ScaleVec<T> scale(scales + i);
       for (std::int64_t r = 0; r < row(); ++r) {
-        const std::uint8_t* c = codes + r * s.block + i;
-        T* first = to + (kBits == 4 ? 2 * r : r) * kKeyTile + i;
-        for (int l = 0; l < kEach; ++l) {
-          const int code = kBits == 4 ? c[l] & 15 : c[l];
-          first[l] = static_cast<T>(low[l] + step[l] * static_cast<float>(code));
-        }
+        const CodeVec<T> c = load_codes<T>(codes + r * s.block + i);
+        T* x = to + (kBits == 4 ? 2 * r : r) * kKeyTile + i;
         if constexpr (kBits == 4) {
-          T* second = first + kKeyTile;
-          for (int l = 0; l < kEach; ++l)
-            second[l] = static_cast<T>(low[l] + step[l] * static_cast<float>(c[l] >> 4));
+          store<T>(x, scale.numbers(c & 15));
+          store<T>(x + kKeyTile, scale.numbers(c >> 4));
+        } else {
+          store<T>(x, scale.numbers(c));
         }
       }
     }
   }
   void decode_values(T* __restrict to, const std::uint8_t* __restrict codes,
                      const std::uint32_t* __restrict scales, std::int64_t n) const {
+    constexpr int W = kCodeLanes<T>;
     const std::int64_t d = s.head_dim, first = kBits == 4 ? row() : d;
+    const std::int64_t whole = (d - (kBits == 4 ? first : 0)) / W * W;  // of both halves, in vectors
     for (std::int64_t i = 0; i < n; ++i) {
       const CodeScale scale = scale_of(scales[i]);
+      const ScaleVec<T> wide(scale);
       const std::uint8_t* c = codes + i * row();
       T* x = to + i * d;
-      for (std::int64_t e = 0; e < first; ++e) {
+      for (std::int64_t e = 0; e < whole; e += W) {
+        const CodeVec<T> of = load_codes<T>(c + e);
+        if constexpr (kBits == 4) {
+          store<T>(x + e, wide.numbers(of & 15));
+          store<T>(x + first + e, wide.numbers(of >> 4));
+        } else {
+          store<T>(x + e, wide.numbers(of));
+        }
+      }
+      for (std::int64_t e = whole; e < first; ++e) {
         const int code = kBits == 4 ? c[e] & 15 : c[e];
         x[e] = static_cast<T>(scale.low + scale.step * static_cast<float>(code));
       }
-      for (std::int64_t e = first; e < d; ++e)
+      for (std::int64_t e = first + whole; e < d; ++e)
         x[e] = static_cast<T>(scale.low + scale.step * static_cast<float>(c[e - first] >> 4));
     }
   }
