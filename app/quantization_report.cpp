@@ -64,7 +64,7 @@ std::vector<Line> lines_of(const std::vector<CalibratedMatrix>& matrices) {
 
 Json QuantizationReport::json(double bytes) const {
   Json json = {{"method", quantization.method},
-               {"quantizer", name_of(wanted)},
+               {"quantizer", quantization.has_packed_weights() ? name_of(wanted) : "none"},
                {"weights", quantization.bits},
                {"group", quantization.group}};
   json["activations"] = quantization.activations;

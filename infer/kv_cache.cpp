@@ -223,6 +223,7 @@ void KvCache::fill_random(Context& c) const {
       lengths.push_back(static_cast<std::int32_t>(i % block_ + 1));
     }
     std::vector<const std::vector<std::int32_t>*> tables;
+    tables.reserve(numbers.size());
     for (const auto& number : numbers) tables.push_back(&number);
     const Tables t = upload(c, tables, sequences, lengths);
     s.rows = blocks * block_;

@@ -8,7 +8,8 @@
 //   half = clip * (max - min) / 2,   low = (max + min) / 2 - half,   scale = half / ((2^b - 1) / 2),
 //   code = (x - low) / scale to the nearest in 0 .. 2^b - 1,   x is about low + scale * code.
 // Clipping moves both ends towards the middle; where they are as far from zero as each other that is the
-// paper's clip * min and clip * max, and a shift of all elements changes no code.
+// paper's clip * min and clip * max, and a shift of all elements changes no code. A cache keeps both numbers
+// as bf16, rounded outwards (kernels/cache_codes.h).
 #pragma once
 
 #include <cstdint>

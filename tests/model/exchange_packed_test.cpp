@@ -230,7 +230,7 @@ TEST_F(ExchangePacked, TensorsThatLieAreRefused) {
 
 // Whatever is changed: a model, or a refusal; nothing is read that is not there.
 TEST_F(ExchangePacked, MutantsAreRefusedOrLoad) {
-  exported(made(by(CausalMethod::None), {.bits = 4, .group = 4}));
+  exported(made(by(CausalMethod::None), {.bits = 4, .group = 4, .kv = 4}));
   testing::Mutator mutator(5);
   std::int64_t refusals = 0;
   for (const char* name : {"m/config.json", "m/model.safetensors"}) {

@@ -167,6 +167,8 @@ TEST_F(Quantize, CachesOfFewBitsAreEvaluatedReportedAndServed) {
       EXPECT_EQ(said.at("quantizer"), "none");
       EXPECT_EQ(said.at("bytes"), said.at("bytes_before"));
       EXPECT_TRUE(said.at("report").at("matrices").empty());
+      EXPECT_EQ(said.at("report").at("quantizer"), "none");
+      EXPECT_EQ(said.at("report").at("kv"), kv);
       EXPECT_NE(said.at("report").at("after").at("loss"), said.at("report").at("before").at("loss"));
       const auto config =
           nlohmann::json::parse(testing::read_bytes(e / "few/config.json")).at("quantization_config");
@@ -184,12 +186,12 @@ TEST_F(Quantize, CachesOfFewBitsAreEvaluatedReportedAndServed) {
       if (run == "mod") continue;  // where biases are shifted
       // The same while serving, of the model as it was; and the other way round.
       const std::string flag = " --kv " + std::to_string(kv);
-      EXPECT_EQ(succeeds("eval dense --seq-len 64" + on + flag).at("loss"),
-                succeeds("eval few --seq-len 64" + on).at("loss"));
+      EXPECT_EQ(succeeds("eval dense --seq-len 32" + on + flag).at("loss"),
+                succeeds("eval few --seq-len 32" + on).at("loss"));
       EXPECT_EQ(succeeds("generate dense" + text + flag).at("tokens"),
                 succeeds("generate few" + text).at("tokens"));
-      EXPECT_EQ(succeeds("eval few --seq-len 64 --kv 16" + on).at("loss"),
-                succeeds("eval dense --seq-len 64" + on).at("loss"));
+      EXPECT_EQ(succeeds("eval few --seq-len 32 --kv 16" + on).at("loss"),
+                succeeds("eval dense --seq-len 32" + on).at("loss"));
     }
     const double whole = succeeds("eval few --engine --kv 16" + on).at("cache_bytes");
     EXPECT_GT(whole, 3 * least);
