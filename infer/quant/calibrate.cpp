@@ -77,7 +77,8 @@ class Calibration {
   }
 
   void block(std::int64_t layer) {
-    ProductHessians hessians;
+    // Nearly all of the arithmetic is here: where there is a GPU, it does it.
+    ProductHessians hessians = c_.backend().is_cpu() ? ProductHessians() : ProductHessians(c_);
     DecidingLogits logits(Causal::Logit::Predictor);
     // Where only caches have few bits, nothing is to be chosen by what products read.
     const ProductObserver observer =
@@ -87,6 +88,7 @@ class Calibration {
       model_.run_block(c_, layer, streams_[i], batches_[i], options_.rule, decided, observer);
       if (refit_ == Refit::Biases) logits.add(c_, decided);
     }
+    hessians.collect();
     const std::string at = fmt::format("model.layers.{}.", layer);
     for (const std::string& parameter : quantizer_.parameters()) {
       if (!parameter.starts_with(at)) continue;

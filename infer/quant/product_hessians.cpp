@@ -1,12 +1,42 @@
 #include "infer/quant/product_hessians.h"
 
+#include <vector>
+
+#include "src/autograd/context.h"
+
 namespace fathom {
 
 ProductObserver ProductHessians::observer() {
-  return [this](const ProductInput& input) {
+  const auto reads =
+      device_ != nullptr ? ProductObserver::Reads::DeviceWherePossible : ProductObserver::Reads::Host;
+  const auto see = [this](const ProductInput& input) {
+    if (input.on_device) {
+      add_on_device(input);
+      return;
+    }
     const auto at = hessians_.try_emplace({input.parameter, input.expert}, input.columns).first;
     at->second.add(input.x, input.gates);
   };
+  return {see, reads};
+}
+
+// x^T x is the gradient of a matrix whose outputs' gradient is x.
+void ProductHessians::add_on_device(const ProductInput& input) {
+  Context& c = *device_;
+  const std::int64_t n = input.columns, rows = input.on_device.size / n;
+  DeviceSum& at = sums_[{input.parameter, input.expert}];
+  if (at.tokens == 0) at.sum = c.zeros({n, n}, c.stat_dtype());
+  c.backend().linear_backward_weight_accumulate(at.sum, input.on_device, input.on_device,
+                                                {.rows = rows, .in = n, .out = n});
+  at.tokens += rows;
+}
+
+void ProductHessians::collect() {
+  for (auto& [key, of] : sums_) {
+    const Hessian h(of.sum.dim(0), to_doubles(device_->backend(), of.sum), of.tokens);
+    hessians_.try_emplace(key, h.columns()).first->second.merge(h);
+  }
+  sums_.clear();
 }
 
 const Hessian* ProductHessians::find(const std::string& parameter, std::int64_t expert) const {

@@ -100,7 +100,15 @@ ops::Weight Transformer::product(Context& c, std::int64_t layer, const char* nam
   const bool adds = full.ends_with("o_proj.weight") || full.ends_with("down_proj.weight");
   return weight.shown_to([&c, &rows, full, adds, slots](ConstView x, const LinearShape& s) {
     if (s.rows == 0) return;
-    ProductInput input{.parameter = full, .columns = s.in, .x = rows_on_host(c, x, s), .gates = {}};
+    ProductInput input{.parameter = full, .columns = s.in, .x = {}, .on_device = {}, .gates = {}};
+    const bool multiplied = slots != nullptr || (adds && rows.gates);
+    if (rows.observe->reads() == ProductObserver::Reads::DeviceWherePossible && !multiplied &&
+        s.x_row() == s.in) {
+      input.on_device = x;
+      (*rows.observe)(input);
+      return;
+    }
+    input.x = rows_on_host(c, x, s);
     if (slots == nullptr) {
       if (adds && rows.gates) input.gates = *rows.gates;
       (*rows.observe)(input);

@@ -184,6 +184,62 @@ TEST_P(ShownInputs, MakeHessiansAsByHand) {
   EXPECT_EQ(hessians.tokens("model.norm.weight"), 0);
 }
 
+using DeviceSums = OnDevice<Device>;
+
+// What the device sums and what the host sums of the same rows; the former where rows need no host.
+TEST_P(DeviceSums, AreTheHostsHessians) {
+  for (const ModelKind& kind : model_kinds()) {
+    for (const DType dtype : {DType::F32, GetParam() == Device::Cpu ? DType::F64 : DType::BF16}) {
+      SCOPED_TRACE(fmt::format("{}, {}", kind.name, name_of(dtype)));
+      SmallModel m(dtype, small_config(), kind.routing, {}, GetParam());
+      const Batch batch = m.random_batch(3, 24, 5);
+      const NoGrad no_grad(m.context);
+      ProductHessians host, device(m.context);
+      std::int64_t on_device = 0, products = 0;
+      const ProductObserver to_device = device.observer(), to_host = host.observer();
+      const auto pass = [&](const ProductObserver& observer) {
+        ForwardResult decided;
+        Tensor stream = m.model.embed(m.context, batch);
+        for (std::int64_t layer = 0; layer < m.model.config().depth; ++layer)
+          stream = m.model.run_block(m.context, layer, stream, batch, kind.rule, decided, observer);
+      };
+      std::map<std::string, std::int64_t> seen;
+      for (int twice = 0; twice < 2; ++twice) {
+        pass(to_host);
+        pass({[&](const ProductInput& input) {
+                to_device(input);
+                on_device += input.on_device ? 1 : 0;
+                EXPECT_EQ(input.x.empty(), static_cast<bool>(input.on_device));
+                seen[input.parameter] = std::max(seen[input.parameter], input.expert + 1);
+                ++products;
+              },
+              to_device.reads()});
+      }
+      EXPECT_EQ(to_host.reads(), ProductObserver::Reads::Host);
+      EXPECT_GT(on_device, 0);
+      EXPECT_EQ(on_device == products, kind.name == "dense");
+      device.collect();
+      for (const auto& [parameter, experts] : seen) {
+        for (std::int64_t e = 0; e < experts; ++e) {
+          SCOPED_TRACE(fmt::format("{} {}", parameter, e));
+          const Hessian *a = host.find(parameter, e), *b = device.find(parameter, e);
+          ASSERT_EQ(a == nullptr, b == nullptr);
+          if (a == nullptr) continue;
+          EXPECT_EQ(a->tokens(), b->tokens());
+          Values expected, found;
+          for (std::int64_t i = 0; i < a->columns(); ++i) {
+            for (std::int64_t j = 0; j < a->columns(); ++j)
+              expected.push_back(a->at(i, j)), found.push_back(b->at(i, j));
+          }
+          EXPECT_LT(relative_difference(found, expected), 1e-6);
+        }
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Devices, DeviceSums, ::testing::ValuesIn(testing_support::devices()), device_name);
+
 INSTANTIATE_TEST_SUITE_P(Models, ShownInputs, ::testing::ValuesIn(model_kinds()),
                          [](const auto& of_case) { return of_case.param.name; });
 
