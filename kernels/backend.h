@@ -219,6 +219,10 @@ class Backend {
   virtual void copy_from_host(void* destination, const void* host, std::size_t bytes) = 0;
   virtual void copy_to_host(void* host, const void* source, std::size_t bytes) = 0;
   virtual void copy(View out, ConstView in) = 0;  // same dtype and size
+  /// Rows that are parts of wider ones, side by side: out [rows, width]; `in`, of the same dtype, has a row
+  /// every `in_row` elements and ends with the last one.
+  virtual void copy_rows(View out, ConstView in, std::int64_t rows, std::int64_t width,
+                         std::int64_t in_row) = 0;
   virtual void synchronize() = 0;
 
   // --- recording a fixed sequence of ops, to launch it as one (CUDA graphs)

@@ -136,6 +136,20 @@ void CudaBackend::copy(View out, ConstView in) {
         "copy");
 }
 
+void CudaBackend::copy_rows(View out, ConstView in, std::int64_t rows, std::int64_t width,
+                            std::int64_t in_row) {
+  const std::int64_t needed = rows > 0 ? (rows - 1) * in_row + width : 0;
+  if (in_row < width) fail("copy_rows", "in_row", in_row, width);
+  if (out.size != rows * width) fail("copy_rows", "out", out.size, rows * width);
+  if (in.size != needed) fail("copy_rows", "in", in.size, needed);
+  if (out.dtype != in.dtype) fail_type("copy_rows", "out", out.dtype, in.dtype);
+  if (out.size == 0) return;
+  const auto bytes = [&](std::int64_t n) { return static_cast<std::size_t>(n) * size_of(in.dtype); };
+  check(cudaMemcpy2DAsync(out.data, bytes(width), in.data, bytes(in_row), bytes(width),
+                          static_cast<std::size_t>(rows), cudaMemcpyDeviceToDevice, stream_),
+        "copy_rows");
+}
+
 void CudaBackend::synchronize() { check(cudaStreamSynchronize(stream_), "synchronize"); }
 
 void CudaBackend::begin_capture() {

@@ -46,6 +46,7 @@ class CudaBackend final : public Backend {
   void copy_from_host(void* destination, const void* host, std::size_t bytes) override;
   void copy_to_host(void* host, const void* source, std::size_t bytes) override;
   void copy(View out, ConstView in) override;
+  void copy_rows(View out, ConstView in, std::int64_t rows, std::int64_t width, std::int64_t in_row) override;
   void synchronize() override;
   /// Not with CUDA_LAUNCH_BLOCKING, which is set to learn which op faults: within a graph it cannot tell.
   bool can_capture() const override { return !launches_block_; }

@@ -12,18 +12,10 @@ namespace fathom {
 
 namespace {
 
-/// [rows][columns] on the host, from rows of the device that may be parts of wider ones.
-std::vector<float> rows_on_host(Context& c, ConstView x, const LinearShape& s) {
-  const Tensor whole = c.empty({x.size}, x.dtype);
-  c.backend().copy(whole, x);
-  std::vector<float> values = to_floats(c.backend(), whole);
-  if (s.x_row() == s.in) return values;
-  std::vector<float> rows;
-  rows.reserve(static_cast<std::size_t>(s.batch * s.rows * s.in));
-  for (std::int64_t r = 0; r < s.batch * s.rows; ++r) {
-    const auto first = values.begin() + static_cast<std::ptrdiff_t>(r * s.x_row());
-    rows.insert(rows.end(), first, first + static_cast<std::ptrdiff_t>(s.in));
-  }
+/// [rows][columns], from rows that may be parts of wider ones.
+Tensor whole_rows(Context& c, ConstView x, const LinearShape& s) {
+  const Tensor rows = c.empty({s.batch * s.rows, s.in}, x.dtype);
+  c.backend().copy_rows(rows, x, s.batch * s.rows, s.in, s.x_row());
   return rows;
 }
 
@@ -101,14 +93,14 @@ ops::Weight Transformer::product(Context& c, std::int64_t layer, const char* nam
   return weight.shown_to([&c, &rows, full, adds, slots](ConstView x, const LinearShape& s) {
     if (s.rows == 0) return;
     ProductInput input{.parameter = full, .columns = s.in, .x = {}, .on_device = {}, .gates = {}};
+    const Tensor whole = whole_rows(c, x, s);
     const bool multiplied = slots != nullptr || (adds && rows.gates);
-    if (rows.observe->reads() == ProductObserver::Reads::DeviceWherePossible && !multiplied &&
-        s.x_row() == s.in) {
-      input.on_device = x;
+    if (rows.observe->reads() == ProductObserver::Reads::DeviceWherePossible && !multiplied) {
+      input.on_device = whole;
       (*rows.observe)(input);
       return;
     }
-    input.x = rows_on_host(c, x, s);
+    input.x = to_floats(c.backend(), whole);
     if (slots == nullptr) {
       if (adds && rows.gates) input.gates = *rows.gates;
       (*rows.observe)(input);

@@ -20,7 +20,7 @@ struct ProductInput {
   std::int64_t columns = 0;
   std::vector<float> x;  // [rows][columns]; empty where `on_device` has them
   /// The same, where the model computes and in its dtype, for as long as the observer is called: for one that
-  /// asked for it, of rows that lie side by side and are not multiplied.
+  /// asked for it, of a block's own products whose rows are not multiplied.
   ConstView on_device = {};
   /// By what the model multiplies each row of y, [rows], where y is added to the stream and is multiplied:
   /// of o and down in a routed block the router's gate, of an expert's down what the token gives the expert

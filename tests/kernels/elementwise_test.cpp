@@ -37,6 +37,23 @@ TEST_P(Elementwise, AddAccumulateScaleFillCopy) {
   }
 }
 
+TEST_P(Elementwise, CopyRowsTakesPartsOfRows) {
+  on_threads([&](Backend& b) {
+    constexpr std::int64_t kRows = 5, kWidth = 7;
+    for (const std::int64_t in_row : {kWidth, 3 * kWidth + 1}) {
+      const Buffer in = random(dtype(), (kRows - 1) * in_row + kWidth, 4);
+      Buffer out(dtype(), kRows * kWidth), none(dtype(), 0);
+      b.copy_rows(out.view(), in.view(), kRows, kWidth, in_row);
+      for (std::int64_t i = 0; i < kRows * kWidth; ++i)
+        EXPECT_EQ(out[i], in[i / kWidth * in_row + i % kWidth]);
+      b.copy_rows(none.view(), none.view(), 0, kWidth, in_row);
+      EXPECT_THROW(b.copy_rows(out.view(), in.view(), kRows, kWidth, in_row + 1), InternalError);
+      EXPECT_THROW(b.copy_rows(out.view(), in.view(), kRows, kWidth, kWidth - 1), InternalError);
+    }
+    return std::vector<Buffer>{};
+  });
+}
+
 TEST_P(Elementwise, SumsAreKeptInDouble) {
   for (const std::int64_t n : kSizes) {
     on_threads([&](Backend& b) {

@@ -31,6 +31,7 @@ class CpuBackend final : public Backend {
   void copy_from_host(void* destination, const void* host, std::size_t bytes) override;
   void copy_to_host(void* host, const void* source, std::size_t bytes) override;
   void copy(View out, ConstView in) override;
+  void copy_rows(View out, ConstView in, std::int64_t rows, std::int64_t width, std::int64_t in_row) override;
   void synchronize() override;
   void fill(View out, double value) override;
   void fill_normal(View out, double stddev, std::uint64_t seed, std::uint64_t stream) override;

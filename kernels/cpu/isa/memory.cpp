@@ -38,6 +38,20 @@ void CpuBackend::copy(View out, ConstView in) {
   copy_bytes(out.data, in.data, static_cast<std::size_t>(in.size) * size_of(in.dtype));
 }
 
+void CpuBackend::copy_rows(View out, ConstView in, std::int64_t rows, std::int64_t width,
+                           std::int64_t in_row) {
+  check_size("copy_rows", "in_row", in_row < width ? in_row : width, width);
+  check_size("copy_rows", "out", out.size, rows * width);
+  check_size("copy_rows", "in", in.size, rows > 0 ? (rows - 1) * in_row + width : 0);
+  if (in.dtype != out.dtype) fail_type("copy_rows", "in", in.dtype, out.dtype);
+  const std::size_t size = size_of(in.dtype), bytes = static_cast<std::size_t>(width) * size;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    copy_bytes(static_cast<unsigned char*>(out.data) + static_cast<std::size_t>(r) * bytes,
+               static_cast<const unsigned char*>(in.data) + static_cast<std::size_t>(r * in_row) * size,
+               bytes);
+  }
+}
+
 void CpuBackend::synchronize() {}
 
 }  // namespace fathom::cpu::FATHOM_ISA
