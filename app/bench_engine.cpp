@@ -110,14 +110,15 @@ EngineBench prepare_engine(const EngineBenchFlags& flags, const Globals& globals
   s.c = inference_context(s.backend, s.config.train.precision);
   s.model = std::make_unique<Transformer>(*s.c, s.config.model, s.config.routing, false);
   s.model->initialise(*s.c, 1);
-  if (flags.weights < 16) {
+  if (flags.weights < 16 || flags.kv < 16) {
     // As quarot has them; of random weights it does not matter that nothing was rotated.
     const bool are_few = flags.activations < 16;
-    const Quantization q{.bits = flags.weights,
-                         .group = flags.group,
-                         .activations = flags.activations,
-                         .activation_clip = default_activation_clip(flags.activations),
-                         .online = {.down = are_few, .heads = are_few}};
+    Quantization q{.bits = flags.weights,
+                   .group = flags.group,
+                   .activations = flags.activations,
+                   .activation_clip = default_activation_clip(flags.activations),
+                   .online = {.down = are_few, .heads = are_few, .queries_keys = flags.kv < 16}};
+    if (!q.has_packed_weights()) q.kinds.clear();
     s.model = std::move(quantize_model(*s.c, *s.model, q, quantize).model);
   }
   s.model->set_kv_bits(flags.kv);

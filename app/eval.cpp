@@ -199,7 +199,8 @@ void run(const EvalFlags& flags, Globals& globals) {
     require_no_input("--dump-logits", flags.dump_logits,
                      std::vector{flags.model, find_checkpoint(flags.model).string(), flags.data});
   }
-  const TrainedModel model = open_model(flags.model, flags.invariant, globals, flags.precision);
+  const TrainedModel model =
+      open_model(flags.model, {.invariant = flags.invariant}, globals, flags.precision);
   Context& context = *model.context;
   const LoadedModel& loaded = model.loaded;
   if (flags.engine.kv > 0) loaded.model->set_kv_bits(flags.engine.kv);

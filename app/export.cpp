@@ -29,7 +29,7 @@ std::string what_others_lack(const RoutingConfig& routing) {
 
 void run(const ExportFlags& flags, const Globals& globals) {
   require_another_folder(flags.output, flags.model);
-  const TrainedModel model = open_model(flags.model, false, globals);
+  const TrainedModel model = open_model(flags.model, {}, globals);
   require_unquantized(model.loaded, "export");
   const Exported exported =
       export_model(model.loaded, model.context->backend(), flags.output, flags.options());

@@ -294,7 +294,8 @@ void run(GenerateFlags flags, Globals& globals) {
   for (const std::string& stop : flags.stops) {
     if (stop.empty()) throw UsageError("--stop is empty, which every text begins with.");
   }
-  const TrainedModel model = open_model(flags.model, flags.invariant, globals, flags.precision);
+  const TrainedModel model =
+      open_model(flags.model, {.invariant = flags.invariant}, globals, flags.precision);
   const LoadedModel& loaded = model.loaded;
   if (flags.engine.kv > 0) loaded.model->set_kv_bits(flags.engine.kv);
   RoutingConfig routing = loaded.config.routing;

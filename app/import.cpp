@@ -103,7 +103,7 @@ void run(const ImportFlags& flags, const Globals& globals) {
   }
   require_another_folder(flags.output, flags.folder);
   const DType dtype = dtype_of(flags);
-  const TrainedModel model = open_model(flags.folder, false, globals);
+  const TrainedModel model = open_model(flags.folder, {}, globals);
   require_unquantized(model.loaded, "import");
   const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(model.loaded);
   ExportOptions options;

@@ -49,13 +49,12 @@ struct QuantizeFlags : ExportFlags {
   bool rotates() const { return method != "rtn"; }
   int bits() const { return weights > 0 ? weights : method == "rotate-only" ? 16 : 4; }
   bool has_few_bits() const { return bits() < 16 || kv < 16; }
-  /// Rows of few bits want them spread, and so do queries and keys where caches are of few bits. rotate-only has
-  /// all, to be looked at.
+  /// Rows of few bits want them spread, and so do queries and keys where caches are of few bits. rotate-only
+  /// has all, to be looked at.
   OnlineHadamards online() const {
     const bool only = method == "rotate-only", are_few = activations < 16 && rotates();
-    return {.down = only || are_few,
-            .heads = only || are_few,
-            .queries_keys = only || (kv < 16 && rotates())};
+    return {
+        .down = only || are_few, .heads = only || are_few, .queries_keys = only || (kv < 16 && rotates())};
   }
   bool is_calibrated() const { return !calibration.empty() && has_few_bits(); }
   Quantizer quantizer() const {
@@ -259,29 +258,36 @@ void print_json(const QuantizeFlags& flags, const Report& r, const ModelConfig& 
   std::cout << json.dump() << "\n";
 }
 
+// What is transformed as the model runs.
+std::string online_text(const OnlineHadamards& online, const ModelConfig& m) {
+  std::vector<std::string> of;
+  if (online.down)
+    of.push_back(fmt::format("{} (the MLP's hidden width)", described(HadamardTransform(m.ffn_hidden))));
+  if (online.heads) of.push_back(fmt::format("{} (heads)", described(HadamardTransform(m.heads))));
+  if (online.queries_keys)
+    of.push_back(fmt::format("{} (queries and keys)", described(HadamardTransform(m.head_dim()))));
+  return of.empty() ? "" : fmt::format(", and as it runs of {}", fmt::join(of, ", "));
+}
+
 void print_text(const QuantizeFlags& flags, const Report& r, const ModelConfig& m) {
   const bool are_few = flags.bits() < 16;
-  std::cout
-      << fmt::format("{}: {} of weights, {} before", flags.output, format_bytes(r.exported.bytes),
-                     format_bytes(r.bytes_before))
-      << (are_few ? fmt::format(
-                        "; products in {} bits{}{}, all else in {}", flags.bits(),
-                        flags.group > 0 ? fmt::format(", groups of {}", flags.group) : "",
-                        flags.activations < 16 ? fmt::format(" of rows of {} bits", flags.activations) : "",
-                        flags.precision)
-                  : fmt::format("; in {}", flags.precision))
-      << (flags.kv < 16 ? fmt::format("; keys and values in {} bits", flags.kv) : "")
-      << (r.outliers
-              ? fmt::format(", rotated by Hadamard transforms of {} (the stream) and {} (the heads' "
-                            "values)",
-                            described(HadamardTransform(m.width)), described(HadamardTransform(m.head_dim())))
-              : "")
-      << (flags.online().any()
-              ? fmt::format(", and as it runs of {} (the MLP's hidden width) and {} (heads){}",
-                            described(HadamardTransform(m.ffn_hidden)), described(HadamardTransform(m.heads)),
-                            flags.online().queries_keys ? ", and of queries and keys" : "")
-              : "")
-      << ".\n";
+  std::cout << fmt::format("{}: {} of weights, {} before", flags.output, format_bytes(r.exported.bytes),
+                           format_bytes(r.bytes_before))
+            << (are_few ? fmt::format("; products in {} bits{}{}, all else in {}", flags.bits(),
+                                      flags.group > 0 ? fmt::format(", groups of {}", flags.group) : "",
+                                      flags.activations < 16
+                                          ? fmt::format(", by rows of {} bits", flags.activations)
+                                          : "",
+                                      flags.precision)
+                        : fmt::format("; in {}", flags.precision))
+            << (flags.kv < 16 ? fmt::format("; keys and values in {} bits", flags.kv) : "")
+            << (r.outliers
+                    ? fmt::format("; rotated by Hadamard transforms of {} (the stream) and {} (the heads' "
+                                  "values)",
+                                  described(HadamardTransform(m.width)),
+                                  described(HadamardTransform(m.head_dim())))
+                    : "")
+            << online_text(flags.online(), m) << ".\n";
   if (are_few) {
     std::cout << "What is lost of the weights, root of the squares' sum over theirs:";
     for (const auto& [kind, error] : r.relative_error)
@@ -305,7 +311,8 @@ void run(const QuantizeFlags& flags, const Globals& globals) {
   check(flags);
   require_another_folder(flags.output, flags.model);
   require_room_for_export(flags.output);
-  TrainedModel model = open_model(flags.model, false, globals);
+  // The same command gives the same bytes.
+  TrainedModel model = open_model(flags.model, {.deterministic = true}, globals);
   require_unquantized(model.loaded, "quantize");
   Report report;
   report.bytes_before = static_cast<double>(model.loaded.model->parameters().count()) *

@@ -31,7 +31,7 @@ bool is_routed(const std::filesystem::path& run) {
 }
 
 routes::Picture draw(const std::filesystem::path& run, std::int64_t tokens, const Globals& globals) {
-  const TrainedModel model = open_model(run.string(), false, globals);
+  const TrainedModel model = open_model(run.string(), {}, globals);
   const LoadedModel& loaded = model.loaded;
   if (loaded.config.data.valid.empty()) throw UserError("It was trained without data.valid.");
   const TokenStore store = TokenStore::open(loaded.config.data.valid);

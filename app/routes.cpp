@@ -126,7 +126,7 @@ void run(const RoutesFlags& flags, Globals& globals) {
         "{} texts were given: expected at most one of -p TEXT, --file PATH and --data STORE.", given));
   }
   require_writable(flags, find_checkpoint(flags.model).string());
-  const TrainedModel model = open_model(flags.model, flags.invariant, globals);
+  const TrainedModel model = open_model(flags.model, {.invariant = flags.invariant}, globals);
   const LoadedModel& loaded = model.loaded;
   RoutingConfig routing = loaded.config.routing;
   if (flags.threshold) routing.causal.threshold = *flags.threshold;

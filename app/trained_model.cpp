@@ -7,12 +7,13 @@
 
 namespace fathom::app {
 
-TrainedModel open_model(const std::string& path, bool invariant, const Globals& globals,
+TrainedModel open_model(const std::string& path, const BackendOptions& options, const Globals& globals,
                         const std::string& precision) {
   TrainedModel model;
   model.loaded = load_model(path, [&](const Config& trained) -> Context& {
     Config config;  // not the device that it was trained on
-    config.invariant = invariant || trained.invariant;
+    config.invariant = options.invariant || trained.invariant;
+    config.deterministic = options.deterministic;
     std::shared_ptr<Backend> backend = open_backend(globals, config);
     require_head_dim(*backend, path, trained.model.head_dim());
     config.train.precision = precision != "auto" ? precision : backend->is_cpu() ? "fp32" : "bf16";
@@ -26,7 +27,7 @@ TrainedModel open_model(const std::string& path, bool invariant, const Globals& 
 void require_unquantized(const LoadedModel& loaded, const char* command) {
   const Quantization* q = loaded.model->quantization();
   if (q == nullptr) return;
-  if (q->bits == 16) {
+  if (!q->has_packed_weights() && q->kv == 16) {
     throw UserError(
         fmt::format("{} is rotated and transforms what it computes as it runs ({}): fathom {} takes "
                     "a model before it was rotated.",

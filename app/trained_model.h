@@ -16,10 +16,10 @@ struct TrainedModel {
   LoadedModel loaded;
 };
 
-/// Opens the model of a run folder or a checkpoint file, on --device. Row-invariant kernels when the flag or
+/// Opens the model of a run folder or a checkpoint file, on --device. Row-invariant kernels when `options` or
 /// the model's config asks for them. `precision`: fp32, bf16 (UsageError on the CPU), or auto: bf16 on a GPU,
 /// whose engine is made for it, and fp32 on the CPU.
-TrainedModel open_model(const std::string& path, bool invariant, const Globals& globals,
+TrainedModel open_model(const std::string& path, const BackendOptions& options, const Globals& globals,
                         const std::string& precision = "fp32");
 /// fp32, or bf16: on a GPU all of it, on the CPU the weights of products and lookups, computed with in fp32.
 std::unique_ptr<Context> inference_context(std::shared_ptr<Backend> backend, const std::string& precision);

@@ -71,10 +71,10 @@ DecoderModel describe(const Transformer& model, const Causal& rule, const KvCach
 std::unique_ptr<WholeStep> WholeStep::open(Context& c, const Transformer& model, const Causal& rule,
                                            KvCache& cache, std::int64_t choices,
                                            std::int64_t most_sequences) {
-  // It reads every weight, key and value as a number.
+  // It reads every weight, key and value as a number, and transforms none.
   const Quantization* q = model.quantization();
-  if (model.routing().has_experts() || (q != nullptr && q->has_packed_weights()) || model.kv_bits() < 16)
-    return nullptr;
+  const bool is_plain = q == nullptr || (!q->has_packed_weights() && !q->online.any());
+  if (model.routing().has_experts() || !is_plain || model.kv_bits() < 16) return nullptr;
   std::unique_ptr<Decoder> decoder =
       c.backend().make_decoder(describe(model, rule, cache, choices, most_sequences));
   if (decoder == nullptr) return nullptr;

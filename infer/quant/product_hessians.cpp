@@ -6,6 +6,13 @@
 
 namespace fathom {
 
+namespace {
+
+// What fp32 sums by itself: then double goes on.
+constexpr std::int64_t kTokensOnDevice = 1 << 16;
+
+}  // namespace
+
 ProductObserver ProductHessians::observer() {
   const auto reads =
       device_ != nullptr ? ProductObserver::Reads::DeviceWherePossible : ProductObserver::Reads::Host;
@@ -29,6 +36,7 @@ void ProductHessians::add_on_device(const ProductInput& input) {
   c.backend().linear_backward_weight_accumulate(at.sum, input.on_device, input.on_device,
                                                 {.rows = rows, .in = n, .out = n});
   at.tokens += rows;
+  if (at.tokens >= kTokensOnDevice) collect();
 }
 
 void ProductHessians::collect() {

@@ -20,9 +20,9 @@ class ProductHessians {
  public:
   /// In double, on the host.
   ProductHessians() = default;
-  /// Where `device` computes, as gradients of weights are summed (fp32, and double beside fp64), for rows
-  /// that can be read there; those of experts, and gated ones, on the host. Another 4 columns^2 bytes each,
-  /// there. It outlives this object.
+  /// Where `device` computes, as gradients of weights are summed (fp32, and double beside fp64), some 2^16
+  /// rows at a time; these sums, and rows of experts and gated ones, in double on the host. Another
+  /// 4 columns^2 bytes each, on the device. It outlives this object.
   explicit ProductHessians(Context& device) : device_(&device) {}
 
   /// Adds the rows that are shown; not longer than this object.

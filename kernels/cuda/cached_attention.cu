@@ -77,8 +77,8 @@ __global__ void __launch_bounds__(kThreads) attend_kernel(const CachedRows<T> a)
   for (std::int64_t key = 0; key < length; key += 32) {
     const int count = static_cast<int>(min(length - key, static_cast<std::int64_t>(32)));
     const std::int64_t mine = lane < count ? key + lane : key;
-    const T* const k = a.pool + a.block_at(sequence, mine) + a.inside(g, mine);
-    const float score = lane < count ? dot(q, k, d) * scale : -INFINITY;
+    const EntryHead<T, kBits> k(a, sequence, g, mine);
+    const float score = lane < count ? k.dot_with(q, d) * scale : -INFINITY;
     const float most = fmaxf(max, warp_reduce(score, Max{}));
     const float p = expf(score - most), correction = expf(max - most);
     max = most;

@@ -82,10 +82,6 @@ TEST_P(OnEveryDevice, ATextGoesOnFromRandomEntries) {
       }
     }
     EXPECT_EQ(tokens, 4);
-    // A step of one launch reads numbers.
-    if (bits < 16) {
-      EXPECT_EQ(engine.stats().whole_steps, 0);
-    }
   }
 }
 

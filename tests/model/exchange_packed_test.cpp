@@ -170,9 +170,6 @@ TEST_F(ExchangePacked, AConfigThatLiesIsRefused) {
   refused_with([](json& q) { q = "few"; }, {"config.json", "no JSON object"});
   refused_with([](json& q) { q["bits"] = 3; }, {"config.json", "3 bits"});
   refused_with([](json& q) { q["bits"] = "4"; }, {"\"4\" bits"});
-  refused_with([](json& q) { q["bits"] = 16; }, {"no tensor", "q_proj.weight"});
-  refused_with([](json& q) { q["kv_bits"] = 5; }, {"config.json", "keys and values of 5 bits"});
-  refused_with([](json& q) { q["kv_bits"] = nullptr; }, {"keys and values of null bits"});
   refused_with([](json& q) { q["bits"] = 8; }, {"_packed", "[16, 8]", "[16, 16]"});
   refused_with([](json& q) { q["group_size"] = 3; }, {"config.json", "16 columns", "groups of 3"});
   refused_with([](json& q) { q["group_size"] = -4; }, {"group_size", "-4"});
@@ -200,6 +197,8 @@ TEST_F(ExchangePacked, AConfigOfActivationsThatLiesIsRefused) {
   refused_with([](json& q) { q.erase("online_hadamards"); }, {"list of online_hadamards"});
   refused_with([](json& q) { q["online_hadamards"] = {"router"}; }, {"router", "online_hadamards"});
   refused_with([](json& q) { q["online_hadamards"] = {5}; }, {"5", "online_hadamards"});
+  refused_with([](json& q) { q.erase("kv_bits"); }, {"keys and values of null bits"});
+  refused_with([](json& q) { q["kv_bits"] = 5; }, {"config.json", "keys and values of 5 bits"});
   refused_with([](json& q) { q["bits"] = 16; }, {"names tensors of 16 bits"});
   refused_with([](json& q) { q["bits"] = 16, q["tensors"] = json::array(); },
                {"activations of 8 bits beside weights of 16"});

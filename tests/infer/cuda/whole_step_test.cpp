@@ -266,7 +266,8 @@ TEST_P(CudaWholeSteps, ChooseAsTheHostDoes) {
 }
 
 /// One step of texts that have random caches of these lengths: the logits of each.
-std::vector<std::vector<float>> one_step(Pair& m, const std::vector<std::int64_t>& lengths, bool whole) {
+std::vector<std::vector<float>> one_step(Pair& m, const std::vector<std::int64_t>& lengths, bool whole,
+                                         bool comes = true) {
   EngineOptions o;
   o.rule = m.rule;
   o.cache.bytes = std::int64_t{2} << 30;
@@ -283,7 +284,7 @@ std::vector<std::vector<float>> one_step(Pair& m, const std::vector<std::int64_t
   }
   for (const RequestId id : ids) engine.assume_computed(id, 0.3);
   while (!engine.idle()) engine.step();
-  EXPECT_EQ(engine.stats().whole_steps > 0, whole);
+  EXPECT_EQ(engine.stats().whole_steps > 0, whole && comes);
   std::vector<std::vector<float>> all;
   for (auto& [id, logits] : seen) all.push_back(std::move(logits));
   return all;
@@ -309,6 +310,30 @@ TEST_P(CudaWholeSteps, DealLongCachesEvenly) {
       EXPECT_LT(error, 2e-2 * size) << "text of " << lengths[i] << ", the " << i << "th of "
                                     << lengths.size();
     }
+  }
+}
+
+using CudaStepsOpByOp = testing_support::OnCuda<::testing::Test>;
+
+// What a step of one launch does not know goes op by op, and is no less right.
+TEST_F(CudaStepsOpByOp, AreOfTransformsAndCachesOfCodes) {
+  Pair m(shared_cuda(), cases().front(), 256);
+  const std::vector<std::int64_t> lengths = {40, 7};
+  one_step(m, lengths, true);
+  m.on_gpu.set_kv_bits(4);
+  EXPECT_EQ(one_step(m, lengths, true, false).size(), lengths.size());
+  m.on_gpu.set_kv_bits(16);
+  for (const OnlineHadamards& online : {OnlineHadamards{.down = true}, OnlineHadamards{.heads = true},
+                                        OnlineHadamards{.queries_keys = true}}) {
+    const Quantization rotated{.method = "rotate-only", .bits = 16, .kinds = {}, .online = online};
+    Transformer transforms(m.gpu, m.on_gpu.config(), m.on_gpu.routing(), rotated);
+    transforms.initialise(m.gpu, 1);
+    EngineOptions o;
+    o.cache.bytes = std::int64_t{1} << 24;
+    Engine engine(m.gpu, transforms, o);
+    engine.submit({.prompt = Ids(9, 7), .max_tokens = 3});
+    while (!engine.idle()) engine.step();
+    EXPECT_EQ(engine.stats().whole_steps, 0);
   }
 }
 
