@@ -199,6 +199,9 @@ TEST_F(Quantize, CachesOfFewBitsAreEvaluatedReportedAndServed) {
     EXPECT_EQ(both.at("weights"), 4);
     EXPECT_EQ(both.at("kv"), 4);
     EXPECT_EQ(succeeds("generate both --invariant" + text).at("tokens").size(), 20U);
+    // Queries and keys are transformed in the pass and where the cache is read.
+    EXPECT_NEAR(succeeds("eval both --engine" + on).at("loss").get<double>(),
+                succeeds("eval both" + on).at("loss").get<double>(), 1e-3);
     expect_refusal(fathom_command(e, "quantize few -o out --method rtn"), 1,
                    {"few", "keys and values of 4 bits", "before it was quantized"});
   }
