@@ -4,6 +4,7 @@
 #include <exception>
 #include <iostream>
 #include <new>
+#include <string>
 
 #include <fmt/format.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
@@ -64,6 +65,13 @@ int report(const char* kind, const std::string& message, int status) {
   return status;
 }
 
+// A fault of the hardware or the driver looks like one of a kernel, so nobody is blamed at once.
+constexpr const char* kAfterADeviceFailed =
+    " This process cannot use it any more. The same command goes on with a training from its last "
+    "checkpoint. "
+    "A fault that comes back in the same op is a bug: please report it. One that does not may be the "
+    "hardware's or the driver's; nvidia-smi and the kernel's log (Xid) may say more.";
+
 int run(int argc, char** argv) {
   CLI::App app{
       "Fathom trains Mixture-of-Depths language models against FLOP-matched baselines, and serves them."};
@@ -111,6 +119,7 @@ int run(int argc, char** argv) {
 }  // namespace fathom::app
 
 int main(int argc, char** argv) {
+  using fathom::app::kAfterADeviceFailed;
   using fathom::app::report;
   std::signal(SIGXFSZ, SIG_IGN);  // a file over the limit is then an error of write, with a message
   try {
@@ -119,6 +128,8 @@ int main(int argc, char** argv) {
     return report("", e.what(), 2);
   } catch (const fathom::UserError& e) {
     return report("", e.what(), 1);
+  } catch (const fathom::DeviceError& e) {
+    return report("the device failed: ", std::string(e.what()) + kAfterADeviceFailed, 1);
   } catch (const fathom::InternalError& e) {
     return report("internal error (please report it): ", e.what(), 1);
   } catch (const std::bad_alloc&) {

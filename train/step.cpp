@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "kernels/capture.h"
+#include "kernels/error.h"
 #include "src/autograd/tape.h"
 #include "train/expert_stats.h"
 #include "train/signals.h"
@@ -62,12 +63,13 @@ void StepRunner::load(std::int64_t first_sequence) {
 
 std::optional<StepOutcome> StepRunner::gradients(std::int64_t step, std::int64_t first_sequence) {
   load(first_sequence);
+  as_one_ = false;
   if (!launch(step)) return std::nullopt;
   if (!context_.backend().is_cpu()) {  // the device is busy now, the host is not
     const std::int64_t after = first_sequence + config_.accumulation() * config_.micro_batch_sequences();
     next_ = {after, host_batches(after)};
   }
-  return read();
+  return read(step);
 }
 
 bool StepRunner::launch(std::int64_t step) {
@@ -77,6 +79,7 @@ bool StepRunner::launch(std::int64_t step) {
   if (!backend.can_capture() || !fixed || context_.traces_nonfinite()) return record_step(step);
   if (stop_requested()) return false;
   if (captured_) {
+    as_one_ = true;
     captured_->launch();
     return true;
   }
@@ -86,6 +89,7 @@ bool StepRunner::launch(std::int64_t step) {
   std::unique_ptr<CapturedWork> recorded = capture(backend, [&] { whole = record_step(step); });
   if (!whole) return false;
   captured_ = std::move(recorded);
+  as_one_ = true;
   captured_->launch();
   return true;
 }
@@ -130,8 +134,20 @@ bool StepRunner::record_step(std::int64_t step) {
   return true;
 }
 
-StepOutcome StepRunner::read() const {
-  const std::vector<double> values = to_doubles(context_.backend(), report_);
+std::vector<double> StepRunner::read_report(std::int64_t step) const {
+  try {
+    return to_doubles(context_.backend(), report_);
+  } catch (const DeviceError& e) {
+    // Nothing within captured work is checked by itself, so its faults come to light here.
+    if (!as_one_) throw;
+    throw DeviceError(
+        fmt::format("Step {} (captured: forward, backward, norms) failed, or the update before it: {}",
+                    step + 1, e.what()));
+  }
+}
+
+StepOutcome StepRunner::read(std::int64_t step) const {
+  const std::vector<double> values = read_report(step);
   const std::int64_t parts = config_.accumulation();
   const auto layers = static_cast<std::int64_t>(model_.routed_layers().size());
   const std::int64_t rows = config_.micro_batch_sequences() * config_.train.seq_len;

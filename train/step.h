@@ -64,7 +64,9 @@ class StepRunner {
   /// Launches the whole step. False: a stop was asked for.
   bool launch(std::int64_t step);
   bool record_step(std::int64_t step);
-  StepOutcome read() const;
+  /// Waits for the step. DeviceError: a fault in it, which is named where it was launched as one.
+  StepOutcome read(std::int64_t step) const;
+  std::vector<double> read_report(std::int64_t step) const;
 
   Context& context_;
   Transformer& model_;
@@ -78,6 +80,7 @@ class StepRunner {
   Allocator memory_;  // of all that lives within a step
   std::unique_ptr<CapturedWork> captured_;
   int launched_ = 0;
+  bool as_one_ = false;  // the step at hand was launched as captured work
 };
 
 }  // namespace fathom
