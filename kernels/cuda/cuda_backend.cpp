@@ -178,9 +178,13 @@ void CudaBackend::abandon_capture() noexcept {
 void* CudaBackend::scratch(std::size_t bytes) {
   return scratch_.get(bytes, [this](std::size_t n) {
     try {
-      return allocate(n);
+      return allocate_own(*this, n);
     } catch (const std::bad_alloc&) {
-      fail_memory("an op's own use");
+      const auto mib = [](auto b) { return static_cast<double>(b) / (1 << 20); };
+      fail_memory(
+          fmt::format("{:.0f} MiB of an op's own beside the {:.0f} MiB that ops share ({:.0f} MiB are free)",
+                      mib(n), mib(workspace_bytes()), mib(free_memory_bytes()))
+              .c_str());
     }
   });
 }

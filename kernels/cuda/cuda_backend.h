@@ -17,13 +17,14 @@
 #include "kernels/backend.h"
 #include "kernels/cuda/handles.h"
 #include "kernels/cuda/scratch.h"
+#include "kernels/own_memory.h"
 
 namespace fathom::cuda {
 
 class Gemm;            // gemm.h
 class CudnnAttention;  // cudnn_attention.h
 
-class CudaBackend final : public Backend {
+class CudaBackend final : public Backend, public OwnMemory {
  public:
   /// UserError: no such device, or one that this build has no code for.
   CudaBackend(const BackendOptions& options, int device);
@@ -164,7 +165,7 @@ class CudaBackend final : public Backend {
 
  private:
   /// Device memory for the op at hand, valid until the next op that asks: ops run one after the other on one
-  /// stream. UserError: the device has no more.
+  /// stream. MemoryError: the device has no more, even after the allocator gave back what it does not use.
   void* scratch(std::size_t bytes);
   template <typename T>
   T* scratch_of(std::int64_t n) {

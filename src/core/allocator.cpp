@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <mutex>
+#include <new>
 #include <unordered_map>
 #include <vector>
 
 #include <fmt/format.h>
 
 #include "kernels/error.h"
+#include "kernels/own_memory.h"
 #include "src/core/units.h"
 
 namespace fathom {
@@ -66,13 +68,14 @@ struct Accounts {
     there = fmt::format(" The device has {}, of which {} are free.", size(backend.memory_bytes()),
                         size(backend.free_memory_bytes()));
   }
+  std::string of_ops;
+  if (backend.workspace_bytes() > 0) of_ops = fmt::format("; ops' own {}", size(backend.workspace_bytes()));
   throw MemoryError(
-      fmt::format("Out of memory: {} more for {} could not be had. In use: {} ({} in all; {} cached).{}",
+      fmt::format("Out of memory: {} more for {} could not be had. In use: {} ({} in all; {} cached{}).{}",
                   size(bytes), name_of(tag), held.empty() ? "nothing" : held, size(use.total_now),
-                  size(use.cached), there),
+                  size(use.cached), of_ops, there),
       "Lower train.micro_batch (the batch stays the same), set train.recompute=block, or free the device of "
-      "other "
-      "programs; fathom plan says what a config needs.");
+      "other programs; fathom plan says what a config needs.");
 }
 
 }  // namespace
@@ -111,10 +114,20 @@ struct Allocator::State {
 Allocator::Allocator(std::shared_ptr<Backend> backend) : state_(std::make_shared<State>()) {
   state_->backend = std::move(backend);
   state_->accounts = std::make_shared<Accounts>();
+  auto* taker = dynamic_cast<OwnMemory*>(state_->backend.get());
+  if (taker == nullptr) return;
+  taker->set_reserve([state = std::weak_ptr(state_)](std::size_t bytes) {
+    const std::shared_ptr<State> alive = state.lock();
+    if (!alive) throw std::bad_alloc();
+    const std::lock_guard lock(alive->accounts->mutex);
+    return alive->from_system(bytes, MemoryTag::Workspace);
+  });
 }
 
 Allocator Allocator::pool() const {
-  Allocator a(state_->backend);
+  Allocator a(*this);
+  a.state_ = std::make_shared<State>();
+  a.state_->backend = state_->backend;
   a.state_->accounts = state_->accounts;
   a.state_->parent = state_->parent ? state_->parent : state_;
   return a;
