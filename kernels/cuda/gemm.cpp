@@ -232,8 +232,11 @@ struct Gemm::State {
     const cublasStatus_t status =
         lt.matmul_algo_get_heuristic(handle, d.product, d.layouts[0], d.layouts[1], d.layouts[2],
                                      d.layouts[2], preference, kCandidates, found.data(), &count);
-    check_lt(status == CUBLAS_STATUS_SUCCESS && count == 0 ? CUBLAS_STATUS_NOT_SUPPORTED : status, s);
+    check_lt(status, s);
     found.resize(static_cast<std::size_t>(count));
+    // Each result has a verdict of its own; where it is bad, the algorithm is not set.
+    std::erase_if(found, [](const auto& result) { return result.state != CUBLAS_STATUS_SUCCESS; });
+    if (found.empty()) check_lt(CUBLAS_STATUS_NOT_SUPPORTED, s);
     return found;
   }
 
