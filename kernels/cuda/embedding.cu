@@ -170,6 +170,8 @@ void CudaBackend::embedding_backward_accumulate(View dtable, ConstView dout, Con
   const std::int64_t vocab = rows_of_table(op, dtable, width);
   float* to = output<float>(op, "dtable", dtable, vocab * width);
   const auto* ids = input<std::int32_t>(op, "tokens", tokens, rows);
+  if (rows > 0x7fffffff)
+    fail(op, "rows", rows, 0x7fffffff);  // they are numbered, and counted by cub, in 32 bits
   const int bits = std::bit_width(static_cast<std::uint64_t>(vocab));
   std::size_t sort_bytes = 0;
   check(cub::DeviceRadixSort::SortPairs(
