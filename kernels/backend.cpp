@@ -1,6 +1,7 @@
 #include "kernels/backend.h"
 
 #include "kernels/decoder.h"
+#include "kernels/error.h"
 
 namespace fathom {
 
@@ -8,6 +9,7 @@ Backend::Backend() = default;
 Backend::~Backend() = default;
 
 void Backend::linear_add_forward(View y, ConstView base, ConstView x, ConstView w, const LinearShape& s) {
+  if (y.size > 0 && base.data == y.data) throw InternalError("[linear] base is y: it would be overwritten");
   linear_forward(y, x, w, s);
   add(y, y, base);
 }

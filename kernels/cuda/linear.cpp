@@ -81,6 +81,9 @@ void CudaBackend::linear_add_forward(View y, ConstView base, ConstView x, ConstV
   check_type("linear", x, y);
   if (base.dtype != y.dtype) fail_type("linear", "base", base.dtype, y.dtype);
   if (base.size != y.size) fail("linear", "base", base.size, y.size);
+  // Under FATHOM_INITCHECK outputs are cleared first; and what cuBLASLt allows in place depends on the
+  // algorithm.
+  if (y.size > 0 && base.data == y.data) throw InternalError("[linear] base is y: it would be overwritten");
   flop_log.gemm(s.batch * s.rows, s.out, s.in);
   gemm_->run(y.data, x.data, w.data, forward(s, x.dtype, y.dtype, true), base.data);
 }

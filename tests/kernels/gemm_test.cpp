@@ -98,6 +98,17 @@ TYPED_TEST(Gemm, MatchesADoubleReference) {
   }
 }
 
+TYPED_TEST(Gemm, RefusesABaseThatIsTheOutput) {
+  using T = TypeParam;
+  for (const bool invariant : {false, true}) {
+    const auto backend = backend_for(isas().front(), 1, invariant);
+    const auto x = normal<T>(2 * 3, 1), w = normal<T>(4 * 3, 2);
+    std::vector<T> y(2 * 4, T(1));
+    EXPECT_THROW(backend->linear_add_forward(view(y), view(y), view(x), view(w), {2, 3, 4}), InternalError);
+    EXPECT_EQ(y, std::vector<T>(2 * 4, T(1)));
+  }
+}
+
 TYPED_TEST(Gemm, InvariantRowsAreBitEqualForAnyNumberOfRowsAndThreads) {
   using T = TypeParam;
   for (const std::string& isa : isas()) {
