@@ -55,6 +55,9 @@ struct ScatterBackward {
   GatherShape shape;
 };
 
+/// The indices are trusted to be rows of y and r, here and in the backward: those that a selection wrote. An
+/// index out of range, for which the gather of the same rows gives zeros, would read and write outside.
+///
 /// A warp a row. In place: a warp a kept row; traffic: a read of f, a read and a write of the kept rows.
 /// Otherwise: a warp a source row, which looks itself up among the (ascending) indices; traffic: a read of x
 /// and f, a write of y. What does not wait for the index is loaded before it.

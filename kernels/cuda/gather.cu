@@ -22,7 +22,9 @@ struct RowAdd {
   std::int64_t rows, width;
 };
 
-/// dx[indices[i]] += dout[i], a warp a row: the indices are unique, so no two warps meet.
+/// dx[indices[i]] += dout[i], a warp a row: the indices are unique, so no two warps meet. They are trusted to
+/// be rows of dx: they are the forward's, which gives zeros for others and so hides what would be written
+/// outside here.
 /// Traffic: a read of dout, a read and a write of the rows of dx that are kept.
 template <typename T, int N>
 __global__ void __launch_bounds__(kThreads) add_rows_kernel(RowAdd<T> a) {
