@@ -4,9 +4,10 @@
   python3 bench/compare_train.py --peer PATH/torch_train_bench.py [--device cpu] [--rounds 3] [--out FILE.jsonl]
   python3 bench/compare_train.py --peer PATH/torch_train_bench.py --device cuda --rounds 1
 
-The peer is a script with the flags --device --preset --variant --batch --seq --vocab --steps that prints one line of JSON with
+The peer is not part of this repository: --peer names it. It is a script with the flags --device --preset --variant --batch --seq --vocab --steps that prints one line of JSON with
 "ms", "tok_s", "gflops" and "peak_memory_gb". The two take turns, ours before and after the peer, so that a drift of the
-machine's speed meets both; the table gives each side's median and the ratios of the medians.
+machine's speed meets both; the table gives each side's median, the range of ours and the ratios of the medians, with one digit
+more than the limits that they are held against.
 """
 import argparse
 import json
@@ -59,15 +60,18 @@ def main():
                     out.flush()
         medians[case] = {side: {k: statistics.median(r[k] for r in rs) for k in ("ms", "tok_s", "gflops", "peak_memory_gb")}
                          for side, rs in rows.items()}
+        medians[case]["range"] = [f(r["tok_s"] for r in rows["ours"]) for f in (min, max)]
         medians[case]["share"] = statistics.median(r["share_of_ceiling"] for r in rows["ours"])
         medians[case]["flops"] = rows["ours"][-1]["flops_per_step"]
-    print("| case | Fathom tok/s (GFLOP/s, share of its own product) | peer tok/s (GFLOP/s) | ratio | memory GiB, ours / peer |")
-    print("| --- | --- | --- | --- | --- |")
+    print("| case | Fathom tok/s (GFLOP/s, share of its own product) | Fathom, least to most | peer tok/s (GFLOP/s) | ratio "
+          "| memory GiB, ours / peer |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for case, m in medians.items():
         o, p = m["ours"], m["peer"]
-        print(f"| {case.replace(':', ' ')} | {o['tok_s']:.0f} ({o['gflops']:.0f}, {100 * m['share']:.0f} %) | {p['tok_s']:.0f} "
-              f"({p['gflops']:.0f}) | {o['tok_s'] / p['tok_s']:.2f} | {o['peak_memory_gb']:.2f} / {p['peak_memory_gb']:.2f} = "
-              f"{o['peak_memory_gb'] / p['peak_memory_gb']:.2f} |")
+        least, most = m["range"]
+        print(f"| {case.replace(':', ' ')} | {o['tok_s']:.0f} ({o['gflops']:.0f}, {100 * m['share']:.0f} %) | {least:.0f} to {most:.0f} "
+              f"| {p['tok_s']:.0f} ({p['gflops']:.0f}) | {o['tok_s'] / p['tok_s']:.3f} | {o['peak_memory_gb']:.2f} / "
+              f"{p['peak_memory_gb']:.2f} = {o['peak_memory_gb'] / p['peak_memory_gb']:.3f} |")
     for preset in {case.split(":")[0] for case in medians}:
         dense, mod = medians.get(f"{preset}:dense"), medians.get(f"{preset}:mod")
         if dense and mod:
