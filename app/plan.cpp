@@ -159,6 +159,8 @@ std::string table(const Plan& p, const PlanFlags& flags) {
   row("optimizer", format_bytes(p.memory.optimizer));
   row("activations", format_bytes(p.memory.activations));
   row("logits of a chunk", format_bytes(p.memory.logits_chunk));
+  if (p.memory.workspace > 0) row("workspace of ops", format_bytes(p.memory.workspace));
+  if (p.memory.evaluation > 0) row("evaluation", format_bytes(p.memory.evaluation));
   row("total", format_bytes(p.memory.total()));
   return text;
 }
@@ -187,7 +189,9 @@ nlohmann::ordered_json to_json(const Plan& p, const PlanFlags& flags) {
         {"gradients", std::llround(p.memory.gradients)},
         {"optimizer", std::llround(p.memory.optimizer)},
         {"activations", std::llround(p.memory.activations)},
-        {"logits_chunk", std::llround(p.memory.logits_chunk)}}},
+        {"logits_chunk", std::llround(p.memory.logits_chunk)},
+        {"workspace", std::llround(p.memory.workspace)},
+        {"evaluation", std::llround(p.memory.evaluation)}}},
       {"flops_6nd", p.six_n * static_cast<double>(p.horizon.tokens)},
   };
   if (flags.data_tokens > 0) {

@@ -49,7 +49,8 @@ std::string shortage(const std::string& table, double needed, const MemoryRoom& 
 
 std::string memory_table(Context& c, const Config& config, std::int64_t total_memory) {
   const MemoryUse use = c.allocator().use();
-  const MemoryEstimate estimate = estimate_memory(config, c.backend().head_chunk_rows());
+  const MemoryEstimate estimate =
+      estimate_memory(config, {c.backend().head_chunk_rows(), !c.backend().is_cpu()});
   std::string table = "Memory: ";
   for (const MemoryTag tag : {MemoryTag::Parameters, MemoryTag::Gradients, MemoryTag::Optimizer}) {
     table += fmt::format("{} {}, ", name_of(tag),
@@ -57,6 +58,9 @@ std::string memory_table(Context& c, const Config& config, std::int64_t total_me
   }
   table += fmt::format("activations about {}, head about {}", format_bytes(estimate.activations),
                        format_bytes(estimate.logits_chunk));
+  if (estimate.workspace > 0) table += fmt::format(", ops' own about {}", format_bytes(estimate.workspace));
+  if (estimate.evaluation > 0)
+    table += fmt::format(", evaluation about {}", format_bytes(estimate.evaluation));
   return table + shortage(table, estimate.total(), room_of(c, total_memory));
 }
 

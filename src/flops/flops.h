@@ -81,12 +81,23 @@ struct MemoryEstimate {
   double activations =
       0;  // of one micro-batch: what is kept, and of the backward's own what exceeds the logits
   double logits_chunk = 0;  // the head and its loss work on a chunk of the tokens at a time
+  // On a GPU alone. A machine's memory is not held as strictly, and its ops take little.
+  double workspace = 0;   // of the ops' own, beside all tensors
+  double evaluation = 0;  // of a batch, beside what a step keeps for the next one; 0: nothing is evaluated
 
-  double total() const { return parameters + gradients + optimizer + activations + logits_chunk; }
+  /// Of training steps: what fathom bench train measures.
+  double steps() const { return parameters + gradients + optimizer + activations + logits_chunk + workspace; }
+  double total() const { return steps() + evaluation; }
 };
 
-/// `head_chunk_rows`: of the backend that is to train (Backend::head_chunk_rows); 0: of the device that the
-/// config names, a GPU's for bf16.
-MemoryEstimate estimate_memory(const Config& config, std::int64_t head_chunk_rows = 0);
+/// What is to train.
+struct TrainingDevice {
+  std::int64_t head_chunk_rows = 0;  // Backend::head_chunk_rows
+  bool gpu = false;
+};
+
+MemoryEstimate estimate_memory(const Config& config, const TrainingDevice& device);
+/// Of the device that the config names, a GPU for bf16.
+MemoryEstimate estimate_memory(const Config& config);
 
 }  // namespace fathom

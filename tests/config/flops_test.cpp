@@ -273,5 +273,49 @@ TEST(Memory, GrowsWithTheMicroBatchAndShrinksWithRecomputation) {
   EXPECT_LT(estimate_memory(c).activations, deep / 2);
 }
 
+// A shape of bench/compare_train.py.
+Config measured(std::int64_t width, std::int64_t depth, std::int64_t heads, std::int64_t hidden,
+                std::int64_t batch) {
+  Config c;
+  c.model.vocab_size = 32768;
+  c.model.width = width;
+  c.model.depth = depth;
+  c.model.heads = heads;
+  c.model.ffn_hidden = hidden;
+  c.train.seq_len = 2048;
+  c.train.batch_tokens = batch * c.train.seq_len;
+  c.train.steps = 1;
+  c.train.precision = "bf16";
+  return resolve(c);
+}
+
+// docs/results/gpu-speed.md: what ops took beside tensors, and both together.
+TEST(Memory, OfAGpuIsWhatWasMeasured) {
+  constexpr double kGib = 1 << 30;
+  const MemoryEstimate d12 = estimate_memory(measured(768, 12, 12, 2048, 32));
+  const MemoryEstimate d24 = estimate_memory(measured(1024, 24, 16, 2816, 16));
+  const MemoryEstimate d1b = estimate_memory(measured(2048, 20, 16, 5632, 8));
+  EXPECT_NEAR(d12.workspace, 0.57 * kGib, 0.01 * kGib);
+  EXPECT_NEAR(d24.workspace, 0.41 * kGib, 0.01 * kGib);
+  EXPECT_NEAR(d1b.workspace, 0.41 * kGib, 0.01 * kGib);
+  EXPECT_NEAR(d12.steps() / (16.67 * kGib), 1, 0.03);
+  EXPECT_NEAR(d24.steps() / (25.15 * kGib), 1, 0.03);
+  EXPECT_NEAR(d1b.steps() / (35.74 * kGib), 1, 0.03);
+}
+
+TEST(Memory, OnlyAGpusCountsWorkspacesAndAnEvaluation) {
+  Config c = measured(768, 12, 12, 2048, 32);
+  EXPECT_EQ(estimate_memory(c).evaluation, 0) << "nothing is evaluated";
+  c.data.valid = "valid.h5";
+  const MemoryEstimate gpu = estimate_memory(c), cpu = estimate_memory(c, {512, false});
+  EXPECT_GT(gpu.evaluation, 0);
+  EXPECT_EQ(gpu.total(), gpu.steps() + gpu.evaluation);
+  EXPECT_EQ(cpu.workspace + cpu.evaluation, 0);
+  c.deterministic = true;  // scores of 2 bytes, of so many sequences as 512 MiB hold
+  EXPECT_GT(estimate_memory(c).workspace, gpu.workspace + (512 << 20));
+  c.train.precision = "fp32";  // cuDNN has no part in it
+  EXPECT_LT(estimate_memory(c, {8192, true}).workspace, gpu.workspace);
+}
+
 }  // namespace
 }  // namespace fathom

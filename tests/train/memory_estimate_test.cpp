@@ -56,9 +56,32 @@ TEST_P(MemoryEstimateTest, IsWithinATenthOfThePeakOfAStep) {
   });
   ASSERT_TRUE(stepper.gradients(0, 0).has_value());
   const auto peak = static_cast<double>(c.allocator().use().total_peak);
-  const MemoryEstimate estimate = estimate_memory(config, c.backend().head_chunk_rows());
+  const MemoryEstimate estimate = estimate_memory(config, {c.backend().head_chunk_rows(), false});
   EXPECT_NEAR(estimate.total() / peak, 1.0, 0.1)
       << "estimate " << estimate.total() / 1048576 << " MiB, peak " << peak / 1048576 << " MiB";
+}
+
+TEST_P(MemoryEstimateTest, OfAnEvaluationOnAGpuIsWithinATenthOfWhatOneTakes) {
+  Config config = config_of(GetParam());
+  config.data.valid = "valid.h5";
+  Context c(make_cpu_backend({}, 2), DType::F32);
+  Transformer model(c, config.model, config.routing, true);
+  model.initialise(c, 1);
+  const std::int64_t sequences = config.micro_batch_sequences();
+  const auto rows = static_cast<std::size_t>(sequences * config.train.seq_len);
+  const std::vector<std::int32_t> tokens(rows, 7);
+  const Batch batch = make_batch(c, sequences, config.train.seq_len, tokens, tokens);
+  const NoGrad no_grad(c);
+  c.allocator().reset_peak();
+  const std::size_t before = c.allocator().use().total_now;
+  {
+    const ForwardResult pass = model.forward(c, batch, training_rule(config.routing, 1, 0));
+    model.cross_entropy(c, pass.hidden, batch.targets, 1.0);
+  }
+  const auto took = static_cast<double>(c.allocator().use().total_peak - before);
+  const MemoryEstimate estimate = estimate_memory(config, {c.backend().head_chunk_rows(), true});
+  EXPECT_NEAR(estimate.evaluation / took, 1.0, 0.1)
+      << "estimate " << estimate.evaluation / 1048576 << " MiB, taken " << took / 1048576 << " MiB";
 }
 
 INSTANTIATE_TEST_SUITE_P(
