@@ -56,6 +56,8 @@ StepRecord step_record(const Config& config, const TrainingState& state, const S
   if (pace.peak_flops_per_s > 0) r.mfu = r.flops_per_s / pace.peak_flops_per_s;
   r.seconds = state.seconds;
   r.memory_bytes = pace.memory_bytes;
+  r.memory_held_bytes = pace.memory_held_bytes;
+  if (pace.device_used_bytes > 0) r.device_used_bytes = pace.device_used_bytes;
   const RoutingConfig& routing = config.routing;
   if (routing.routes_depth() && routing.has_aux_loss()) r.aux_loss = outcome.aux;
   if (routing.routes_depth() && routing.has_predictor()) r.predictor_loss = outcome.predictor;

@@ -23,7 +23,9 @@ struct StepPace {
   double seconds = 0;      // of these steps
   double lr = 0;
   double peak_flops_per_s = 0;  // of the machine; 0: unknown
-  double memory_bytes = 0;      // peak
+  double memory_bytes = 0;      // peak of tensors
+  double memory_held_bytes = 0;
+  double device_used_bytes = 0;  // 0: unknown
 };
 
 /// `state` is that after the step.

@@ -186,10 +186,22 @@ class Run {
   void log_step(const StepOutcome& outcome, double lr) {
     unlogged_.lr = lr;
     unlogged_.peak_flops_per_s = peak_;
-    unlogged_.memory_bytes = static_cast<double>(context_.allocator().use().total_peak);
+    note_memory();
     const StepRecord record = step_record(config_, state_, outcome, unlogged_, model_.routed_layers());
     unlogged_ = {};
     recorder_->record(record);
+  }
+
+  // The peak of tensors can only grow, and grows by tensors alone: what leaks beside them shows in the
+  // others.
+  void note_memory() {
+    const MemoryUse use = context_.allocator().use();
+    const Backend& backend = context_.backend();
+    unlogged_.memory_bytes = static_cast<double>(use.total_peak);
+    unlogged_.memory_held_bytes =
+        static_cast<double>(use.total_now + use.cached) + static_cast<double>(backend.workspace_bytes());
+    if (const std::int64_t free = backend.free_memory_bytes(); free > 0)
+      unlogged_.device_used_bytes = static_cast<double>(backend.memory_bytes() - free);
   }
 
   // False: a signal came before it was through.

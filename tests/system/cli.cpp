@@ -177,7 +177,8 @@ std::vector<std::string> computed(const Experiment& e, const std::string& run) {
   std::vector<std::string> all;
   for (nlohmann::json line : e.lines(run)) {
     if (line.contains("event")) continue;
-    for (const char* of_the_clock : {"seconds", "tokens_per_s", "flops_per_s", "mfu", "memory_bytes"})
+    for (const char* of_the_clock : {"seconds", "tokens_per_s", "flops_per_s", "mfu", "memory_bytes",
+                                     "memory_held_bytes", "device_used_bytes"})
       line.erase(of_the_clock);
     all.push_back(line.dump());
   }

@@ -54,14 +54,16 @@ std::vector<std::int64_t> steps_of(const Metrics& m) {
 TEST(Record, HasTheContractsKeys) {
   StepRecord step = step_at(3);
   step.mfu = 0.4;
+  step.memory_held_bytes = 3e8;
   step.routed_layers = {1};
   step.routed_fraction = {0.125};
   const json s = json::parse(to_json_line(step));
   for (const char* key : {"step", "tokens", "flops", "loss", "lr", "grad_norm", "tokens_per_s", "mfu",
-                          "seconds", "routed_fraction"}) {
+                          "seconds", "routed_fraction", "memory_held_bytes"}) {
     EXPECT_TRUE(s.contains(key)) << key;
   }
   EXPECT_FALSE(s.contains("aux_loss"));
+  EXPECT_FALSE(s.contains("device_used_bytes")) << "unknown on a CPU";
   EvalRecord dense;
   dense.val_loss = 3.5;
   EXPECT_EQ(json::parse(to_json_line(dense)).at("val_loss"), 3.5);

@@ -101,6 +101,8 @@ StepRecord parse_step(const Json& json) {
   get(json, "mfu", r.mfu);
   get(json, "seconds", r.seconds);
   get(json, "memory_bytes", r.memory_bytes);
+  get(json, "memory_held_bytes", r.memory_held_bytes);
+  get(json, "device_used_bytes", r.device_used_bytes);
   get(json, "aux_loss", r.aux_loss);
   get(json, "predictor_loss", r.predictor_loss);
   get(json, "balance_loss", r.balance_loss);

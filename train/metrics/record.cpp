@@ -118,6 +118,8 @@ std::string to_json_line(const StepRecord& r) {
   put(json, "mfu", r.mfu);
   json["seconds"] = r.seconds;
   put(json, "memory_bytes", r.memory_bytes);
+  put(json, "memory_held_bytes", r.memory_held_bytes);
+  put(json, "device_used_bytes", r.device_used_bytes);
   put(json, "aux_loss", r.aux_loss);
   put(json, "predictor_loss", r.predictor_loss);
   put(json, "balance_loss", r.balance_loss);

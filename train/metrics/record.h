@@ -60,7 +60,9 @@ struct StepRecord {
   double flops_per_s = 0.0;                  // since the previous record
   std::optional<double> mfu;                 // flops_per_s as a share of the measured or given peak
   double seconds = 0.0;                      // of training
-  std::optional<double> memory_bytes;        // peak
+  std::optional<double> memory_bytes;        // peak of tensors
+  std::optional<double> memory_held_bytes;   // now: tensors, blocks kept for reuse, what ops share
+  std::optional<double> device_used_bytes;   // now, by all programs, where the device says it
   std::optional<double> aux_loss;            // BCE on the routers' logits, mean over tokens and layers
   std::optional<double> predictor_loss;      // BCE of the predictors
   std::optional<double> balance_loss;        // of token choice: 1 when the experts' loads are even

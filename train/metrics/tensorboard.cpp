@@ -170,7 +170,12 @@ void TensorBoardWriter::add(const StepRecord& r) {
   s.add("speed/tokens_per_s", r.tokens_per_s);
   s.add("speed/gflop_per_s", r.flops_per_s * 1e-9);
   s.add("speed/mfu", r.mfu);
-  s.add("speed/memory_mib", r.memory_bytes ? std::optional(*r.memory_bytes / 1048576.0) : std::nullopt);
+  const auto mib = [](const std::optional<double>& bytes) {
+    return bytes ? std::optional(*bytes / 1048576.0) : std::nullopt;
+  };
+  s.add("speed/memory_mib", mib(r.memory_bytes));
+  s.add("speed/memory_held_mib", mib(r.memory_held_bytes));
+  s.add("speed/device_used_mib", mib(r.device_used_bytes));
   s.add("progress/tokens", static_cast<double>(r.tokens));
   s.add("progress/flops", r.flops);
   s.add("routing/predictor_accuracy", r.predictor_accuracy);
