@@ -22,6 +22,7 @@ struct GemmFlags {
 struct NamedShape {
   std::string name;
   LinearShape shape;
+  bool onto_base = false;  // also as the product that ends a residual branch
 };
 
 struct Preset {
@@ -36,9 +37,9 @@ std::vector<NamedShape> shapes_of_trainings(std::int64_t rows, std::int64_t head
   for (const Preset& p : kPresets) {
     const std::string name = p.name;
     all.push_back({name + "_qkv", {rows, p.width, 3 * p.width}});
-    all.push_back({name + "_out", {rows, p.width, p.width}});
+    all.push_back({name + "_out", {rows, p.width, p.width}, true});
     all.push_back({name + "_gate_up", {rows, p.width, 2 * p.hidden}});
-    all.push_back({name + "_down", {rows, p.hidden, p.width}});
+    all.push_back({name + "_down", {rows, p.hidden, p.width}, true});
     all.push_back({name + "_head", {head_rows, p.width, kVocab}});
   }
   all.push_back({fmt::format("{}^3", side), {side, side, side}});
@@ -79,6 +80,14 @@ void measure(KernelBench& bench, const NamedShape& of, const Ceiling& ceiling) {
   print("forward", bench.seconds(bytes, [&]() -> Launch {
     return [out = y(), in = x(), weight = w(), s](Backend& b) { b.linear_forward(out, in, weight, s); };
   }));
+  if (of.onto_base) {
+    const double with_base = bytes + element * static_cast<double>(s.rows * s.out);
+    print("forward_onto_base", bench.seconds(with_base, [&]() -> Launch {
+      return [out = y(), base = y(), in = x(), weight = w(), s](Backend& b) {
+        b.linear_add_forward(out, base, in, weight, s);
+      };
+    }));
+  }
   print("dgrad", bench.seconds(bytes, [&]() -> Launch {
     return [dx = x(), dy = y(), weight = w(), s](Backend& b) { b.linear_backward_input(dx, dy, weight, s); };
   }));
@@ -87,11 +96,17 @@ void measure(KernelBench& bench, const NamedShape& of, const Ceiling& ceiling) {
       b.linear_backward_weight_accumulate(dw, dy, in, s);
     };
   }));
+  // Of a step's first micro-batch.
+  print("wgrad_overwrite", bench.seconds(bytes, [&]() -> Launch {
+    return [dw = bench.stat({s.out, s.in}), dy = y(), in = x(), s](Backend& b) {
+      b.linear_backward_weight(dw, dy, in, s);
+    };
+  }));
 }
 
 void run(const GemmFlags& flags, const Globals& globals) {
   std::vector<NamedShape> shapes;
-  if (!flags.shape.empty()) shapes.push_back({flags.shape, parse_shape(flags.shape)});
+  if (!flags.shape.empty()) shapes.push_back({flags.shape, parse_shape(flags.shape), true});
   KernelBench bench("gemm", flags.kernel, globals);
   const std::int64_t rows = flags.rows > 0 ? flags.rows : bench.on_cpu() ? 2048 : 65536;
   const std::int64_t side = bench.on_cpu() ? 1024 : 8192;
