@@ -90,7 +90,7 @@ TEST_P(CudaTraining, IsEvaluatedAndGeneratesOnBothDevices) {
 
 std::vector<Case> cases() {
   std::vector<Case> all;
-  for (const char* kind : {"dense", "mod"}) {
+  for (const char* kind : {"dense", "mod", "moe", "documents"}) {
     for (const char* precision : {"fp32", "bf16"}) all.push_back({kind, precision});
   }
   return all;
