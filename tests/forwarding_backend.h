@@ -30,6 +30,10 @@ class ForwardingBackend : public Backend {
     inner_->copy_to_host(host, source, bytes);
   }
   void copy(View out, ConstView in) override { inner_->copy(out, in); }
+  void copy_rows(View out, ConstView in, std::int64_t rows, std::int64_t width,
+                 std::int64_t in_row) override {
+    inner_->copy_rows(out, in, rows, width, in_row);
+  }
   void synchronize() override { inner_->synchronize(); }
   bool can_capture() const override { return inner_->can_capture(); }
   void begin_capture() override { inner_->begin_capture(); }
@@ -124,6 +128,9 @@ class ForwardingBackend : public Backend {
   void cache_append(View pool, ConstView qkv, ConstView tables, ConstView sequences, ConstView lengths,
                     const CacheShape& s) override {
     inner_->cache_append(pool, qkv, tables, sequences, lengths, s);
+  }
+  void cache_round_trip(View out, ConstView qkv, const CacheShape& s) override {
+    inner_->cache_round_trip(out, qkv, s);
   }
   void cached_attention(View out, ConstView pool, ConstView qkv, ConstView tables, ConstView sequences,
                         ConstView lengths, const CacheShape& s) override {
