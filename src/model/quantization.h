@@ -1,6 +1,6 @@
-// What of a model has few bits: the weights of its products, the rows that they read, and the keys and values in
-// its caches; and what is transformed while it runs. Embeddings, the head, norms, routers and predictors are as
-// they were: what reads the stream to decide must not be rounded, and the others are few.
+// What of a model has few bits: the weights of its products, the rows that they read, and the keys and values
+// in its caches; and what is transformed while it runs. Embeddings, the head, norms, routers and predictors
+// are as they were: what reads the stream to decide must not be rounded, and the others are few.
 #pragma once
 
 #include <cstdint>

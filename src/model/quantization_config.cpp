@@ -17,8 +17,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr const char* kOurs = "fathom";
-/// 1: weights of few bits alone. 2: rows of few bits, caches of few bits, and transforms while the model runs as
-/// well, which a reader of 1 would pass over.
+/// 1: weights of few bits alone. 2: rows of few bits, caches of few bits, and transforms while the model runs
+/// as well, which a reader of 1 would pass over.
 constexpr int kVersion = 1, kNewestVersion = 2;
 
 /// What is transformed while the model runs, by the product that reads it.

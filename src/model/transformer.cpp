@@ -243,13 +243,14 @@ ForwardResult Transformer::forward(Context& c, const Batch& batch, const Selecti
                                    const StreamObserver& observe) const {
   if ((quantization_ || kv_bits_ < 16) && c.tape() != nullptr) {
     const bool packed = quantization_ && quantization_->has_packed_weights();
-    throw UserError(packed ? fmt::format("Weights of {} bits have no gradients: such a model cannot be trained.",
-                                         quantization_->bits)
-                    : kv_bits_ < 16
-                        ? fmt::format("Keys and values of {} bits have no gradients: such a model cannot be trained.",
-                                      kv_bits_)
-                        : "A model that transforms what it computes as it runs cannot be trained.",
-                    "Train the model that it was made from, and quantize that again.");
+    throw UserError(
+        packed ? fmt::format("Weights of {} bits have no gradients: such a model cannot be trained.",
+                             quantization_->bits)
+        : kv_bits_ < 16
+            ? fmt::format("Keys and values of {} bits have no gradients: such a model cannot be trained.",
+                          kv_bits_)
+            : "A model that transforms what it computes as it runs cannot be trained.",
+        "Train the model that it was made from, and quantize that again.");
   }
   const Rows rows = rows_of(c, batch, rule);
   ForwardResult result;

@@ -137,8 +137,8 @@ class Transformer {
 
   const ModelConfig& config() const { return model_; }
   const RoutingConfig& routing() const { return routing_; }
-  /// Null: every weight is a number of its own, nothing is transformed, and keys and values were to be none of few
-  /// bits.
+  /// Null: every weight is a number of its own, nothing is transformed, and keys and values were to be none
+  /// of few bits.
   const Quantization* quantization() const { return quantization_ ? &*quantization_ : nullptr; }
   ParameterSet& parameters() { return parameters_; }
   const ParameterSet& parameters() const { return parameters_; }
