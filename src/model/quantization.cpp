@@ -29,6 +29,12 @@ PackedFormat Quantization::format(const ParameterSpec& spec) const {
         "Take a group that divides the width, the heads' values and the MLP's hidden width, or 0: one "
         "scale a row.");
   }
+  constexpr std::int64_t kMostOfCodes = 65535;  // whose sums 32 bits hold (Backend::linear_codes_forward)
+  if (activations < 16 && columns > kMostOfCodes) {
+    throw UserError(fmt::format("{} has rows of {} columns, and products of rows of {} bits go up to {}.",
+                                spec.name, columns, activations, kMostOfCodes),
+                    "Leave its activations numbers (16 bits).");
+  }
   return {bits, columns, group > 0 ? group : columns};
 }
 

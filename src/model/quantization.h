@@ -42,7 +42,7 @@ struct Quantization {
   bool has_packed_weights() const { return bits < 16; }
   /// Whether this parameter is of few bits.
   bool holds(const ParameterSpec& spec) const;
-  /// How its rows lie. UserError: they cannot be cut into groups.
+  /// How its rows lie. UserError: they cannot be cut into groups, or are too long to be multiplied by codes.
   PackedFormat format(const ParameterSpec& spec) const;
 };
 

@@ -205,6 +205,21 @@ TEST_F(ExchangePacked, AConfigOfActivationsThatLiesIsRefused) {
   refused_with([](json& q) { q["tensors"] = json::array(); }, {"names no tensors"});
 }
 
+TEST(Quantization, RowsThatAreTooLongForCodesAreRefused) {
+  const ParameterSpec longest{
+      .name = "model.layers.0.mlp.down_proj.weight", .shape = {16, 65535}, .init = {}},
+      longer{.name = longest.name, .shape = {16, 65536}, .init = {}};
+  const Quantization codes{.activations = 8};
+  EXPECT_EQ(codes.format(longest).columns, 65535);
+  EXPECT_EQ(Quantization{}.format(longer).columns, 65536);
+  try {
+    codes.format(longer);
+    ADD_FAILURE() << "no error";
+  } catch (const UserError& e) {
+    EXPECT_NE(std::string(e.what()).find("rows of 65536 columns"), std::string::npos) << e.what();
+  }
+}
+
 TEST_F(ExchangePacked, TensorsThatLieAreRefused) {
   exported(made(routed(CausalMethod::Both), {.bits = 4, .group = 4}));
   const std::string name = "model.layers.2.mlp.up_proj.weight";
