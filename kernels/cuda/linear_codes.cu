@@ -1,5 +1,6 @@
 // y = x W^T of codes with codes: sums of products in 32 bits of integer, four at a time (dp4a), and then the
 // scales. Tiles of 64 x 64 where a group is whole runs of 64 columns; else a thread an element.
+#include "kernels/code_operands.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/device/vector.cuh"
@@ -139,11 +140,7 @@ void CudaBackend::linear_codes_forward(View y, const PackedView& x, const Packed
                                        const LinearShape& s) {
   const char* op = "linear_codes_forward";
   const PackedFormat& f = w.format;
-  if (s.batch < 1) fail(op, "batch", s.batch, 1);
-  check_packed_operand(op, f, s.in);
-  check_packed_operand(op, x.format, s.in);
-  if (x.format.bits != 8 || x.format.groups() != 1) fail(op, "bits of x", x.format.bits, 8);
-  if (s.in >= 1 << 16) fail(op, "in", s.in, (1 << 16) - 1);
+  check_codes_product(op, x.format, f, s);
   const std::int64_t row_bytes = x.format.row_bytes();
   const auto* rows = input<std::uint8_t>(op, "x", x.codes, s.batch * s.rows * row_bytes);
   const auto* row_scales = input<float>(op, "scales of x", x.scales, s.batch * s.rows);

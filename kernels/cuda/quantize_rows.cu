@@ -2,6 +2,7 @@
 // their signs, in which what is not finite comes last.
 #include <cfloat>
 
+#include "kernels/code_operands.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/device/reduce.cuh"
@@ -51,9 +52,7 @@ __global__ void __launch_bounds__(kThreads)
 
 void CudaBackend::quantize_rows(View codes, View scales, ConstView x, const RowQuantization& s) {
   const char* op = "quantize_rows";
-  if (s.bits != 4 && s.bits != 8) fail(op, "bits", s.bits, 8);
-  if (s.columns < 1) fail(op, "columns", s.columns, 1);
-  if (!(s.clip > 0 && s.clip <= 1)) fail(op, "clip", static_cast<std::int64_t>(s.clip), 1);
+  check_row_quantization(op, s);
   const std::int64_t row_bytes = s.format().row_bytes();
   auto* to = reinterpret_cast<std::int8_t*>(output<std::uint8_t>(op, "codes", codes, s.rows * row_bytes));
   auto* to_scales = output<float>(op, "scales", scales, s.rows);

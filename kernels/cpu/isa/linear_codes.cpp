@@ -5,6 +5,7 @@
 #include <immintrin.h>
 #endif
 
+#include "kernels/code_operands.h"
 #include "kernels/cpu/isa/cpu_backend.h"
 #include "kernels/cpu/isa/parallel.h"
 #include "kernels/cpu/isa/simd.h"
@@ -310,11 +311,7 @@ void CpuBackend::linear_codes_forward(View y, const PackedView& x, const PackedV
                                       const LinearShape& s) {
   const char* op = "linear_codes_forward";
   const PackedFormat& f = w.format;
-  if (s.batch < 1) fail(op, "batch", s.batch, 1);
-  check_packed_operand(op, f, s.in);
-  check_packed_operand(op, x.format, s.in);
-  if (x.format.bits != 8 || x.format.groups() != 1) fail(op, "bits of x", x.format.bits, 8);
-  if (s.in >= 1 << 16) fail(op, "in", s.in, (1 << 16) - 1);
+  check_codes_product(op, x.format, f, s);
   const std::int64_t row_bytes = x.format.row_bytes();
   const auto* rows = input<std::uint8_t>(op, "x", x.codes, s.batch * s.rows * row_bytes);
   const auto* row_scales = input<float>(op, "scales of x", x.scales, s.batch * s.rows);

@@ -1,5 +1,6 @@
 // Rows as codes of few bits. The largest magnitude is that of the floats' bits without their signs, in which
 // what is not finite comes last.
+#include "kernels/code_operands.h"
 #include "kernels/cpu/isa/cpu_backend.h"
 #include "kernels/cpu/isa/parallel.h"
 #include "kernels/cpu/isa/views.h"
@@ -57,9 +58,7 @@ float quantize_row(std::int8_t* __restrict codes, const T* __restrict x, const R
 
 void CpuBackend::quantize_rows(View codes, View scales, ConstView x, const RowQuantization& s) {
   const char* op = "quantize_rows";
-  if (s.bits != 4 && s.bits != 8) fail(op, "bits", s.bits, 8);
-  if (s.columns < 1) fail(op, "columns", s.columns, 1);
-  if (!(s.clip > 0 && s.clip <= 1)) fail(op, "clip", static_cast<std::int64_t>(s.clip), 1);
+  check_row_quantization(op, s);
   const std::int64_t row_bytes = s.format().row_bytes();
   auto* to = reinterpret_cast<std::int8_t*>(output<std::uint8_t>(op, "codes", codes, s.rows * row_bytes));
   auto* to_scales = output<float>(op, "scales", scales, s.rows);
