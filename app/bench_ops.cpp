@@ -281,11 +281,13 @@ void Ops::add_optimizer() {
     Tensor working = copies ? matrix() : Tensor();
     Tensor v = vector(n);
     bench_.context().backend().fill(v, 1.0);  // squares: not negative
-    AdamWParams p;
-    p.lr = 1e-3;
-    p.weight_decay = 0.1;
-    return [master = vector(n), working, m = vector(n), v, g = vector(n), p](Backend& b) {
-      b.adamw(master, working, m, v, g, p);
+    const AdamWParams p{0.9, 0.95, 1e-8, 0.1};
+    const UpdateNumbers now = update_numbers(p, 1e-3, 1);
+    Tensor numbers = bench_.context().empty({kUpdateNumbers}, DType::F64);
+    from_host<double>(bench_.context().backend(), numbers,
+                      {now.lr, now.bias1, now.root_bias2, now.gradient_scale, now.applied});
+    return [master = vector(n), working, m = vector(n), v, g = vector(n), numbers, p](Backend& b) {
+      b.adamw(master, working, m, v, g, numbers, p);
     };
   });
 }

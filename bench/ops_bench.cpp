@@ -84,9 +84,9 @@ int main(int argc, char** argv) {
   const NormShape norm{kRows, kWidth, 1e-5};
   const QkvShape rope{kRows, kHeads, kKvHeads, kHeadDim, 10000.0, 1e-5};
   const GatherShape gather{kRows, kKept, kWidth};
-  AdamWParams adamw;
-  adamw.lr = 1e-4;
-  adamw.weight_decay = 0.1;
+  const AdamWParams adamw{0.9, 0.95, 1e-8, 0.1};
+  UpdateNumbers update = update_numbers(adamw, 1e-4, 1);
+  const View numbers{&update, kUpdateNumbers, DType::F64};
   const auto N = static_cast<double>(n) * 4, F = static_cast<double>(f) * 4, L = static_cast<double>(l) * 4;
   const auto Q = static_cast<double>(qkv) * 4, K = static_cast<double>(kKept * kWidth) * 4;
   const auto A = static_cast<double>(kArena) * 4, R = static_cast<double>(kRows) * 4;
@@ -145,7 +145,7 @@ int main(int argc, char** argv) {
       [&] { b.cross_entropy(stat, View{}, logits, tokens, kRows, kVocab, 1.0); });
   add("membership_bce", 2 * R, [&] { b.membership_bce(stat, View{}, stat2, kept, kRows, 1.0); });
   add("routing_statistics", R, [&] { b.routing_statistics(eight, stat2, stat2, kept, 0.0, kRows); });
-  add("adamw", 7 * A, [&] { b.adamw(p, View{}, m, v, g, adamw); });
+  add("adamw", 7 * A, [&] { b.adamw(p, View{}, m, v, g, numbers, adamw); });
   benchmark::RunSpecifiedBenchmarks();
   return 0;
 }

@@ -23,6 +23,7 @@
 #include "kernels/flop_log.h"
 #include "kernels/packed_matrix.h"
 #include "kernels/rope_scaling.h"
+#include "kernels/step_rule.h"
 
 namespace fathom {
 
@@ -168,12 +169,6 @@ struct SequenceChoices {
   std::int64_t choices = 0;  // experts, and no-ops
 };
 
-struct AdamWParams {
-  double lr = 0, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0;
-  std::int64_t step = 1;        // 1 at the first update, for bias correction
-  double gradient_scale = 1.0;  // multiplied to the gradient first: clipping
-};
-
 struct BackendOptions {
   bool invariant = false;      // a row's result does not depend on the other rows, nor on their number
   bool deterministic = false;  // bit-equal from run to run (the CPU always is)
@@ -186,6 +181,17 @@ class CapturedWork {
   virtual ~CapturedWork() = default;
   /// Does all of it again, on the memory it was recorded with.
   virtual void launch() = 0;
+};
+
+/// A copy to the host that the device makes while the host goes on. One at a time; begin() may be called
+/// again after wait(), or over a copy that nobody wants any more.
+class Readback {
+ public:
+  virtual ~Readback() = default;
+  /// Asks for a copy of what `source` holds after all that was asked of the backend before.
+  virtual void begin(const void* source) = 0;
+  /// Waits for that copy, and for nothing that was asked for after it. Valid until the next begin().
+  virtual const void* wait() = 0;
 };
 
 class Decoder;  // decoder.h
@@ -218,6 +224,8 @@ class Backend {
   virtual void release(void* data, std::size_t bytes) noexcept = 0;
   virtual void copy_from_host(void* destination, const void* host, std::size_t bytes) = 0;
   virtual void copy_to_host(void* host, const void* source, std::size_t bytes) = 0;
+  /// For copies of `bytes`. Without an implementation of its own, begin() is copy_to_host().
+  virtual std::unique_ptr<Readback> make_readback(std::size_t bytes);
   virtual void copy(View out, ConstView in) = 0;  // same dtype and size
   /// Rows that are parts of wider ones, side by side: out [rows, width]; `in`, of the same dtype, has a row
   /// every `in_row` elements and ends with the last one.
@@ -239,6 +247,10 @@ class Backend {
   /// Independent normal numbers, a pure function of (seed, stream, index): the same on every backend to
   /// rounding.
   virtual void fill_normal(View out, double stddev, std::uint64_t seed, std::uint64_t stream) = 0;
+  /// The same with the stream `stream` + offset[0], int64 [1]: what captured work draws differs from launch
+  /// to launch.
+  virtual void fill_normal_from(View out, double stddev, std::uint64_t seed, std::uint64_t stream,
+                                ConstView offset) = 0;
   virtual void cast(View out, ConstView in) = 0;             // between floating dtypes
   virtual void add(View out, ConstView a, ConstView b) = 0;  // may alias
   virtual void accumulate(View out, ConstView in) = 0;       // out += in
@@ -482,8 +494,15 @@ class Backend {
 
   // --- optimizer
   /// AdamW (Loshchilov & Hutter 2019) over flat stat arenas; `working`, when not null, gets the compute-dtype
-  /// copy.
-  virtual void adamw(View master, View working, View m, View v, ConstView gradient, const AdamWParams& p) = 0;
+  /// copy. numbers: UpdateNumbers, fp64.
+  virtual void adamw(View master, View working, View m, View v, ConstView gradient, ConstView numbers,
+                     const AdamWParams& p) = 0;
+  /// Whether a step's update is made, and how far its gradients are scaled (step_rule.h): into numbers,
+  /// UpdateNumbers of each of the kClipGroups groups, `gradient_scale` and `applied`; into applied, stat [1].
+  /// mean: LossMean, which takes the loss of an update that is made; halted says that none is made any more.
+  /// losses stat [parts * slots], squares stat [kClipGroups]: sums of squares of the groups' gradients.
+  virtual void judge_step(View numbers, View mean, View applied, ConstView losses, ConstView squares,
+                          const StepRule& rule) = 0;
 
   /// The matrix work launched since the last clear().
   FlopLog flop_log;

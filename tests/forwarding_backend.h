@@ -29,6 +29,7 @@ class ForwardingBackend : public Backend {
   void copy_to_host(void* host, const void* source, std::size_t bytes) override {
     inner_->copy_to_host(host, source, bytes);
   }
+  std::unique_ptr<Readback> make_readback(std::size_t bytes) override { return inner_->make_readback(bytes); }
   void copy(View out, ConstView in) override { inner_->copy(out, in); }
   void copy_rows(View out, ConstView in, std::int64_t rows, std::int64_t width,
                  std::int64_t in_row) override {
@@ -42,6 +43,10 @@ class ForwardingBackend : public Backend {
   void fill(View out, double value) override { inner_->fill(out, value); }
   void fill_normal(View out, double stddev, std::uint64_t seed, std::uint64_t stream) override {
     inner_->fill_normal(out, stddev, seed, stream);
+  }
+  void fill_normal_from(View out, double stddev, std::uint64_t seed, std::uint64_t stream,
+                        ConstView offset) override {
+    inner_->fill_normal_from(out, stddev, seed, stream, offset);
   }
   void cast(View out, ConstView in) override { inner_->cast(out, in); }
   void add(View out, ConstView a, ConstView b) override { inner_->add(out, a, b); }
@@ -268,8 +273,13 @@ class ForwardingBackend : public Backend {
                           std::int64_t rows) override {
     inner_->routing_statistics(out, r, p, indices, threshold_logit, rows);
   }
-  void adamw(View master, View working, View m, View v, ConstView gradient, const AdamWParams& p) override {
-    inner_->adamw(master, working, m, v, gradient, p);
+  void adamw(View master, View working, View m, View v, ConstView gradient, ConstView numbers,
+             const AdamWParams& p) override {
+    inner_->adamw(master, working, m, v, gradient, numbers, p);
+  }
+  void judge_step(View numbers, View mean, View applied, ConstView losses, ConstView squares,
+                  const StepRule& rule) override {
+    inner_->judge_step(numbers, mean, applied, losses, squares, rule);
   }
 
  protected:

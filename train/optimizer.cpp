@@ -1,12 +1,17 @@
 #include "train/optimizer.h"
 
-#include <cmath>
+#include <vector>
 
 #include "src/ops/loss.h"
 
 namespace fathom {
 
 namespace {
+
+// The kernels' three groups are these.
+static_assert(kParameterGroups == kClipGroups && static_cast<int>(ParameterGroup::Decayed) == 0 &&
+              static_cast<int>(ParameterGroup::Undecayed) == 1 &&
+              static_cast<int>(ParameterGroup::Predictor) == 2);
 
 Tensor part(const Tensor& arena, const ArenaRange& range) {
   return arena.rows(range.begin, range.begin + range.size);
@@ -18,6 +23,8 @@ AdamW::AdamW(Context& c, const ParameterSet& parameters, const TrainConfig& conf
   const Shape shape = parameters.gradients().shape();
   state_.m = c.zeros(shape, c.stat_dtype(), MemoryTag::Optimizer);
   state_.v = c.zeros(shape, c.stat_dtype(), MemoryTag::Optimizer);
+  numbers_ = c.empty({static_cast<std::int64_t>(kParameterGroups) * kUpdateNumbers}, DType::F64,
+                     MemoryTag::Optimizer);
 }
 
 AdamW::Norms AdamW::norms(Context& c, const ParameterSet& parameters) {
@@ -34,30 +41,40 @@ void AdamW::record_norms(Context& c, const ParameterSet& parameters, const Tenso
   }
 }
 
-AdamW::Norms AdamW::norms_of(const double* squares) {
-  const auto of = [squares](ParameterGroup g) { return squares[static_cast<std::size_t>(g)]; };
-  return {std::sqrt(of(ParameterGroup::Decayed) + of(ParameterGroup::Undecayed)),
-          std::sqrt(of(ParameterGroup::Predictor))};
-}
+AdamW::Norms AdamW::norms_of(const double* squares) { return {model_norm(squares), predictor_norm(squares)}; }
 
 void AdamW::update(Context& c, ParameterSet& parameters, const Norms& norms, double lr, std::int64_t step) {
-  const auto clip = [this](double norm) {
-    return config_.grad_clip > 0 && norm > config_.grad_clip ? config_.grad_clip / norm : 1.0;
-  };
+  StepRule rule;
+  rule.grad_clip = config_.grad_clip;
+  const double of_model = clip_factor(rule, norms.model);
+  set_numbers(c, lr, step, {of_model, of_model, clip_factor(rule, norms.predictor)});
+  record_update(c, parameters);
+}
+
+void AdamW::prepare(Context& c, double lr, std::int64_t step) { set_numbers(c, lr, step, {1.0, 1.0, 1.0}); }
+
+void AdamW::set_numbers(Context& c, double lr, std::int64_t step, const double (&scales)[kParameterGroups]) {
+  const AdamWParams betas{config_.betas[0], config_.betas[1]};
+  std::vector<double> all;
+  for (const double scale : scales) {
+    const UpdateNumbers n = update_numbers(betas, lr, step, scale);
+    all.insert(all.end(), {n.lr, n.bias1, n.root_bias2, n.gradient_scale, n.applied});
+  }
+  from_host(c.backend(), numbers_, all);
+}
+
+void AdamW::record_update(Context& c, ParameterSet& parameters) {
   for (const ParameterGroup group :
        {ParameterGroup::Decayed, ParameterGroup::Undecayed, ParameterGroup::Predictor}) {
     const ArenaRange range = parameters.range(group);
     if (range.size == 0) continue;
-    const AdamWParams p{lr,
-                        config_.betas[0],
-                        config_.betas[1],
-                        config_.eps,
-                        group == ParameterGroup::Decayed ? config_.weight_decay : 0.0,
-                        step,
-                        clip(group == ParameterGroup::Predictor ? norms.predictor : norms.model)};
+    const AdamWParams p{config_.betas[0], config_.betas[1], config_.eps,
+                        group == ParameterGroup::Decayed ? config_.weight_decay : 0.0};
+    const auto at = static_cast<std::int64_t>(group) * kUpdateNumbers;
     const View working = parameters.working().defined() ? part(parameters.working(), range).view() : View{};
     c.backend().adamw(part(parameters.masters(), range), working, part(state_.m, range),
-                      part(state_.v, range), part(parameters.gradients(), range), p);
+                      part(state_.v, range), part(parameters.gradients(), range),
+                      numbers_.rows(at, at + kUpdateNumbers), p);
   }
 }
 

@@ -23,10 +23,20 @@ class AdamW {
   /// One update, number `step` (from 1), at rate `lr`, with each norm clipped to train.grad_clip.
   void update(Context& c, ParameterSet& parameters, const Norms& norms, double lr, std::int64_t step);
 
+  /// The same in two parts, between which the device judges the step (Backend::judge_step). The first gives
+  /// it the step's numbers, the second, which may be captured, goes by what is in numbers() when it runs.
+  void prepare(Context& c, double lr, std::int64_t step);
+  void record_update(Context& c, ParameterSet& parameters);
+  /// UpdateNumbers of each group, fp64 [kParameterGroups * kUpdateNumbers].
+  const Tensor& numbers() const { return numbers_; }
+
   OptimizerState& state() { return state_; }
 
  private:
+  void set_numbers(Context& c, double lr, std::int64_t step, const double (&scales)[kParameterGroups]);
+
   OptimizerState state_;
+  Tensor numbers_;
   TrainConfig config_;
 };
 

@@ -20,9 +20,11 @@ namespace fathom::cuda {
 
 namespace {
 
-// Host memory is pageable, and the device reads it through pinned buffers of this size, used in turn.
-constexpr std::size_t kStagingBytes = 4U << 20;
-constexpr std::size_t kStagingBuffers = 4;
+// Host memory is pageable, and the device reads it through pinned buffers of this size, used in turn. A copy
+// waits for the one that had its buffer before, and with that for all that precedes that one: so many that
+// the copies of a training step that is launched behind another do not come round to the other's.
+constexpr std::size_t kStagingBytes = 512U << 10;
+constexpr std::size_t kStagingBuffers = 64;
 
 class CudaGraph final : public CapturedWork {
  public:
@@ -36,6 +38,30 @@ class CudaGraph final : public CapturedWork {
  private:
   cudaStream_t stream_;
   GraphExecHandle executable_;
+};
+
+class CudaReadback final : public Readback {
+ public:
+  CudaReadback(std::size_t bytes, cudaStream_t stream)
+      : stream_(stream),
+        bytes_(bytes),
+        host_(make_pinned_memory("readback", std::max<std::size_t>(bytes, 1))),
+        arrived_(make_event("readback", cudaEventDisableTiming)) {}
+  ~CudaReadback() override { cudaEventSynchronize(arrived_.get()); }  // the device may still write there
+  void begin(const void* source) override {
+    check(cudaMemcpyAsync(host_.get(), source, bytes_, cudaMemcpyDeviceToHost, stream_), "readback");
+    check(cudaEventRecord(arrived_.get(), stream_), "readback");
+  }
+  const void* wait() override {
+    check(cudaEventSynchronize(arrived_.get()), "readback");
+    return host_.get();
+  }
+
+ private:
+  cudaStream_t stream_;
+  std::size_t bytes_;
+  PinnedMemory host_;
+  EventHandle arrived_;
 };
 
 }  // namespace
@@ -125,6 +151,10 @@ void CudaBackend::copy_to_host(void* host, const void* source, std::size_t bytes
   if (bytes == 0) return;
   check(cudaMemcpyAsync(host, source, bytes, cudaMemcpyDeviceToHost, stream_), "copy_to_host");
   synchronize();
+}
+
+std::unique_ptr<Readback> CudaBackend::make_readback(std::size_t bytes) {
+  return std::make_unique<CudaReadback>(bytes, stream_);
 }
 
 void CudaBackend::copy(View out, ConstView in) {

@@ -46,6 +46,7 @@ class CudaBackend final : public Backend, public OwnMemory {
   void release(void* data, std::size_t bytes) noexcept override;
   void copy_from_host(void* destination, const void* host, std::size_t bytes) override;
   void copy_to_host(void* host, const void* source, std::size_t bytes) override;
+  std::unique_ptr<Readback> make_readback(std::size_t bytes) override;
   void copy(View out, ConstView in) override;
   void copy_rows(View out, ConstView in, std::int64_t rows, std::int64_t width, std::int64_t in_row) override;
   void synchronize() override;
@@ -57,6 +58,8 @@ class CudaBackend final : public Backend, public OwnMemory {
 
   void fill(View out, double value) override;
   void fill_normal(View out, double stddev, std::uint64_t seed, std::uint64_t stream) override;
+  void fill_normal_from(View out, double stddev, std::uint64_t seed, std::uint64_t stream,
+                        ConstView offset) override;
   void cast(View out, ConstView in) override;
   void add(View out, ConstView a, ConstView b) override;
   void accumulate(View out, ConstView in) override;
@@ -161,7 +164,10 @@ class CudaBackend final : public Backend, public OwnMemory {
   void square_loss(View losses, View dx, ConstView x, double gradient_scale) override;
   void routing_statistics(View out, ConstView r, ConstView p, ConstView indices, double threshold_logit,
                           std::int64_t rows) override;
-  void adamw(View master, View working, View m, View v, ConstView gradient, const AdamWParams& p) override;
+  void adamw(View master, View working, View m, View v, ConstView gradient, ConstView numbers,
+             const AdamWParams& p) override;
+  void judge_step(View numbers, View mean, View applied, ConstView losses, ConstView squares,
+                  const StepRule& rule) override;
 
  private:
   /// Device memory for the op at hand, valid until the next op that asks: ops run one after the other on one

@@ -35,12 +35,14 @@ __device__ double uniform(unsigned low, unsigned high, double offset) {
 __device__ void store(float* to, double x) { *to = static_cast<float>(x); }
 __device__ void store(bf16* to, double x) { *to = __double2bfloat16(x); }
 
-/// One pair of numbers a thread; writes n elements, and is bound by arithmetic in double.
+/// The stream is `stream`, plus what `offset` holds where it is not null. One pair of numbers a thread;
+/// writes n elements, and is bound by arithmetic in double.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    normal(T* out, std::int64_t n, double stddev, std::uint64_t seed, std::uint64_t stream) {
+__global__ void __launch_bounds__(kThreads) normal(T* out, std::int64_t n, double stddev, std::uint64_t seed,
+                                                   std::uint64_t stream, const std::int64_t* offset) {
   const std::int64_t pair = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (2 * pair >= n) return;
+  if (offset != nullptr) stream += static_cast<std::uint64_t>(*offset);
   const uint4 words = philox(static_cast<std::uint64_t>(pair), stream, seed);
   const double radius = stddev * sqrt(-2.0 * log(uniform(words.x, words.y, 1.0)));
   double sine = 0, cosine = 0;
@@ -49,18 +51,28 @@ __global__ void __launch_bounds__(kThreads)
   if (2 * pair + 1 < n) store(out + 2 * pair + 1, radius * sine);
 }
 
-}  // namespace
-
-void CudaBackend::fill_normal(View out, double stddev, std::uint64_t seed, std::uint64_t stream) {
+void launch(cudaStream_t on, View out, double stddev, std::uint64_t seed, std::uint64_t stream,
+            const std::int64_t* offset) {
   const char* op = "fill_normal";
   for_compute_type(op, out.dtype, [&](auto zero) {
     using T = decltype(zero);
     T* to = output<T>(op, "out", out, out.size);
     if (out.size == 0) return;
-    normal<T><<<blocks_for((out.size + 1) / 2, kThreads), kThreads, 0, stream_>>>(to, out.size, stddev, seed,
-                                                                                  stream);
+    normal<T><<<blocks_for((out.size + 1) / 2, kThreads), kThreads, 0, on>>>(to, out.size, stddev, seed,
+                                                                             stream, offset);
     check_launch(op);
   });
+}
+
+}  // namespace
+
+void CudaBackend::fill_normal(View out, double stddev, std::uint64_t seed, std::uint64_t stream) {
+  launch(stream_, out, stddev, seed, stream, nullptr);
+}
+
+void CudaBackend::fill_normal_from(View out, double stddev, std::uint64_t seed, std::uint64_t stream,
+                                   ConstView offset) {
+  launch(stream_, out, stddev, seed, stream, input<std::int64_t>("fill_normal", "offset", offset, 1));
 }
 
 }  // namespace fathom::cuda

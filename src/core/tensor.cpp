@@ -112,6 +112,7 @@ template std::vector<std::int32_t> to_host(Backend&, const Tensor&);
 template void from_host(Backend&, const Tensor&, const std::vector<float>&);
 template void from_host(Backend&, const Tensor&, const std::vector<double>&);
 template void from_host(Backend&, const Tensor&, const std::vector<std::int32_t>&);
+template void from_host(Backend&, const Tensor&, const std::vector<std::int64_t>&);
 
 namespace {
 

@@ -8,6 +8,8 @@ using Values = std::vector<double>;
 class LossOptimizer : public KernelSuite {};
 INSTANTIATE_TEST_SUITE_P(Cpu, LossOptimizer, ::testing::ValuesIn(cases()), name_of_case);
 
+View view_of(UpdateNumbers& numbers) { return {&numbers, kUpdateNumbers, DType::F64}; }
+
 std::size_t at(std::int64_t i) { return static_cast<std::size_t>(i); }
 
 TEST_P(LossOptimizer, CrossEntropy) {
@@ -66,15 +68,16 @@ TEST_P(LossOptimizer, AdamWFollowsItsFormula) {
       for (std::int64_t i = 0; i < n; ++i) p[at(i)] = master[i];
       for (int step = 1; step <= 3; ++step) {
         const Buffer g = random(dtype(), n, static_cast<unsigned>(10 + step), 0.1);
-        AdamWParams a;
-        a.lr = 0.01;
-        a.beta1 = 0.9;
-        a.beta2 = 0.95;
-        a.eps = 1e-8;
-        a.weight_decay = 0.1;
-        a.step = step;
-        a.gradient_scale = 0.5;
-        b.adamw(master.view(), working.view(), m.view(), v.view(), g.view(), a);
+        const AdamWParams a{0.9, 0.95, 1e-8, 0.1};
+        UpdateNumbers now = update_numbers(a, 0.01, step, 0.5);
+        b.adamw(master.view(), working.view(), m.view(), v.view(), g.view(), view_of(now), a);
+        const std::vector<Buffer> before{master, working, m, v};
+        now.applied = 0;
+        b.adamw(master.view(), working.view(), m.view(), v.view(), g.view(), view_of(now), a);
+        const std::vector<Buffer> after{master, working, m, v};
+        for (std::size_t i = 0; i < before.size(); ++i) {
+          EXPECT_EQ(before[i].bytes(), after[i].bytes()) << "an update that is not made changes nothing";
+        }
         for (std::int64_t i = 0; i < n; ++i) {
           const double gi = g[i] * 0.5;
           rm[at(i)] = 0.9 * rm[at(i)] + 0.1 * gi;
@@ -93,6 +96,51 @@ TEST_P(LossOptimizer, AdamWFollowsItsFormula) {
   }
 }
 
+// Losses of 2 micro-batches of 3 losses and 10 tokens each: 3 and 4 nats a token.
+TEST_P(LossOptimizer, AStepIsJudgedByItsLossesAndNorms) {
+  const double nan = std::nan(""), infinite = INFINITY;
+  const StepRule rule{2, 3, 10, 2.0, 1.5, true};
+  struct Case {
+    double last_loss, square, steps, mean, halted;
+    bool goes;
+  };
+  for (const Case& c :
+       {Case{1, 9, 0, 0, 0, true}, Case{1, 9, 19, 1, 0, true}, Case{1, 9, 20, 1, 0, false},
+        Case{1, 9, 20, 3, 0, true}, Case{1, 9, 20, 3, 1, false}, Case{nan, 9, 0, 0, 0, false},
+        Case{infinite, 9, 0, 0, 0, false}, Case{1, nan, 0, 0, 0, false}, Case{1, infinite, 0, 0, 0, false}}) {
+    UpdateNumbers groups[kClipGroups];
+    LossMean mean{c.mean, c.steps, c.halted};
+    const Buffer losses(dtype(), {30, 1, 1, 40, 1, c.last_loss}), squares(dtype(), {c.square, 16, 1});
+    Buffer applied(dtype(), 1, 7.0);
+    backend()->judge_step({groups, kClipGroups * kUpdateNumbers, DType::F64},
+                          {&mean, kLossMeanNumbers, DType::F64}, applied.view(), losses.view(),
+                          squares.view(), rule);
+    EXPECT_EQ(applied[0], c.goes ? 1.0 : 0.0);
+    EXPECT_EQ(mean.halted, c.goes ? 0.0 : 1.0);
+    EXPECT_EQ(mean.steps, c.steps + (c.goes ? 1 : 0));
+    EXPECT_DOUBLE_EQ(mean.mean, c.goes ? c.mean + (3.5 - c.mean) / mean.steps : c.mean);
+    for (std::int64_t g = 0; g < kClipGroups; ++g) {
+      EXPECT_EQ(groups[g].applied, c.goes ? 1.0 : 0.0);
+      if (!c.goes) continue;
+      EXPECT_EQ(groups[g].gradient_scale, g < 2 ? 2.0 / 5.0 : 1.0);
+    }
+  }
+}
+
+// A rule that warns of spikes refuses only what is not finite.
+TEST_P(LossOptimizer, ASpikeThatIsWarnedOfIsApplied) {
+  UpdateNumbers groups[kClipGroups];
+  LossMean mean{1.0, 100, 0};
+  const Buffer losses(dtype(), 1, 30.0), squares(dtype(), 3, 1.0);
+  Buffer applied(dtype(), 1);
+  backend()->judge_step({groups, kClipGroups * kUpdateNumbers, DType::F64},
+                        {&mean, kLossMeanNumbers, DType::F64}, applied.view(), losses.view(), squares.view(),
+                        {1, 1, 10, 0, 1.5, false});
+  EXPECT_EQ(applied[0], 1.0);
+  EXPECT_DOUBLE_EQ(mean.mean, 1.0 + 0.02 * 2.0);
+  EXPECT_EQ(groups[0].gradient_scale, 1.0) << "0: nothing is clipped";
+}
+
 TEST_P(LossOptimizer, Refusals) {
   const auto b = backend();
   Buffer logits(dtype(), 6), losses(dtype(), 2), targets = integers({0, 3}), index(DType::I32, 2);
@@ -100,8 +148,15 @@ TEST_P(LossOptimizer, Refusals) {
                "cross_entropy", "target: got 3, expected 2");
   expect_error([&] { b->cross_entropy(losses.view(), losses.view(), logits.view(), index.view(), 2, 3, 1); },
                "cross_entropy", "gradient: got 2, expected 6");
-  expect_error([&] { b->adamw(logits.view(), View{}, losses.view(), logits.view(), logits.view(), {}); },
-               "adamw", "m: got 2, expected 6");
+  UpdateNumbers now;
+  expect_error(
+      [&] { b->adamw(logits.view(), View{}, losses.view(), logits.view(), logits.view(), view_of(now), {}); },
+      "adamw", "m: got 2, expected 6");
+  expect_error(
+      [&] {
+        b->adamw(logits.view(), View{}, logits.view(), logits.view(), logits.view(), losses.view(), {});
+      },
+      "adamw", "numbers: got 2, expected 5");
 }
 
 }  // namespace

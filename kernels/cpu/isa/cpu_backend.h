@@ -35,6 +35,8 @@ class CpuBackend final : public Backend {
   void synchronize() override;
   void fill(View out, double value) override;
   void fill_normal(View out, double stddev, std::uint64_t seed, std::uint64_t stream) override;
+  void fill_normal_from(View out, double stddev, std::uint64_t seed, std::uint64_t stream,
+                        ConstView offset) override;
   void cast(View out, ConstView in) override;
   void add(View out, ConstView a, ConstView b) override;
   void accumulate(View out, ConstView in) override;
@@ -135,7 +137,10 @@ class CpuBackend final : public Backend {
   void square_loss(View losses, View dx, ConstView x, double gradient_scale) override;
   void routing_statistics(View out, ConstView r, ConstView p, ConstView indices, double threshold_logit,
                           std::int64_t rows) override;
-  void adamw(View master, View working, View m, View v, ConstView gradient, const AdamWParams& p) override;
+  void adamw(View master, View working, View m, View v, ConstView gradient, ConstView numbers,
+             const AdamWParams& p) override;
+  void judge_step(View numbers, View mean, View applied, ConstView losses, ConstView squares,
+                  const StepRule& rule) override;
 
  private:
   BackendOptions options_;

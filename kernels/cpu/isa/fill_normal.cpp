@@ -60,4 +60,10 @@ void CpuBackend::fill_normal(View out, double stddev, std::uint64_t seed, std::u
   });
 }
 
+void CpuBackend::fill_normal_from(View out, double stddev, std::uint64_t seed, std::uint64_t stream,
+                                  ConstView offset) {
+  const auto* more = input<std::int64_t>("fill_normal", "offset", offset, 1);
+  fill_normal(out, stddev, seed, stream + static_cast<std::uint64_t>(*more));
+}
+
 }  // namespace fathom::cpu::FATHOM_ISA
