@@ -34,10 +34,13 @@ struct Select {
                            seq);
   }
   Tensor operator()(const Stochastic& rule) const {
-    constexpr std::uint64_t kLayersApart = 1 << 16;
     const Tensor noise = c.empty_stat({batch * seq});
-    c.backend().fill_normal(noise, 1.0, rule.seed,
-                            rule.step * kLayersApart + static_cast<std::uint64_t>(routed.layer));
+    const auto stream = static_cast<std::uint64_t>(routed.layer);
+    if (rule.streams_there) {
+      c.backend().fill_normal_from(noise, 1.0, rule.seed, stream, rule.streams_there);
+    } else {
+      c.backend().fill_normal(noise, 1.0, rule.seed, first_stream(rule.step) + stream);
+    }
     return ops::top_k_rows(c, noise, batch, seq, kept_tokens(routing.capacity, seq));
   }
 };

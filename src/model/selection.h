@@ -21,11 +21,20 @@ struct Causal {
   double threshold = 0.5;
 };
 
-/// Top-k on Gaussian noise: the paper's control. A pure function of (seed, step, layer).
+/// Top-k on Gaussian noise: the paper's control. A pure function of (seed, step, layer): layer l draws from
+/// the stream first_stream(step) + l.
 struct Stochastic {
   std::uint64_t seed = 0;
   std::uint64_t step = 0;
+  /// int64 [1] in the backend's memory, first_stream() of the step, which counts instead of `step` where it
+  /// is not null: captured work is launched for other steps than the one it was recorded in.
+  ConstView streams_there = {};
 };
+
+constexpr std::uint64_t first_stream(std::uint64_t step) {
+  constexpr std::uint64_t kLayersApart = 1 << 16;
+  return step * kLayersApart;
+}
 
 using SelectionRule = std::variant<TopK, Causal, Stochastic>;
 
