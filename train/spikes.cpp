@@ -1,7 +1,5 @@
 #include "train/spikes.h"
 
-#include <algorithm>
-
 #include <fmt/format.h>
 
 #include "train/records.h"
@@ -10,7 +8,6 @@ namespace fathom {
 
 namespace {
 
-constexpr std::int64_t kSettled = 20;  // steps before the running mean means something
 constexpr std::int64_t kMostSkipped = 10;
 
 std::string failure_of(const std::string& what, const TrainingState& state, OnSpike policy) {
@@ -30,11 +27,16 @@ std::string failure_of(const std::string& what, const TrainingState& state, OnSp
 
 }  // namespace
 
+LossMean mean_of(const TrainingState& state) {
+  return {state.loss_average, static_cast<double>(state.steps_averaged), 0};
+}
+
 Judgement judge(const TrainConfig& config, TrainingState& state, const StepOutcome& outcome,
                 const std::function<std::string()>& trace) {
   const bool broken = !outcome.finite();
-  const bool spike =
-      !broken && state.steps_averaged >= kSettled && outcome.loss > config.spike_factor * state.loss_average;
+  StepRule rule;
+  rule.spike_factor = config.spike_factor;
+  const bool spike = !broken && is_spike(rule, mean_of(state), outcome.loss);
   if (!broken && !spike) {
     state.skipped_in_a_row = 0;
     return {};
@@ -59,10 +61,10 @@ Judgement judge(const TrainConfig& config, TrainingState& state, const StepOutco
 }
 
 void average(TrainingState& state, double loss) {
-  constexpr double kSlowest = 0.02;
+  LossMean mean = mean_of(state);
+  take_loss(mean, loss);
   ++state.steps_averaged;
-  const double share = std::max(1.0 / static_cast<double>(state.steps_averaged), kSlowest);
-  state.loss_average += share * (loss - state.loss_average);
+  state.loss_average = mean.mean;
 }
 
 }  // namespace fathom

@@ -20,8 +20,11 @@ struct Judgement {
   std::string failure;               // of StopRun: for the user, with what to do
 };
 
-/// Judges the step after `state`, whose skipped steps in a row it counts. `trace` names the culprit of a
-/// number that is not finite; it is asked only then.
+/// What the device measures spikes against, of the steps up to `state`.
+LossMean mean_of(const TrainingState& state);
+
+/// Judges the step after `state`, as the device did before (kernels/step_rule.h), whose skipped steps in a
+/// row it counts. `trace` names the culprit of a number that is not finite; it is asked only then.
 Judgement judge(const TrainConfig& config, TrainingState& state, const StepOutcome& outcome,
                 const std::function<std::string()>& trace);
 

@@ -1,5 +1,6 @@
 #include "train/step.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 #include <variant>
@@ -17,6 +18,8 @@ namespace fathom {
 namespace {
 
 constexpr std::int64_t kSummary = 8;  // elements of a router's summary
+constexpr auto kGroups = static_cast<std::int64_t>(kParameterGroups);
+constexpr std::size_t kMostLaunched = 2;  // and not read
 
 // Whether what experts choose is foretold, and so can be right or wrong.
 bool experts_foretold(const RoutingConfig& routing) {
@@ -31,14 +34,47 @@ bool StepOutcome::finite() const {
          std::isfinite(norms.model) && std::isfinite(norms.predictor);
 }
 
-StepRunner::StepRunner(Context& c, Transformer& model, const Config& config, Source source)
-    : context_(c), model_(model), config_(config), source_(std::move(source)), memory_(c.allocator().pool()) {
+StepRunner::StepRunner(Context& c, Transformer& model, AdamW& optimizer, const Config& config, Source source)
+    : context_(c),
+      model_(model),
+      optimizer_(optimizer),
+      config_(config),
+      source_(std::move(source)),
+      memory_(c.allocator().pool()) {
   const auto layers = static_cast<std::int64_t>(model.routed_layers().size());
   const auto experts = static_cast<std::int64_t>(model.expert_layers().size());
   const std::int64_t of_experts = kExpertStats + (experts_foretold(config.routing) ? kSummary : 0);
-  report_ = c.zeros({config.accumulation() * model.loss_slots() + kSummary * layers + of_experts * experts +
-                     static_cast<std::int64_t>(kParameterGroups)},
-                    c.stat_dtype());
+  report_ = c.zeros(
+      {config.accumulation() * model.loss_slots() + kSummary * layers + of_experts * experts + kGroups + 1},
+      c.stat_dtype());
+  mean_ = c.empty({kLossMeanNumbers}, DType::F64);
+  streams_ = c.empty({1}, DType::I64);
+  const std::size_t bytes = static_cast<std::size_t>(report_.size()) * size_of(report_.dtype());
+  for (std::size_t i = 0; i < kMostLaunched; ++i) readbacks_.push_back(c.backend().make_readback(bytes));
+}
+
+// What was launched reads and writes memory that is about to go.
+StepRunner::~StepRunner() {
+  if (flights_.empty()) return;
+  try {
+    context_.backend().synchronize();
+  } catch (...) {  // NOLINT: it was about to be thrown away
+  }
+}
+
+StepRule StepRunner::rule() const {
+  StepRule r;
+  r.parts = config_.accumulation();
+  r.slots = model_.loss_slots();
+  r.rows = config_.micro_batch_sequences() * config_.train.seq_len;
+  r.grad_clip = config_.train.grad_clip;
+  r.spike_factor = config_.train.spike_factor;
+  r.refuses_spikes = config_.train.on_spike != OnSpike::Warn;
+  return r;
+}
+
+bool StepRunner::draws_noise() const {
+  return std::holds_alternative<Stochastic>(training_rule(config_.routing, config_.seed, 0));
 }
 
 std::vector<HostBatch> StepRunner::host_batches(std::int64_t first_sequence) const {
@@ -61,45 +97,71 @@ void StepRunner::load(std::int64_t first_sequence) {
   }
 }
 
-std::optional<StepOutcome> StepRunner::gradients(std::int64_t step, std::int64_t first_sequence) {
-  load(first_sequence);
-  as_one_ = false;
-  if (!launch(step)) return std::nullopt;
-  if (!context_.backend().is_cpu()) {  // the device is busy now, the host is not
-    const std::int64_t after = first_sequence + config_.accumulation() * config_.micro_batch_sequences();
-    next_ = {after, host_batches(after)};
+void StepRunner::prepare(const StepStart& start) {
+  Backend& backend = context_.backend();
+  optimizer_.prepare(context_, start.lr, start.step + 1);
+  if (flights_.empty())
+    from_host<double>(backend, mean_, {start.mean.mean, start.mean.steps, start.mean.halted});
+  if (draws_noise()) {
+    const std::uint64_t first = first_stream(static_cast<std::uint64_t>(start.step));
+    from_host<std::int64_t>(backend, streams_, {static_cast<std::int64_t>(first)});
   }
-  return read(step);
 }
 
-bool StepRunner::launch(std::int64_t step) {
-  Backend& backend = context_.backend();
-  // Noise is drawn by the step's number, which a captured launch could not change.
-  const bool fixed = !std::holds_alternative<Stochastic>(training_rule(config_.routing, config_.seed, 0));
-  if (!backend.can_capture() || !fixed || context_.traces_nonfinite()) return record_step(step);
+bool StepRunner::launch(const StepStart& start) {
+  if (flights_.size() >= kMostLaunched || (!flights_.empty() && !runs_ahead()))
+    throw InternalError("[step] launched before the one before it was read");
   if (stop_requested()) return false;
-  if (captured_) {
-    as_one_ = true;
-    captured_->launch();
-    return true;
+  Flight flight{start.step, false, next_readback_ % kMostLaunched};
+  try {
+    load(start.first_sequence);
+    prepare(start);
+    if (!run(flight)) return false;
+    readbacks_[flight.readback]->begin(report_.data());
+  } catch (const DeviceError& e) {
+    fail(e, flights_.empty() ? flight : flights_.front());
   }
+  ++next_readback_;
+  flights_.push_back(flight);
+  if (!context_.backend().is_cpu()) {  // the device is busy now, the host is not
+    const std::int64_t after =
+        start.first_sequence + config_.accumulation() * config_.micro_batch_sequences();
+    next_ = {after, host_batches(after)};
+  }
+  return true;
+}
+
+bool StepRunner::launched(std::int64_t step) const {
+  return std::any_of(flights_.begin(), flights_.end(), [step](const Flight& f) { return f.step == step; });
+}
+
+bool StepRunner::run(Flight& flight) {
+  Backend& backend = context_.backend();
+  const auto all = [&] {
+    if (!record_gradients(flight.step)) return false;
+    record_update();
+    return true;
+  };
   // The first step runs op by op: it makes every choice and every block of memory that the others need.
-  if (launched_++ == 0) return record_step(step);
-  bool whole = false;
-  std::unique_ptr<CapturedWork> recorded = capture(backend, [&] { whole = record_step(step); });
-  if (!whole) return false;
-  captured_ = std::move(recorded);
-  as_one_ = true;
+  if (!backend.can_capture() || !std::exchange(warm_, true)) return all();
+  if (!captured_) {
+    bool whole = false;
+    std::unique_ptr<CapturedWork> recorded = capture(backend, [&] { whole = all(); });
+    if (!whole) return false;
+    captured_ = std::move(recorded);
+  }
+  flight.as_one = true;
   captured_->launch();
   return true;
 }
 
-bool StepRunner::record_step(std::int64_t step) {
+bool StepRunner::record_gradients(std::int64_t step) {
   const MemoryScope memory(context_, memory_);
   const std::int64_t parts = config_.accumulation();
   const double weight = 1.0 / static_cast<double>(parts);
   const std::int64_t slots = model_.loss_slots();
-  const SelectionRule rule = training_rule(config_.routing, config_.seed, static_cast<std::uint64_t>(step));
+  SelectionRule rule = training_rule(config_.routing, config_.seed, static_cast<std::uint64_t>(step));
+  if (auto* stochastic = std::get_if<Stochastic>(&rule)) stochastic->streams_there = streams_;
   begin_gradients(context_, model_.parameters());
   for (std::int64_t part = 0; part < parts; ++part) {
     if (stop_requested()) return false;
@@ -128,26 +190,57 @@ bool StepRunner::record_step(std::int64_t step) {
     tape.backward();
   }
   settle_gradients(context_, model_.parameters());
-  AdamW::record_norms(
-      context_, model_.parameters(),
-      report_.rows(report_.size() - static_cast<std::int64_t>(kParameterGroups), report_.size()));
+  const std::int64_t squares = report_.size() - kGroups - 1;
+  AdamW::record_norms(context_, model_.parameters(), report_.rows(squares, squares + kGroups));
   return true;
 }
 
-std::vector<double> StepRunner::read_report(std::int64_t step) const {
+void StepRunner::record_update() {
+  const std::int64_t verdict = report_.size() - 1;
+  const StepRule judged_by = rule();
+  context_.backend().judge_step(optimizer_.numbers(), mean_, report_.rows(verdict, verdict + 1),
+                                report_.rows(0, judged_by.parts * judged_by.slots),
+                                report_.rows(verdict - kGroups, verdict), judged_by);
+  optimizer_.record_update(context_, model_.parameters());
+}
+
+// Nothing within captured work is checked by itself, so its faults come to light where the host meets the
+// device next: at its report, or while the step behind it is launched.
+void StepRunner::fail(const DeviceError& e, const Flight& first) const {
+  if (!first.as_one) throw;
+  const bool more = flights_.size() > 1;
+  throw DeviceError(fmt::format("Step {}{} (captured: forward, backward, norms, update) failed: {}",
+                                first.step + 1, more ? fmt::format(" or {}", flights_.back().step + 1) : "",
+                                e.what()));
+}
+
+std::vector<double> StepRunner::wait_for(const Flight& flight) {
   try {
-    return to_doubles(context_.backend(), report_);
+    const void* report = readbacks_[flight.readback]->wait();
+    const auto n = report_.size();
+    if (report_.dtype() == DType::F64) {
+      const auto* values = static_cast<const double*>(report);
+      return {values, values + n};
+    }
+    const auto* values = static_cast<const float*>(report);
+    return {values, values + n};
   } catch (const DeviceError& e) {
-    // Nothing within captured work is checked by itself, so its faults come to light here.
-    if (!as_one_) throw;
-    throw DeviceError(
-        fmt::format("Step {} (captured: forward, backward, norms) failed, or the update before it: {}",
-                    step + 1, e.what()));
+    fail(e, flight);
   }
 }
 
-StepOutcome StepRunner::read(std::int64_t step) const {
-  const std::vector<double> values = read_report(step);
+StepOutcome StepRunner::read() {
+  if (flights_.empty()) throw InternalError("[step] read before it was launched");
+  const std::vector<double> report = wait_for(flights_.front());
+  flights_.pop_front();
+  return outcome_of(report);
+}
+
+void StepRunner::forget() {
+  for (; !flights_.empty(); flights_.pop_front()) wait_for(flights_.front());
+}
+
+StepOutcome StepRunner::outcome_of(const std::vector<double>& values) const {
   const std::int64_t parts = config_.accumulation();
   const auto layers = static_cast<std::int64_t>(model_.routed_layers().size());
   const std::int64_t rows = config_.micro_batch_sequences() * config_.train.seq_len;
@@ -173,6 +266,7 @@ StepOutcome StepRunner::read(std::int64_t step) const {
     at += kSummary;
   }
   outcome.norms = AdamW::norms_of(at);
+  outcome.applied = at[kGroups] != 0;
   return outcome;
 }
 
@@ -182,8 +276,10 @@ std::string StepRunner::trace(std::int64_t step, std::int64_t first_sequence) {
       return fmt::format("the parameter {} was not finite before the step", spec.name);
     }
   }
+  load(first_sequence);
+  prepare({step, first_sequence, 0.0, {}});
   context_.trace_nonfinite(true);
-  const bool whole = gradients(step, first_sequence).has_value();
+  const bool whole = record_gradients(step);
   std::string found = whole ? "no single op (the values overflow only in a sum over the whole model)"
                             : "not looked for (a signal came first)";
   if (const NonFinite* culprit = context_.found_nonfinite()) {

@@ -1,18 +1,22 @@
 // One optimizer step: forward and backward over its micro-batches, the norms, the update; and finding the
 // culprit of a number that is not finite.
 //
-// On a device that can, the forward, the backward and the norms of all micro-batches are captured once, at
-// the second step, and launched as one piece of work from then on; the host meanwhile makes the next step's
-// batches.
+// The device judges by itself whether the update is made (Backend::judge_step): nobody waits inside a step.
+// On a device that can, all of it is captured once, at the second step, and launched as one piece of work
+// from then on. Then a step may be launched before the report of the one before it was read. Where the device
+// does not make an update it makes none of those behind it either, until a step is launched with none before
+// it: so what was launched ahead of a step that turns out not to count has changed nothing, and is launched
+// again.
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
+#include "kernels/error.h"
 #include "src/autograd/context.h"
 #include "src/model/transformer.h"
 #include "train/evaluate.h"
@@ -21,8 +25,9 @@
 
 namespace fathom {
 
-/// What a step measured, before its update.
+/// What a step measured, before its update, and whether that was made.
 struct StepOutcome {
+  bool applied = false;
   double loss = 0;              // cross-entropy, nats a token
   double aux = 0;               // BCE of the routers, mean over layers
   double predictor = 0;         // BCE of the predictors
@@ -37,20 +42,42 @@ struct StepOutcome {
   bool finite() const;
 };
 
+/// What a step goes by.
+struct StepStart {
+  std::int64_t step = 0;            // 0-based
+  std::int64_t first_sequence = 0;  // number of its first one in the source
+  double lr = 0;
+  /// Of the losses before it. Of a step that is launched behind another only the device knows.
+  LossMean mean = {};
+};
+
 class StepRunner {
  public:
   /// The `count` sequences from number `first` on of the training stream.
   using Source = std::function<HostBatch(std::int64_t first, std::int64_t count)>;
 
   /// All arguments must outlive it.
-  StepRunner(Context& c, Transformer& model, const Config& config, Source source);
+  StepRunner(Context& c, Transformer& model, AdamW& optimizer, const Config& config, Source source);
+  ~StepRunner();
+  StepRunner(const StepRunner&) = delete;
+  StepRunner& operator=(const StepRunner&) = delete;
 
-  /// Gradients of 0-based `step`, whose sequences are number `first_sequence` and on of the source. Empty
-  /// when a stop was asked for between its micro-batches.
-  std::optional<StepOutcome> gradients(std::int64_t step, std::int64_t first_sequence);
+  /// Sets the device to work on a step; read() has what came of it. False: a stop was asked for before it or
+  /// between its micro-batches, and nothing has changed.
+  bool launch(const StepStart& start);
+  /// Whether a step may be launched behind one that was not read yet: one, no more.
+  bool runs_ahead() const { return captured_ != nullptr; }
+  /// Whether `step` was launched and not read yet.
+  bool launched(std::int64_t step) const;
+  /// Waits for the earliest step that was launched. DeviceError: a fault, which is named where it was
+  /// launched as one.
+  StepOutcome read();
+  /// Waits for what was launched behind a step whose update was not made, and takes it for never launched.
+  void forget();
 
   /// Runs the step's forward and backward again with every op checked, and says where the first number that
-  /// is not finite came from: "swiglu of layer 3 (12 of its values)". Leaves the gradients unusable.
+  /// is not finite came from: "swiglu of layer 3 (12 of its values)". Leaves the gradients unusable, and what
+  /// the optimizer changes as it is. No step may be launched and not read.
   std::string trace(std::int64_t step, std::int64_t first_sequence);
 
  private:
@@ -59,28 +86,43 @@ class StepRunner {
     std::vector<HostBatch> batches;
   };
 
+  struct Flight {
+    std::int64_t step = 0;
+    bool as_one = false;  // launched as captured work
+    std::size_t readback = 0;
+  };
+
   void load(std::int64_t first_sequence);
+  void prepare(const StepStart& start);
   std::vector<HostBatch> host_batches(std::int64_t first_sequence) const;
-  /// Launches the whole step. False: a stop was asked for.
-  bool launch(std::int64_t step);
-  bool record_step(std::int64_t step);
-  /// Waits for the step. DeviceError: a fault in it, which is named where it was launched as one.
-  StepOutcome read(std::int64_t step) const;
-  std::vector<double> read_report(std::int64_t step) const;
+  /// Has the whole step done, captured or op by op. False: a stop was asked for.
+  bool run(Flight& flight);
+  bool record_gradients(std::int64_t step);
+  void record_update();
+  std::vector<double> wait_for(const Flight& flight);
+  StepOutcome outcome_of(const std::vector<double>& report) const;
+  [[noreturn]] void fail(const DeviceError& e, const Flight& first) const;
+  StepRule rule() const;
+  bool draws_noise() const;
 
   Context& context_;
   Transformer& model_;
+  AdamW& optimizer_;
   const Config& config_;
   Source source_;
   std::vector<Batch> batches_;  // by micro-batch; the captured work reads them
   Prefetched next_;
   // What the step leaves on the device: the losses of each micro-batch, the summaries of the routed layers
-  // and of the experts, the gradients' sums of squares.
+  // and of the experts, the gradients' sums of squares, whether the update was made.
   Tensor report_;
+  Tensor mean_;       // LossMean
+  Tensor streams_;    // of the step's noise, int64 [1]
   Allocator memory_;  // of all that lives within a step
   std::unique_ptr<CapturedWork> captured_;
-  int launched_ = 0;
-  bool as_one_ = false;  // the step at hand was launched as captured work
+  bool warm_ = false;                                 // a step has run op by op
+  std::vector<std::unique_ptr<Readback>> readbacks_;  // of reports, used in turn
+  std::size_t next_readback_ = 0;
+  std::deque<Flight> flights_;  // launched and not read
 };
 
 }  // namespace fathom

@@ -52,7 +52,7 @@ class Run {
         schedule_(config_.train, steps_),
         loader_(inputs_.train_loader()),
         valid_(inputs_.valid_loader()),
-        stepper_(context_, model_, config_,
+        stepper_(context_, model_, optimizer_, config_,
                  [this](std::int64_t first, std::int64_t count) {
                    return loader_.shuffled(config_.seed, first, count);
                  }),
@@ -144,40 +144,57 @@ class Run {
     return stopped ? stop() : finish();
   }
 
-  bool due(std::int64_t every) const { return every > 0 && state_.step % every == 0; }
+  static bool due_at(std::int64_t step, std::int64_t every) { return every > 0 && step % every == 0; }
+  bool due(std::int64_t every) const { return due_at(state_.step, every); }
   bool evaluation_is_missing() const {
     return due(config_.train.eval_every) && state_.step > 0 && state_.step < steps_;
   }
 
-  // One optimizer step and what is due after it. False: stop.
+  // What needs the parameters as they are after so many steps, and no later.
+  bool parameters_are_read_after(std::int64_t number) const {
+    return number >= steps_ || (valid_ && due_at(number, config_.train.eval_every)) ||
+           due_at(number, config_.train.checkpoint_every);
+  }
+
+  std::int64_t sequences_of_a_step() const { return config_.train.batch_tokens / config_.train.seq_len; }
+
+  // False: a stop was asked for.
+  bool launch(std::int64_t step) {
+    const std::int64_t ahead = (step - state_.step) * sequences_of_a_step();
+    return stepper_.launch({step, state_.sequences + ahead, schedule_.at(step), mean_of(state_)});
+  }
+
+  // One optimizer step and what is due after it. False: stop. The next step may be under way when it returns;
+  // one whose start a signal forbade is missed in the next call.
   bool step() {
     const Stopwatch watch;
     const std::int64_t number = state_.step + 1;
     const bool logged = number % config_.train.log_every == 0 || number == 1 || number == steps_;
-    const std::optional<StepOutcome> outcome = stepper_.gradients(state_.step, state_.sequences);
-    if (!outcome) return false;
+    if (!stepper_.launched(state_.step) && !launch(state_.step)) return false;
+    if (stepper_.runs_ahead() && !parameters_are_read_after(number)) launch(number);
+    const StepOutcome outcome = stepper_.read();
+    if (!outcome.applied) stepper_.forget();
     const double lr = schedule_.at(state_.step);
-    const Judgement judgement = judge(config_.train, state_, *outcome,
+    const Judgement judgement = judge(config_.train, state_, outcome,
                                       [this] { return stepper_.trace(state_.step, state_.sequences); });
+    if ((judgement.verdict == StepVerdict::Apply) != outcome.applied)
+      throw InternalError("[step] the device and the host do not agree whether the update is made");
     if (judgement.event) recorder_->record(*judgement.event);
     if (judgement.verdict == StepVerdict::StopRun) {
       result_.status = RunStatus::Failed;
       result_.message = judgement.failure;
       return false;
     }
-    if (judgement.verdict == StepVerdict::Apply) {
-      optimizer_.update(context_, model_.parameters(), outcome->norms, lr, number);
-      average(state_, outcome->loss);
-    }
+    if (judgement.verdict == StepVerdict::Apply) average(state_, outcome.loss);
     const double seconds = watch.seconds();
     state_.step = number;
     state_.tokens += config_.train.batch_tokens;
-    state_.sequences += config_.train.batch_tokens / config_.train.seq_len;
+    state_.sequences += sequences_of_a_step();
     state_.flops += train_flops_per_step(config_);
     state_.seconds += seconds;
     unlogged_.steps += 1;
     unlogged_.seconds += seconds;
-    if (logged) log_step(*outcome, lr);
+    if (logged) log_step(outcome, lr);
     if (due(config_.train.eval_every) && state_.step < steps_ && !evaluate_now()) return false;
     if (due(config_.train.checkpoint_every) && state_.step < steps_) save();
     return true;

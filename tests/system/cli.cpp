@@ -60,6 +60,14 @@ train: {seq_len: 32, batch_tokens: 256, micro_batch: 4, steps: 40, lr: 3e-3, log
         eval_tokens: 512, checkpoint_every: 7}
 )";
 
+constexpr const char* kStochastic = R"(
+model: {width: 32, depth: 4, heads: 2, ffn_hidden: 64}
+routing: {kind: mod, capacity: 0.25, selection: stochastic, causal: {method: predictor}}
+data: {train: train.h5, valid: train.valid.h5}
+train: {seq_len: 32, batch_tokens: 256, micro_batch: 4, steps: 40, lr: 3e-3, log_every: 1, eval_every: 6,
+        eval_tokens: 512, checkpoint_every: 7}
+)";
+
 int exit_status(int status) {
   if (WIFEXITED(status)) return WEXITSTATUS(status);
   return WIFSIGNALED(status) ? -WTERMSIG(status) : -1000;
@@ -164,6 +172,7 @@ Experiment::Experiment() {
   write_bytes(*this / "mode.yaml", kMode);
   write_bytes(*this / "moe.yaml", kMoe);
   write_bytes(*this / "documents.yaml", kDocuments);
+  write_bytes(*this / "stochastic.yaml", kStochastic);
 }
 
 std::string Experiment::train(const std::string& kind, const std::string& run, const std::string& more) {

@@ -62,7 +62,8 @@ class Background {
 void wait_until(const std::function<bool()>& condition, const char* what);
 
 /// A folder with text.jsonl, train.h5 and train.valid.h5 (bytes), dense.yaml and mod.yaml (routed, causal:
-/// both, with gradient accumulation), mode.yaml, moe.yaml and documents.yaml (routed, with document masks).
+/// both, with gradient accumulation), mode.yaml, moe.yaml, documents.yaml (routed, with document masks)
+/// and stochastic.yaml (routed at random).
 /// One training of it takes a fraction of a second.
 class Experiment : public TempFolder {
  public:

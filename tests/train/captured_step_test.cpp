@@ -28,6 +28,9 @@ class FailingDevice final : public testing_support::ForwardingBackend {
   FailingDevice() : ForwardingBackend(make_cpu_backend({}, 1)) {}
   bool can_capture() const override { return captures; }
   std::unique_ptr<CapturedWork> end_capture() override { return std::make_unique<NoWork>(); }
+  std::unique_ptr<Readback> make_readback(std::size_t bytes) override {
+    return Backend::make_readback(bytes);
+  }
   void copy_to_host(void* host, const void* source, std::size_t bytes) override {
     if (fails) throw DeviceError("[copy_to_host] CUDA: an illegal memory access was encountered");
     inner().copy_to_host(host, source, bytes);
@@ -58,14 +61,19 @@ std::string fault_of_a_step(bool captures) {
   Context c(device, DType::F32);
   Transformer model(c, config.model, config.routing, true);
   model.initialise(c, 1);
-  StepRunner stepper(c, model, config, [&](std::int64_t, std::int64_t count) {
+  AdamW optimizer(c, model.parameters(), config.train);
+  StepRunner stepper(c, model, optimizer, config, [&](std::int64_t, std::int64_t count) {
     const std::vector<std::int32_t> tokens(static_cast<std::size_t>(count * config.train.seq_len), 7);
     return make_host_batch(count, config.train.seq_len, tokens, tokens);
   });
-  for (std::int64_t step = 0; step < 2; ++step) EXPECT_TRUE(stepper.gradients(step, 2 * step).has_value());
+  for (std::int64_t step = 0; step < 2; ++step) {
+    EXPECT_TRUE(stepper.launch({step, 2 * step, 1e-3, {}}));
+    EXPECT_TRUE(stepper.read().applied);
+  }
   device->fails = true;
   try {
-    stepper.gradients(2, 4);
+    stepper.launch({2, 4, 1e-3, {}});
+    stepper.read();
   } catch (const DeviceError& e) {
     return e.what();
   }
@@ -73,7 +81,7 @@ std::string fault_of_a_step(bool captures) {
 }
 
 TEST(CapturedStep, AFaultNamesTheStepAndWhatItHolds) {
-  EXPECT_THAT(fault_of_a_step(true), AllOf(StartsWith("Step 3 (captured: forward, backward, norms)"),
+  EXPECT_THAT(fault_of_a_step(true), AllOf(StartsWith("Step 3 (captured: forward, backward, norms, update)"),
                                            HasSubstr("illegal memory access")));
 }
 

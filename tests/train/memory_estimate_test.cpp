@@ -49,12 +49,13 @@ TEST_P(MemoryEstimateTest, IsWithinATenthOfThePeakOfAStep) {
   model.initialise(c, 1);
   model.set_recompute(config.train.recompute);
   AdamW optimizer(c, model.parameters(), config.train);
-  StepRunner stepper(c, model, config, [&](std::int64_t, std::int64_t count) {
+  StepRunner stepper(c, model, optimizer, config, [&](std::int64_t, std::int64_t count) {
     const auto rows = static_cast<std::size_t>(count * config.train.seq_len);
     const std::vector<std::int32_t> tokens(rows, 7);
     return make_host_batch(count, config.train.seq_len, tokens, tokens);
   });
-  ASSERT_TRUE(stepper.gradients(0, 0).has_value());
+  ASSERT_TRUE(stepper.launch({0, 0, 1e-3, {}}));
+  EXPECT_TRUE(stepper.read().applied);
   const auto peak = static_cast<double>(c.allocator().use().total_peak);
   const MemoryEstimate estimate = estimate_memory(config, {c.backend().head_chunk_rows(), false});
   EXPECT_NEAR(estimate.total() / peak, 1.0, 0.1)

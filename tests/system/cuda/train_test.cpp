@@ -18,6 +18,8 @@ using testing::fathom_command;
 using testing::kWithGpu;
 using testing::Outcome;
 
+const std::string kOpByOp = std::string(kWithGpu) + " export CUDA_LAUNCH_BLOCKING=1;";
+
 struct Case {
   std::string kind;
   std::string precision;
@@ -28,10 +30,20 @@ class CudaTraining : public testing_support::OnCuda<::testing::TestWithParam<Cas
  protected:
   /// Trains on the GPU, deterministically.
   void trained(const std::string& run, const std::string& more = "") const {
-    e.trained(
-        GetParam().kind, run,
-        "--device cuda --set deterministic=true --set train.precision=" + GetParam().precision + " " + more,
-        kWithGpu);
+    e.trained(GetParam().kind, run, on_gpu() + more, kWithGpu);
+  }
+  void op_by_op(const std::string& run, const std::string& more = "") const {
+    e.trained(GetParam().kind, run, on_gpu() + more, kOpByOp);
+  }
+  static std::string on_gpu() {
+    return "--device cuda --set deterministic=true --set train.precision=" + GetParam().precision + " ";
+  }
+  std::vector<std::string> spikes(const std::string& run) const {
+    std::vector<std::string> messages;
+    for (const auto& line : e.lines(run)) {
+      if (line.value("event", "") == "spike") messages.push_back(line.at("message"));
+    }
+    return messages;
   }
   bool in_bf16() const { return GetParam().precision == "bf16"; }
 
@@ -56,6 +68,29 @@ TEST_P(CudaTraining, TheSameSeedGivesTheSameBits) {
   trained("a");
   trained("b");
   expect_same_run(e, "a", "b");
+}
+
+// A run whose steps are not captured waits for each of them, so nothing is launched ahead there.
+TEST_P(CudaTraining, CapturedStepsLaunchedAheadAreStepsOpByOp) {
+  trained("captured");
+  op_by_op("single");
+  expect_same_run(e, "captured", "single");
+}
+
+// Steps that do not count, and what was launched behind them: the rate throws the loss up.
+TEST_P(CudaTraining, CapturedStepsThatAreSkippedAreThoseOpByOp) {
+  trained("half", "--set train.schedule=constant --set train.warmup=1 --set train.steps=25");
+  for (const std::string rate : {"0.05", "1"}) {
+    const std::string wild =
+        on_gpu() + "--resume half --set train.schedule=constant --set train.warmup=1 --set train.lr=" + rate +
+        " --set train.grad_clip=0 --set train.spike_factor=1.02 --set train.on_spike=skip";
+    const std::string captured = "captured" + rate, single = "single" + rate;
+    fathom_command(e, Experiment::train(GetParam().kind, captured, wild), kWithGpu);
+    fathom_command(e, Experiment::train(GetParam().kind, single, wild), kOpByOp);
+    EXPECT_EQ(spikes(captured), spikes(single));
+    expect_same_run(e, captured, single);
+  }
+  EXPECT_EQ(spikes("captured1").size(), 11U) << "ten are skipped in a row";
 }
 
 TEST_P(CudaTraining, RecomputationChangesNoBit) {
@@ -90,7 +125,7 @@ TEST_P(CudaTraining, IsEvaluatedAndGeneratesOnBothDevices) {
 
 std::vector<Case> cases() {
   std::vector<Case> all;
-  for (const char* kind : {"dense", "mod", "moe", "documents"}) {
+  for (const char* kind : {"dense", "mod", "moe", "documents", "stochastic"}) {
     for (const char* precision : {"fp32", "bf16"}) all.push_back({kind, precision});
   }
   return all;
