@@ -58,6 +58,17 @@ __device__ __forceinline__ void copy_async_once(void* shared, const void* global
       "l"(global)
       : "memory");
 }
+/// What the copy above asks the L2 cache for, made once for many copies.
+__device__ __forceinline__ std::uint64_t policy_of_once() {
+  std::uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
+  return policy;
+}
+__device__ __forceinline__ void copy_async_once(void* shared, const void* global, std::uint64_t policy) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)),
+               "l"(global), "l"(policy)
+               : "memory");
+}
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 /// Until at most `kPending` of this thread's groups of copies are under way.
 template <int kPending>
