@@ -20,11 +20,6 @@ namespace {
 
 using namespace cute;  // its static integers and strides
 
-// A tile of this size with pairs of blocks that share their tile of W was the fastest of those that were
-// tried (docs/log.md).
-using Tile = Shape<_128, _256, _128>;
-using Cluster = Shape<_2, _1, _1>;
-
 using RowMajor = cutlass::layout::RowMajor;
 using ColumnMajor = cutlass::layout::ColumnMajor;
 constexpr auto kRound = cutlass::FloatRoundStyle::round_to_nearest;
@@ -43,31 +38,61 @@ struct ScaledSum {
   }
 };
 
-using OfColumn =
-    cutlass::epilogue::fusion::Sm90RowBroadcast<0, Tile, float, float, Stride<_0, _1, std::int64_t>>;
-using OfRow =
-    cutlass::epilogue::fusion::Sm90ColBroadcast<0, Tile, float, float, Stride<_1, _0, std::int64_t>>;
-using ScaleByColumn = cutlass::epilogue::fusion::Sm90EVT<
-    cutlass::epilogue::fusion::Sm90Compute<ScaledSum, float, float, kRound>,
-    cutlass::epilogue::fusion::Sm90AccFetch, OfColumn>;
-using Scale = cutlass::epilogue::fusion::Sm90EVT<
-    cutlass::epilogue::fusion::Sm90Compute<cutlass::multiplies, cutlass::bfloat16_t, float, kRound>,
-    ScaleByColumn, OfRow>;
+/// How a product is cut up. Tile: rows, outs and columns of a step; Cluster: blocks that share what they
+/// read.
+struct Large {
+  using Tile = Shape<_128, _256, _128>;
+  using Cluster = Shape<_2, _1, _1>;
+  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedCooperative;  // two groups of warps, one tile
+  using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
+};
+struct Small {
+  using Tile = Shape<_64, _128, _128>;
+  using Cluster = Shape<_1, _1, _1>;
+  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedPingpong;  // a tile for each group
+  using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
+};
 
-using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
-    cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile, Cluster,
-    cutlass::epilogue::collective::EpilogueTileAuto, std::int32_t, float, void, RowMajor, kOutAlignment,
-    cutlass::bfloat16_t, RowMajor, kOutAlignment, cutlass::epilogue::TmaWarpSpecializedCooperative,
-    Scale>::CollectiveOp;
-using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
-    cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, std::int8_t, RowMajor, kCodeAlignment, std::int8_t,
-    ColumnMajor, kCodeAlignment, std::int32_t, Tile, Cluster,
-    cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(
-        sizeof(typename Epilogue::SharedStorage))>,
-    cutlass::gemm::KernelTmaWarpSpecializedCooperative>::CollectiveOp;
-using Kernel = cutlass::gemm::kernel::GemmUniversal<Shape<int, int, int, int>, Mainloop, Epilogue,
-                                                    cutlass::gemm::PersistentScheduler>;
-using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
+template <typename Cut>
+struct Product {
+  using Tile = typename Cut::Tile;
+  using OfColumn =
+      cutlass::epilogue::fusion::Sm90RowBroadcast<0, Tile, float, float, Stride<_0, _1, std::int64_t>>;
+  using OfRow =
+      cutlass::epilogue::fusion::Sm90ColBroadcast<0, Tile, float, float, Stride<_1, _0, std::int64_t>>;
+  using ScaleByColumn = cutlass::epilogue::fusion::Sm90EVT<
+      cutlass::epilogue::fusion::Sm90Compute<ScaledSum, float, float, kRound>,
+      cutlass::epilogue::fusion::Sm90AccFetch, OfColumn>;
+  using Scale = cutlass::epilogue::fusion::Sm90EVT<
+      cutlass::epilogue::fusion::Sm90Compute<cutlass::multiplies, cutlass::bfloat16_t, float, kRound>,
+      ScaleByColumn, OfRow>;
+  using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
+      cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile, typename Cut::Cluster,
+      cutlass::epilogue::collective::EpilogueTileAuto, std::int32_t, float, void, RowMajor, kOutAlignment,
+      cutlass::bfloat16_t, RowMajor, kOutAlignment, typename Cut::Epilogue, Scale>::CollectiveOp;
+  using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
+      cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, std::int8_t, RowMajor, kCodeAlignment, std::int8_t,
+      ColumnMajor, kCodeAlignment, std::int32_t, Tile, typename Cut::Cluster,
+      cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(
+          sizeof(typename Epilogue::SharedStorage))>,
+      typename Cut::Mainloop>::CollectiveOp;
+  using Kernel = cutlass::gemm::kernel::GemmUniversal<Shape<int, int, int, int>, Mainloop, Epilogue,
+                                                      cutlass::gemm::PersistentScheduler>;
+  using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
+};
+
+template <typename Cut>
+std::int64_t tiles(const CodesGemm& g) {
+  const std::int64_t of_rows = size<0>(typename Cut::Tile{}), of_outs = size<1>(typename Cut::Tile{});
+  return g.batch * ((g.rows + of_rows - 1) / of_rows) * ((g.out + of_outs - 1) / of_outs);
+}
+
+/// Large tiles read less and are the faster where there are enough of them. A multiprocessor does three small
+/// ones, of a quarter of the work, in the time of a large one.
+bool is_large(const CodesGemm& g, int multiprocessors) {
+  const auto turns = [&](std::int64_t n) { return (n + multiprocessors - 1) / multiprocessors; };
+  return 3 * turns(tiles<Large>(g)) <= turns(tiles<Small>(g));
+}
 
 bool on_hopper() {
   int device = 0, major = 0, minor = 0;
@@ -81,6 +106,29 @@ void check_status(cutlass::Status status) {
   if (status == cutlass::Status::kSuccess) return;
   check_launch(kOp);
   fail_library(std::string("[linear_codes_forward] CUTLASS: ") + cutlass::cutlassGetStatusString(status));
+}
+
+template <typename Cut>
+void run(const CodesGemm& g, int multiprocessors, cudaStream_t stream) {
+  using Gemm = typename Product<Cut>::Gemm;
+  typename Gemm::Arguments arguments{};
+  arguments.mode = cutlass::gemm::GemmUniversalMode::kGemm;
+  arguments.problem_shape = {static_cast<int>(g.rows), static_cast<int>(g.out), static_cast<int>(g.row_bytes),
+                             static_cast<int>(g.batch)};
+  arguments.mainloop = {reinterpret_cast<const std::int8_t*>(g.x),
+                        {g.row_bytes, _1{}, g.rows * g.row_bytes},
+                        reinterpret_cast<const std::int8_t*>(g.w),
+                        {g.row_bytes, _1{}, g.out * g.row_bytes}};
+  arguments.epilogue = {
+      {{{}, {g.w_scales, 0.0F, {_0{}, _1{}, g.out}}, {}}, {g.x_scales, 0.0F, {_1{}, _0{}, g.rows}}, {}},
+      nullptr,
+      {},
+      reinterpret_cast<cutlass::bfloat16_t*>(g.y),
+      {g.out, _1{}, g.rows * g.out}};
+  arguments.hw_info.sm_count = multiprocessors;
+  Gemm gemm;
+  check_status(gemm.initialize(arguments, nullptr, stream));
+  check_status(gemm.run(stream));
 }
 
 }  // namespace
@@ -103,25 +151,11 @@ bool takes_codes_gemm(const CodesGemm& g) {
 }
 
 void codes_gemm(const CodesGemm& g, int multiprocessors, cudaStream_t stream) {
-  const int rows = static_cast<int>(g.rows), out = static_cast<int>(g.out),
-            columns = static_cast<int>(g.row_bytes), batch = static_cast<int>(g.batch);
-  typename Gemm::Arguments arguments{};
-  arguments.mode = cutlass::gemm::GemmUniversalMode::kGemm;
-  arguments.problem_shape = {rows, out, columns, batch};
-  arguments.mainloop = {reinterpret_cast<const std::int8_t*>(g.x),
-                        {g.row_bytes, _1{}, g.rows * g.row_bytes},
-                        reinterpret_cast<const std::int8_t*>(g.w),
-                        {g.row_bytes, _1{}, g.out * g.row_bytes}};
-  arguments.epilogue = {
-      {{{}, {g.w_scales, 0.0F, {_0{}, _1{}, g.out}}, {}}, {g.x_scales, 0.0F, {_1{}, _0{}, g.rows}}, {}},
-      nullptr,
-      {},
-      reinterpret_cast<cutlass::bfloat16_t*>(g.y),
-      {g.out, _1{}, g.rows * g.out}};
-  arguments.hw_info.sm_count = multiprocessors;
-  Gemm gemm;
-  check_status(gemm.initialize(arguments, nullptr, stream));
-  check_status(gemm.run(stream));
+  if (is_large(g, multiprocessors)) {
+    run<Large>(g, multiprocessors, stream);
+  } else {
+    run<Small>(g, multiprocessors, stream);
+  }
 }
 
 }  // namespace fathom::cuda

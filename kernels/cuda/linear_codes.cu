@@ -19,8 +19,8 @@ constexpr int kTile = 64;          // rows and outs of a thread block; and colum
 constexpr int kWords = kTile / 4;  // of four codes
 constexpr int kOwn = 4;            // rows and outs of a thread
 
-/// From how many rows on CUTLASS is ahead of linear_codes_few_rows.cu: one of its tiles.
-constexpr std::int64_t kManyRows = 129;
+/// From how many rows on CUTLASS is ahead of linear_codes_few_rows.cu, which reads W for every 64 anew.
+constexpr std::int64_t kManyRows = 65;
 
 /// Four codes of 4 bits, from 16 bits, one a byte.
 __device__ __forceinline__ int spread(unsigned nibbles) {
