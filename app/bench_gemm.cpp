@@ -1,4 +1,5 @@
-// fathom bench gemm: the products of a training step, forward and both backwards, against a large square one.
+// fathom bench gemm: the products of a training step, forward and both backwards, against a large square one;
+// or forward beside the same product of codes of few bits.
 #include <algorithm>
 #include <charconv>
 #include <memory>
@@ -8,6 +9,7 @@
 #include "app/bench_kernels.h"
 #include "app/gemm_rate.h"
 #include "kernels/error.h"
+#include "kernels/packed_matrix.h"
 
 namespace fathom::app {
 
@@ -15,6 +17,7 @@ namespace {
 
 struct GemmFlags {
   KernelBenchFlags kernel;
+  bool codes = false;
   std::int64_t rows = 0;
   std::string shape;
 };
@@ -64,10 +67,76 @@ LinearShape parse_shape(const std::string& text) {
   return {sizes[0], sizes[1], sizes[2]};
 }
 
+double flops_of(const LinearShape& s) {
+  return 2.0 * static_cast<double>(s.rows) * static_cast<double>(s.in) * static_cast<double>(s.out);
+}
+
+struct Codes {
+  Tensor codes, scales;
+  PackedFormat format;
+  PackedView view() const { return {codes, scales, format}; }
+};
+
+// Normal numbers as rows of few bits, one code a byte.
+Codes quantized(KernelBench& bench, std::int64_t rows, std::int64_t columns, int bits) {
+  const RowQuantization q{rows, columns, bits};
+  Context& c = bench.context();
+  Codes made{c.empty({rows, q.format().row_bytes()}, DType::U8), c.empty({rows}, DType::F32), q.format()};
+  c.backend().quantize_rows(made.codes, made.scales, bench.compute({rows, columns}), q);
+  return made;
+}
+
+// The same as weights have them: of 4 bits two a byte.
+Codes weights(KernelBench& bench, std::int64_t rows, std::int64_t columns, int bits) {
+  Codes made = quantized(bench, rows, columns, bits);
+  if (bits == 8) return made;
+  Backend& backend = bench.context().backend();
+  const PackedFormat apart = made.format, packed{bits, columns, columns};
+  std::vector<std::int8_t> codes(made.codes.bytes());
+  backend.copy_to_host(codes.data(), made.codes.data(), codes.size());
+  std::vector<std::uint8_t> bytes(static_cast<std::size_t>(rows * packed.row_bytes()));
+  for (std::int64_t r = 0; r < rows; ++r) {
+    pack_codes({bytes.data() + r * packed.row_bytes(), static_cast<std::size_t>(packed.code_bytes())},
+               {codes.data() + r * apart.row_bytes(), static_cast<std::size_t>(columns)}, packed);
+  }
+  made.codes = bench.context().empty({rows, packed.row_bytes()}, DType::U8);
+  made.format = packed;
+  backend.copy_from_host(made.codes.data(), bytes.data(), bytes.size());
+  return made;
+}
+
+// Forward, and forward of rows of 8 bits with weights of 8 and of 4.
+void measure_codes(KernelBench& bench, const NamedShape& of, const Ceiling& ceiling) {
+  const LinearShape& s = of.shape;
+  const auto element = static_cast<double>(size_of(bench.context().compute_dtype()));
+  const auto outputs = element * static_cast<double>(s.rows * s.out);
+  double of_numbers = 0;  // seconds
+  const auto print = [&](const std::string& direction, double seconds) {
+    const nlohmann::json shape = {{"direction", direction},
+                                  {"rows", s.rows},
+                                  {"in", s.in},
+                                  {"out", s.out},
+                                  {"times_forward", of_numbers / seconds}};
+    bench.print({of.name + " " + direction, shape, flops_of(s), "tflops", seconds, ceiling});
+  };
+  of_numbers =
+      bench.seconds(outputs + element * static_cast<double>((s.rows + s.out) * s.in), [&]() -> Launch {
+        return [y = bench.compute({s.rows, s.out}), x = bench.compute({s.rows, s.in}),
+                w = bench.compute({s.out, s.in}), s](Backend& b) { b.linear_forward(y, x, w, s); };
+      });
+  print("forward", of_numbers);
+  for (const int bits : {8, 4}) {
+    const double bytes = outputs + static_cast<double>(s.rows * s.in + s.out * s.in * bits / 8);
+    print(fmt::format("forward_w{}a8", bits), bench.seconds(bytes, [&]() -> Launch {
+      return [y = bench.compute({s.rows, s.out}), x = quantized(bench, s.rows, s.in, 8),
+              w = weights(bench, s.out, s.in, bits),
+              s](Backend& b) { b.linear_codes_forward(y, x.view(), w.view(), s); };
+    }));
+  }
+}
+
 void measure(KernelBench& bench, const NamedShape& of, const Ceiling& ceiling) {
   const LinearShape& s = of.shape;
-  const double flops =
-      2.0 * static_cast<double>(s.rows) * static_cast<double>(s.in) * static_cast<double>(s.out);
   const auto element = static_cast<double>(size_of(bench.context().compute_dtype()));
   const double bytes = element * static_cast<double>(s.rows * s.in + s.in * s.out + s.rows * s.out);
   const auto x = [&] { return bench.compute({s.rows, s.in}); };
@@ -75,7 +144,7 @@ void measure(KernelBench& bench, const NamedShape& of, const Ceiling& ceiling) {
   const auto y = [&] { return bench.compute({s.rows, s.out}); };
   const auto print = [&](const char* direction, double seconds) {
     const nlohmann::json shape = {{"direction", direction}, {"rows", s.rows}, {"in", s.in}, {"out", s.out}};
-    bench.print({of.name + " " + direction, shape, flops, "tflops", seconds, ceiling});
+    bench.print({of.name + " " + direction, shape, flops_of(s), "tflops", seconds, ceiling});
   };
   print("forward", bench.seconds(bytes, [&]() -> Launch {
     return [out = y(), in = x(), weight = w(), s](Backend& b) { b.linear_forward(out, in, weight, s); };
@@ -112,7 +181,7 @@ void run(const GemmFlags& flags, const Globals& globals) {
   const std::int64_t side = bench.on_cpu() ? 1024 : 8192;
   if (shapes.empty()) shapes = shapes_of_trainings(rows, std::min<std::int64_t>(rows, 8192), side);
   const Ceiling ceiling{fmt::format("forward {}^3, same process", side), bench.gemm_rate() / 1e12};
-  for (const NamedShape& s : shapes) measure(bench, s, ceiling);
+  for (const NamedShape& s : shapes) (flags.codes ? measure_codes : measure)(bench, s, ceiling);
 }
 
 }  // namespace
@@ -124,6 +193,7 @@ void add_bench_gemm(CLI::App& bench, Globals& globals) {
       ->capture_default_str()
       ->check(number_from_to(0, 1e9));
   sub->add_option("--shape", flags->shape, "Only y = x W^T of this shape")->type_name("ROWSxINxOUT");
+  sub->add_flag("--codes", flags->codes, "Forward alone, and with rows of 8 bits and weights of 8 and 4");
   add_kernel_bench_flags(*sub, flags->kernel, globals);
   sub->callback([flags, &globals] { run(*flags, globals); });
 }

@@ -109,3 +109,19 @@ if(FATHOM_CUDA AND FATHOM_CUDNN_ATTENTION)
                         "slower at long sequences.")
   endif()
 endif()
+# Products of codes by CUTLASS need its headers, and nothing else does: without them Fathom's own kernels do the work.
+# Only the version that setup-cuda.sh fetches is known to compile, so other folders are not searched.
+if(FATHOM_CUDA AND NOT FATHOM_CUTLASS STREQUAL "OFF")
+  set(folders "${CMAKE_SOURCE_DIR}/.cache/cuda/cutlass")
+  if(FATHOM_CUTLASS)
+    set(folders "${FATHOM_CUTLASS}")
+  endif()
+  unset(fathom_cutlass_INCLUDE_DIR CACHE)  # another folder may be named
+  find_path(fathom_cutlass_INCLUDE_DIR cutlass/gemm/kernel/gemm_universal.hpp
+            PATHS ${folders} PATH_SUFFIXES include NO_DEFAULT_PATH)
+  mark_as_advanced(fathom_cutlass_INCLUDE_DIR)
+  if(FATHOM_CUTLASS AND NOT fathom_cutlass_INCLUDE_DIR)
+    message(FATAL_ERROR "FATHOM_CUTLASS is ${FATHOM_CUTLASS}, which does not hold CUTLASS's headers (include/cutlass). "
+                        "scripts/setup-cuda.sh --cutlass fetches them; -DFATHOM_CUTLASS=OFF builds without.")
+  endif()
+endif()

@@ -4,9 +4,9 @@
 #
 # Usage: scripts/setup-cuda.sh [--check] [--cutlass] [--to DIR]
 #   --check     only say what is missing; exit status 1 if anything is
-#   --cutlass   also CUTLASS's and CuTe's headers (27 MB)
+#   --cutlass   also CUTLASS's and CuTe's headers (27 MB), for products of codes of few bits on Hopper
 #   --to DIR    where the headers go; default .cache/cuda in the repository, where CMake looks. For another folder
-#               configure with -DFATHOM_CUDNN_FRONTEND=DIR/cudnn-frontend
+#               configure with -DFATHOM_CUDNN_FRONTEND=DIR/cudnn-frontend and -DFATHOM_CUTLASS=DIR/cutlass
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 check_only=no

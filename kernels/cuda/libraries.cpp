@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "kernels/cuda/codes_gemm.h"
 #include "kernels/cuda/cublaslt_library.h"
 #include "kernels/cuda/cudnn_attention.h"
 #include "kernels/error.h"
@@ -36,8 +37,16 @@ Library query_cudnn(bool gpu) {
   return found;
 }
 
+Library query_cutlass() {
+  return {
+      "CUTLASS", codes_gemm_version(), why_no_codes_gemm(),
+      "Products of many rows of codes (--activations) run on Fathom's own kernels, several times slower."};
+}
+
 }  // namespace
 
-std::vector<Library> query_libraries(bool gpu) { return {query_cublaslt(), query_cudnn(gpu)}; }
+std::vector<Library> query_libraries(bool gpu) {
+  return {query_cublaslt(), query_cudnn(gpu), query_cutlass()};
+}
 
 }  // namespace fathom::cuda

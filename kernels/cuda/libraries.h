@@ -1,5 +1,5 @@
-// Which of NVIDIA's libraries this machine has, as the CUDA backend finds them. Only in builds with
-// FATHOM_CUDA.
+// Which of NVIDIA's libraries this machine and this build have, as the CUDA backend finds them. Only in
+// builds with FATHOM_CUDA.
 #pragma once
 
 #include <string>
@@ -14,8 +14,8 @@ struct Library {
   std::string without;  // what its lack costs
 };
 
-/// cuBLASLt and cuDNN, opened as the backend opens them. cuDNN is looked for only with `gpu`: it does not
-/// start without one.
+/// cuBLASLt and cuDNN, opened as the backend opens them, and CUTLASS, which is part of the program or not.
+/// cuDNN is looked for only with `gpu`: it does not start without one.
 std::vector<Library> query_libraries(bool gpu);
 
 }  // namespace fathom::cuda

@@ -1,9 +1,14 @@
-// y = x W^T of codes with codes: sums of products in 32 bits of integer, four at a time (dp4a), and then the
-// scales. Tiles of 64 x 64 where a group is whole runs of 64 columns; else a thread an element.
+// y = x W^T of codes with codes: sums of products in 32 bits of integer, and then the scales. Weights with
+// one scale a row take tensor cores: CUTLASS where x has many rows (codes_gemm.h), for which weights of 4
+// bits become bytes in scratch memory, and else linear_codes_few_rows.cu. Groups are added up here, four
+// products at a time (dp4a): tiles of 64 x 64 where a group is whole runs of 64 columns; else a thread an
+// element.
 #include "kernels/code_operands.h"
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/codes_gemm.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/device/vector.cuh"
+#include "kernels/cuda/linear_codes.h"
 
 namespace fathom::cuda {
 
@@ -14,15 +19,8 @@ constexpr int kTile = 64;          // rows and outs of a thread block; and colum
 constexpr int kWords = kTile / 4;  // of four codes
 constexpr int kOwn = 4;            // rows and outs of a thread
 
-template <typename T>
-struct Operands {
-  T* y;
-  const std::uint8_t* x;
-  const float* x_scales;
-  const std::uint8_t* w;
-  const float* w_scales;
-  std::int64_t rows, out, columns, group, x_bytes, w_bytes;
-};
+/// From how many rows on CUTLASS is ahead of linear_codes_few_rows.cu, which reads W for every 64 anew.
+constexpr std::int64_t kManyRows = 65;
 
 /// Four codes of 4 bits, from 16 bits, one a byte.
 __device__ __forceinline__ int spread(unsigned nibbles) {
@@ -33,7 +31,7 @@ __device__ __forceinline__ int spread(unsigned nibbles) {
 
 /// Reads x once a column of tiles, and W once a row of them. blockIdx.z: the product of a batch.
 template <typename T, int kBits>
-__global__ void __launch_bounds__(kThreads) codes_kernel(Operands<T> a) {
+__global__ void __launch_bounds__(kThreads) codes_kernel(CodesOperands<T> a) {
   __shared__ int xs[kTile][kWords + 1], ws[kTile][kWords + 1];
   const std::int64_t e = blockIdx.z, row0 = std::int64_t{blockIdx.y} * kTile,
                      out0 = std::int64_t{blockIdx.x} * kTile;
@@ -98,7 +96,7 @@ __global__ void __launch_bounds__(kThreads) codes_kernel(Operands<T> a) {
 
 /// Any group: a thread an element of y, through the whole batch.
 template <typename T, int kBits>
-__global__ void __launch_bounds__(kThreads) any_group_kernel(Operands<T> a, std::int64_t elements) {
+__global__ void __launch_bounds__(kThreads) any_group_kernel(CodesOperands<T> a, std::int64_t elements) {
   const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= elements) return;
   const std::int64_t row = i / a.out, o = row / a.rows * a.out + i % a.out;  // through the batch
@@ -123,15 +121,61 @@ __global__ void __launch_bounds__(kThreads) any_group_kernel(Operands<T> a, std:
 }
 
 template <typename T, int kBits>
-void run(const Operands<T>& a, std::int64_t batch, cudaStream_t stream) {
+void run_groups(const CodesOperands<T>& a, cudaStream_t stream) {
   if (a.group == a.columns || a.group % kTile == 0) {
-    const dim3 blocks(blocks_for(a.out, kTile), blocks_for(a.rows, kTile), static_cast<unsigned>(batch));
+    const dim3 blocks(blocks_for(a.out, kTile), blocks_for(a.rows, kTile), static_cast<unsigned>(a.batch));
     codes_kernel<T, kBits><<<blocks, kThreads, 0, stream>>>(a);
   } else {
-    const std::int64_t elements = batch * a.rows * a.out;
+    const std::int64_t elements = a.batch * a.rows * a.out;
     any_group_kernel<T, kBits><<<blocks_for(elements, kThreads), kThreads, 0, stream>>>(a, elements);
   }
   check_launch("linear_codes_forward");
+}
+
+constexpr int kByteThreads = 128;
+
+/// Codes of 4 bits become bytes, 16 of them a thread at a time; a block a row. to_bytes are those of
+/// PackedFormat's rows of 8 bits, so that a row of 4 bits has no fewer codes.
+__global__ void __launch_bounds__(kByteThreads)
+    bytes_kernel(std::uint8_t* to, std::int64_t to_bytes, const std::uint8_t* from, std::int64_t from_bytes) {
+  to += blockIdx.x * to_bytes;
+  from += blockIdx.x * from_bytes;
+  const auto word = [](unsigned nibbles) { return static_cast<unsigned>(spread(nibbles)); };
+  for (std::int64_t i = threadIdx.x; i < to_bytes / 16; i += kByteThreads) {
+    const uint2 codes = reinterpret_cast<const uint2*>(from)[i];
+    reinterpret_cast<uint4*>(to)[i] = {word(codes.x), word(codes.x >> 16), word(codes.y),
+                                       word(codes.y >> 16)};
+  }
+}
+
+/// False: it is not for CUTLASS. `scratch` gives so many bytes of device memory.
+template <typename Scratch>
+bool run_many_rows(const CodesOperands<bf16>& a, int multiprocessors, cudaStream_t stream,
+                   Scratch&& scratch) {
+  CodesGemm g{a.y, a.x, a.x_scales, a.w, a.w_scales, a.batch, a.rows, a.out, a.x_bytes};
+  if (a.rows < kManyRows || !takes_codes_gemm(g)) return false;
+  if (a.bits == 8) {
+    codes_gemm(g, multiprocessors, stream);
+    return true;
+  }
+  std::uint8_t* const bytes = scratch(a.out * a.x_bytes);
+  g.batch = 1;
+  g.w = bytes;
+  for (std::int64_t e = 0; e < a.batch; ++e) {  // a matrix at a time, as scratch memory is no larger
+    bytes_kernel<<<static_cast<unsigned>(a.out), kByteThreads, 0, stream>>>(
+        bytes, a.x_bytes, a.w + e * a.out * a.w_bytes, a.w_bytes);
+    check_launch("linear_codes_forward");
+    g.y = a.y + e * a.rows * a.out;
+    g.x = a.x + e * a.rows * a.x_bytes;
+    g.x_scales = a.x_scales + e * a.rows;
+    g.w_scales = a.w_scales + e * a.out;
+    codes_gemm(g, multiprocessors, stream);
+  }
+  return true;
+}
+template <typename Scratch>
+bool run_many_rows(const CodesOperands<float>&, int, cudaStream_t, Scratch&&) {
+  return false;
 }
 
 }  // namespace
@@ -150,12 +194,17 @@ void CudaBackend::linear_codes_forward(View y, const PackedView& x, const Packed
     using T = decltype(zero);
     T* out = output<T>(op, "y", y, s.batch * s.rows * s.out);
     if (s.rows * s.out == 0) return;
-    const Operands<T> a{out,   rows, row_scales, codes,     scales,       s.rows,
-                        s.out, s.in, f.group,    row_bytes, f.row_bytes()};
-    if (f.bits == 4) {
-      run<T, 4>(a, s.batch, stream());
+    const CodesOperands<T> a{out,   rows, row_scales, codes,     scales,        s.batch, s.rows,
+                             s.out, s.in, f.group,    row_bytes, f.row_bytes(), f.bits};
+    if (f.groups() == 1 && aligned(rows) && aligned(codes)) {
+      const auto bytes = [&](std::int64_t n) { return scratch_of<std::uint8_t>(n); };
+      if (!run_many_rows(a, multiprocessors_, stream(), bytes)) {
+        codes_of_few_rows(a, multiprocessors_, stream());
+      }
+    } else if (f.bits == 4) {
+      run_groups<T, 4>(a, stream());
     } else {
-      run<T, 8>(a, s.batch, stream());
+      run_groups<T, 8>(a, stream());
     }
     for (std::int64_t e = 0; e < s.batch; ++e) flop_log.gemm(s.rows, s.out, s.in);
   });

@@ -361,6 +361,7 @@ TEST_F(Contract, BenchPrintsALineOfJson) {
 TEST_F(Contract, KernelBenchesPrintLinesOfJson) {
   for (const auto& [bench, lines] : {std::pair<std::string, int>{"copy --bytes 100000", 1},
                                      {"gemm --shape 64x32x48", 5},
+                                     {"gemm --shape 64x32x48 --codes", 3},
                                      {"attention --seq 32 --heads 2 --head-dim 16", 2},
                                      {"ops --rows 64 --width 32 --only norm", 7}}) {
     SCOPED_TRACE(bench);

@@ -146,7 +146,7 @@ TEST_F(CudaCommands, DoctorListsTheGpuAndItsLibraries) {
   ASSERT_GE(json.at("gpus").size(), 1U);
   EXPECT_GT(json["gpus"][0].at("memory_bytes"), 0);
   EXPECT_GT(json["gpus"][0].at("memory_free_bytes"), 0);
-  ASSERT_EQ(json.at("cuda_libraries").size(), 2U);
+  ASSERT_EQ(json.at("cuda_libraries").size(), 3U);
   for (const auto& library : json["cuda_libraries"]) {
     // One of the two: a version, or why there is none.
     EXPECT_NE(library.at("version").is_null(), library.at("why_not").get<std::string>().empty()) << library;
