@@ -8,9 +8,11 @@
 // read, so that no product may have a half that nobody wants. A run has 128 columns: lane 4g+c holds the
 // columns 32c .. 32c+31 of row g of both tiles, 16 bytes each.
 //
-// A word of eight codes becomes four words of two numbers: codes n and n+4, each in the low bits of a half.
-// They turn into bf16 by being put behind the exponent of 128, which is exact, and so is what is taken off
-// again. Rows x lie in shared memory in the order that this gives.
+// A word of eight codes becomes four words of two numbers, codes n and n+4. A half of a word that has a code
+// in its lowest eight bits, and nothing else, is a number as it stands: below 2^-125 the numbers of bf16 are
+// evenly spaced, so bits 0 .. 7 count multiples of 2^-133. One multiplication and addition makes code / 64 of
+// it, exactly. So of two codes that lie side by side neither has to be moved. Rows x lie in shared memory in
+// the order that this gives.
 #pragma once
 
 #include <cstdint>
@@ -23,19 +25,23 @@
 
 namespace fathom::cuda {
 
-/// Numbers n and n + 4 of a word's eight codes, as a pair.
+/// What one of a code is after pair_of_codes().
+inline constexpr float kCodeUnit = 1.0F / 64;
+
+/// Of a word's eight codes number n, of 0 and 1, and number n + 4, as a pair, times kCodeUnit. (Numbers 2 and
+/// 3 are 0 and 1 of the word without its lowest eight bits.)
 template <int kNumber>
 __device__ __forceinline__ std::uint32_t pair_of_codes(std::uint32_t word) {
-  // Two's complement with the sign bit turned over is code + 8; 0x4300 is 128, whose last bit counts one.
-  constexpr std::uint32_t kRaise = 0x43084308U;  // 136
+  // (word & mask) ^ sign, as one instruction: the compiler would make two of it. Two's complement with the
+  // sign bit turned over is code + 8.
+  constexpr std::uint32_t kMask = 0x000F000FU << (4 * kNumber), kSign = 0x00080008U << (4 * kNumber);
   std::uint32_t raised;
-  // (word & mask) ^ kRaise, as one instruction: the compiler would make two of it.
-  asm("lop3.b32 %0, %1, %2, %3, 0x6A;"
-      : "=r"(raised)
-      : "r"(word >> (4 * kNumber)), "n"(0x000F000F), "r"(kRaise));
-  const __nv_bfloat162 pair = __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&raised),
-                                      *reinterpret_cast<const __nv_bfloat162*>(&kRaise));
-  return *reinterpret_cast<const std::uint32_t*>(&pair);
+  asm("lop3.b32 %0, %1, %2, %3, 0x6A;" : "=r"(raised) : "r"(word), "n"(kMask), "r"(kSign));
+  // 2^-133 * 2^127, or 2^-129 * 2^123, is kCodeUnit; and 8 of these are taken off.
+  constexpr std::uint32_t kGrow = kNumber == 0 ? 0x7F007F00U : 0x7D007D00U, kDown = 0xBE00BE00U;
+  std::uint32_t pair;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(raised), "r"(kGrow), "r"(kDown));
+  return pair;
 }
 
 /// Rows x in shared memory, as products with codes want them. Of eight columns from a multiple of eight the
@@ -205,12 +211,10 @@ class CodeStream {
         load();
         place_ = next_place(place_);
       }
-      if constexpr (!kGroups) {
 #pragma unroll
-        for (int h = 0; h < kHalves; ++h) {
+      for (int h = 0; h < kHalves; ++h) {
 #pragma unroll
-          for (int e = 0; e < 4; ++e) sums[h][e] += more[h][e];
-        }
+        for (int e = 0; e < 4; ++e) sums[h][e] = (sums[h][e] + more[h][e]) / kCodeUnit;
       }
       done(tile, sums);
     }
@@ -230,8 +234,9 @@ class CodeStream {
       for (int h = 0; h < kHalves; ++h) xs[h] = load_in_turn(start[h] + x + i * 64);
       const std::uint32_t a[4] = {pair_of_codes<0>(lows[i]), pair_of_codes<0>(highs[i]),
                                   pair_of_codes<1>(lows[i]), pair_of_codes<1>(highs[i])};
-      const std::uint32_t b[4] = {pair_of_codes<2>(lows[i]), pair_of_codes<2>(highs[i]),
-                                  pair_of_codes<3>(lows[i]), pair_of_codes<3>(highs[i])};
+      const std::uint32_t low = lows[i] >> 8, high = highs[i] >> 8;
+      const std::uint32_t b[4] = {pair_of_codes<0>(low), pair_of_codes<0>(high), pair_of_codes<1>(low),
+                                  pair_of_codes<1>(high)};
 #pragma unroll
       for (int h = 0; h < kHalves; ++h) {
         mma(even[h], a, xs[h].x, xs[h].y);
