@@ -62,7 +62,7 @@ TEST_P(CudaPackedSteps, AreLikeTheModelOpByOp) {
     const auto whole = one_step(m, lengths, true), again = one_step(m, lengths, true),
                by_ops = one_step(m, lengths, false);
     EXPECT_EQ(whole, again) << rows << " rows";
-    expect_like(whole, by_ops);
+    expect_like(whole, by_ops, 3e-2);  // op by op scale * code is rounded to bf16
   }
 }
 

@@ -260,7 +260,8 @@ inline std::vector<std::vector<float>> one_step(Pair& m, const std::vector<std::
 }
 
 /// Logits of the same texts, by two ways.
-inline void expect_like(const std::vector<std::vector<float>>& a, const std::vector<std::vector<float>>& b) {
+inline void expect_like(const std::vector<std::vector<float>>& a, const std::vector<std::vector<float>>& b,
+                        double tolerance = 2e-2) {
   ASSERT_EQ(a.size(), b.size());
   for (std::size_t i = 0; i < a.size(); ++i) {
     double size = 0, error = 0;
@@ -268,7 +269,7 @@ inline void expect_like(const std::vector<std::vector<float>>& a, const std::vec
       size = std::max(size, std::fabs(static_cast<double>(b[i][j])));
       error = std::max(error, std::fabs(static_cast<double>(a[i][j]) - b[i][j]));
     }
-    EXPECT_LT(error, 2e-2 * size) << "the " << i << "th of " << a.size() << " texts";
+    EXPECT_LT(error, tolerance * size) << "the " << i << "th of " << a.size() << " texts";
   }
 }
 
