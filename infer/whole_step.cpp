@@ -16,17 +16,22 @@ DecoderLayer layer_of(const Transformer& model, std::int64_t l, const Causal& ru
   const auto get = [&](const char* name) -> ConstView {
     return p.get(fmt::format("model.layers.{}.{}", l, name));
   };
+  const auto matrix = [&](const char* name) -> DecoderMatrix {
+    const std::string full = fmt::format("model.layers.{}.{}", l, name);
+    if (p.is_packed(full)) return {{}, p.packed(full).view()};
+    return {p.get(full), {}};
+  };
   DecoderLayer d;
   d.input_norm = get("input_layernorm.weight");
-  d.qkv = get("self_attn.qkv_proj.weight");
+  d.qkv = matrix("self_attn.qkv_proj.weight");
   if (model.config().qk_norm) {
     d.q_norm = get("self_attn.q_norm.weight");
     d.k_norm = get("self_attn.k_norm.weight");
   }
-  d.out = get("self_attn.o_proj.weight");
+  d.out = matrix("self_attn.o_proj.weight");
   d.post_norm = get("post_attention_layernorm.weight");
-  d.gate_up = get("mlp.gate_up_proj.weight");
-  d.down = get("mlp.down_proj.weight");
+  d.gate_up = matrix("mlp.gate_up_proj.weight");
+  d.down = matrix("mlp.down_proj.weight");
   d.routed = model.routing().routes(l);
   if (!d.routed) return d;
   d.router = get("router.weight");
@@ -71,9 +76,9 @@ DecoderModel describe(const Transformer& model, const Causal& rule, const KvCach
 std::unique_ptr<WholeStep> WholeStep::open(Context& c, const Transformer& model, const Causal& rule,
                                            KvCache& cache, std::int64_t choices,
                                            std::int64_t most_sequences) {
-  // It reads every weight, key and value as a number, and transforms none.
+  // Its rows, keys and values are numbers, and it transforms none. Weights may be codes, if the backend can.
   const Quantization* q = model.quantization();
-  const bool is_plain = q == nullptr || (!q->has_packed_weights() && !q->online.any());
+  const bool is_plain = q == nullptr || (q->activations == 16 && !q->online.any());
   if (model.routing().has_experts() || !is_plain || model.kv_bits() < 16) return nullptr;
   std::unique_ptr<Decoder> decoder =
       c.backend().make_decoder(describe(model, rule, cache, choices, most_sequences));

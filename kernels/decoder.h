@@ -4,7 +4,8 @@
 // piece.
 //
 // Shapes: M rows (texts), D width, H query heads, G key/value heads, d head size, F hidden width of the MLP,
-// P hidden width of a predictor, V vocabulary. Matrices are of the compute dtype, vectors fp32.
+// P hidden width of a predictor, V vocabulary. Matrices are of the compute dtype, those of a layer's products
+// perhaps of few bits, vectors fp32.
 #pragma once
 
 #include <cstdint>
@@ -12,17 +13,27 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/packed_matrix.h"
 
 namespace fathom {
 
+/// A matrix of a layer's products: numbers of the compute dtype, or codes with scales. A product with codes
+/// is the one with scale * code, whose rows are numbers.
+struct DecoderMatrix {
+  ConstView numbers;  // undefined: it has codes
+  PackedView codes;
+
+  bool is_packed() const { return !numbers; }
+};
+
 struct DecoderLayer {
   ConstView input_norm;      // [D]
-  ConstView qkv;             // [(H+2G)*d, D]
+  DecoderMatrix qkv;         // [(H+2G)*d, D]
   ConstView q_norm, k_norm;  // [d]; undefined: no QK-norm
-  ConstView out;             // [D, H*d]
+  DecoderMatrix out;         // [D, H*d]
   ConstView post_norm;       // [D]
-  ConstView gate_up;         // [2F, D], gate first
-  ConstView down;            // [D, F]
+  DecoderMatrix gate_up;     // [2F, D], gate first
+  DecoderMatrix down;        // [D, F]
   // A routed layer computes the rows whose decision is above the threshold, and the others not at all.
   bool routed = false;
   ConstView router;                         // [D]

@@ -13,7 +13,9 @@
 //
 // All of these but attention are products by a matrix, and a step takes as long as its matrices take to be
 // read. So the reading of the next one begins before its rows are there: behind the last product, while the
-// blocks wait for each other. Which one is next is not known before a decision, but guessed.
+// blocks wait for each other. Which one is next is not known before a decision, but guessed. The matrices of
+// layers may be codes of 4 bits, most of which the ring then holds as a whole: the next one's begin to come
+// even before the last product.
 //
 // A layer that nobody goes through costs its decision, and what was read of it where the guess was wrong:
 // every block of threads finds the same answer for itself. Norms are applied behind the products: W (x w /
@@ -23,11 +25,13 @@
 // decode_results.cuh (products), decode_attention.cuh, decode_choice.cuh; what they share in
 // decode_state.cuh.
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/decode_step.h"
 #include "kernels/cuda/device/decode_attention.cuh"
 #include "kernels/cuda/device/decode_choice.cuh"
+#include "kernels/cuda/device/decode_codes.cuh"
 #include "kernels/cuda/device/decode_decide.cuh"
 #include "kernels/cuda/device/decode_results.cuh"
 #include "kernels/cuda/device/decode_stage.cuh"
@@ -40,12 +44,15 @@ namespace fathom::cuda {
 namespace {
 
 /// The whole step, as one thread goes through it. kHalves: 1 for up to eight rows, 2 for up to sixteen;
-/// kRing: loads of weights ahead; kDim: of a head.
-template <int kHalves, int kRing, int kDim>
+/// kRing: loads of weights ahead; kDim: of a head; kBits: of the weights of a layer's products.
+template <int kHalves, int kRing, int kDim, int kBits>
 class Step {
  public:
   __device__ Step(const DecodeStep& s, unsigned char* shared)
-      : state_(s, shared, kDim, WeightStream<kRing>::kBytes), stream_(shared + state_.layout.ring) {}
+      : state_(s, kBits, shared, kDim, WeightStream<kRing>::kBytes),
+        stream_(shared + state_.layout.ring),
+        codes_(shared + state_.layout.ring, s.group, shared + state_.layout.groups,
+               state_.layout.group_bytes) {}
 
   __device__ void run() {
     prepare();
@@ -53,18 +60,15 @@ class Step {
     bool opened = false;
     for (;;) {
       if (has_product(now) && !opened) open(now);
-      DecodeStage<kHalves, kDim>(state_).stage(now);
-      if (has_product(now)) {
-        stream_.rest();
-        DecodeResults<kHalves, kDim>(state_).multiply(now, stream_);
-      }
+      Stage(state_).stage(now);
+      bool followed = multiply(now);
       if (now.product == DecodeProduct::Head) break;
       DecodePlace next = expected_after(now);
       opened = has_product(now);
       if (now.product == DecodeProduct::Project) {
         attend(state_.layers[now.layer], next);
       } else if (opened) {
-        const bool followed = now.product == DecodeProduct::Mix && follows_;
+        followed = followed || (now.product == DecodeProduct::Mix && follows_);
         if (has_product(next) && !followed) open(next);
         state_.meet();
       }
@@ -82,6 +86,15 @@ class Step {
   }
 
  private:
+  static constexpr bool kCodes = kBits < 16;  // of the layers' products
+  /// In place of a stream that there is none of.
+  struct NoCodes {
+    template <typename... Any>
+    __device__ explicit NoCodes(Any... /*any*/) {}
+  };
+  using Stage = DecodeStage<kHalves, kDim, kBits>;
+  using Results = DecodeResults<kHalves, kDim, kBits>;
+
   // --- the order of products
   __device__ __forceinline__ DecodePlace first_of(int layer) const {
     if (layer == state_.s.depth) return {DecodeProduct::Head, layer};
@@ -99,7 +112,7 @@ class Step {
     if (p.product == DecodeProduct::Contract) return first_of(p.layer + 1);
     return {static_cast<DecodeProduct>(static_cast<int>(p.product) + 1), p.layer};
   }
-  __device__ __forceinline__ const __nv_bfloat16* weights_of(const DecodePlace& p) const {
+  __device__ __forceinline__ const void* weights_of(const DecodePlace& p) const {
     if (p.product == DecodeProduct::Head) return state_.s.head;
     const DecodeLayer& l = state_.layers[p.layer];
     switch (p.product) {
@@ -115,9 +128,41 @@ class Step {
         return l.down;
     }
   }
+  __device__ __forceinline__ const __nv_bfloat16* numbers_of(const DecodePlace& p) const {
+    return static_cast<const __nv_bfloat16*>(weights_of(p));
+  }
+  __device__ __forceinline__ DecodeCodes codes_of(const DecodePlace& p) const {
+    return {static_cast<const unsigned char*>(weights_of(p)), state_.scales_of(p)};
+  }
   /// The weights begin to come.
   __device__ __forceinline__ void open(const DecodePlace& p) {
-    stream_.open(weights_of(p), state_.matrix(p.product), p.product == DecodeProduct::Mix && follows_);
+    if constexpr (kCodes) {
+      if (is_of_layer(p.product)) {
+        codes_.open(codes_of(p), state_.matrix(p.product));
+        return;
+      }
+    }
+    stream_.open(numbers_of(p), state_.matrix(p.product), p.product == DecodeProduct::Mix && follows_);
+  }
+  /// The staged rows times what is open, if there is a product. Whether the next one's weights are on their
+  /// way already: those of codes come behind their own, but not before attention, in the way of its entries.
+  __device__ __forceinline__ bool multiply(const DecodePlace& now) {
+    if constexpr (kCodes) {
+      if (is_of_layer(now.product)) {
+        const DecodePlace next = expected_after(now);
+        const bool follows = now.product != DecodeProduct::Project && is_of_layer(next.product);
+        if (follows) codes_.then(codes_of(next), state_.matrix(next.product));
+        codes_.rest();
+        Results(state_).multiply(now, codes_);
+        return follows;
+      }
+    }
+    if constexpr (kCodes) codes_.close();
+    if (has_product(now)) {
+      stream_.rest();
+      Results(state_).multiply(now, stream_);
+    }
+    return false;
   }
 
   /// Fills what stays in shared memory. The first block also brings the tables up to date: new blocks hold no
@@ -125,10 +170,8 @@ class Step {
   __device__ void prepare() {
     const DecodeStep& s = state_.s;
     const int thread = state_.thread;
-    constexpr int kWords = sizeof(DecodeLayer) / sizeof(unsigned);
-    const auto* from = reinterpret_cast<const unsigned*>(s.layers);
-    auto* to = reinterpret_cast<unsigned*>(state_.layers);
-    for (int i = thread; i < kWords * s.depth; i += kDecodeThreads) to[i] = from[i];
+    copy_words(state_.layers, s.layers, s.depth);
+    if constexpr (kCodes) copy_words(state_.scales, s.scales, s.depth);
     for (int i = thread; i < s.rows * kDim / 2; i += kDecodeThreads) {
       const Rotation r = rotation_at(s.row[i / (kDim / 2)].position, s.frequencies[i % (kDim / 2)]);
       state_.rotation[i] = float2{r.cosine, r.sine};
@@ -157,10 +200,17 @@ class Step {
     // Behind W_o come gate and up, where both together are more than the ring holds (else their loads would
     // only be in the way of attention's) and where the ring's places are whole tiles (WeightStream::follow).
     const Matrix &mix = state_.matrix(DecodeProduct::Mix), &expand = state_.matrix(DecodeProduct::Expand);
-    follows_ = mix.width == expand.width && mix.places_are_whole_tiles() &&
+    follows_ = !kCodes && mix.width == expand.width && mix.places_are_whole_tiles() &&
                (mix.tiles + expand.tiles) * 8 * mix.width * static_cast<int>(sizeof(__nv_bfloat16)) >
                    WeightStream<kRing>::kBytes;
     __syncthreads();
+  }
+
+  template <typename Item>
+  __device__ __forceinline__ void copy_words(Item* to, const Item* from, int items) const {
+    const int words = items * static_cast<int>(sizeof(Item) / sizeof(unsigned));
+    for (int i = state_.thread; i < words; i += kDecodeThreads)
+      reinterpret_cast<unsigned*>(to)[i] = reinterpret_cast<const unsigned*>(from)[i];
   }
 
   /// Between the arrival of the projection and its being seen: entries of earlier steps wait for nothing.
@@ -168,6 +218,10 @@ class Step {
   __device__ __forceinline__ void attend(const DecodeLayer& layer, const DecodePlace& next) {
     constexpr int kJoinedByAll = 16;  // pieces of a head, of all rows, that each block may join for itself
     const DecodeStep& s = state_.s;
+    if constexpr (kCodes) {
+      stream_.close();
+      codes_.close();
+    }
     auto& room = *reinterpret_cast<AttentionRoom<kDim>*>(state_.room);
     const AttentionDeal& d = state_.deal(layer);
     const int block = static_cast<int>(blockIdx.x);
@@ -193,64 +247,70 @@ class Step {
         attend_entries<kDim>(s, layer, piece, state_.rotation + piece.row * (kDim / 2), walk, room);
       }
       // Weights behind the entries: what is asked for comes in turn.
-      if (first) open(next);
+      if (first && !kCodes) open(next);
       first = false;
       if (!has_piece) break;
       leave_piece<kDim>(s, piece, walk, entry_block, room);
       at += d.even ? piece.range.end - piece.range.first : static_cast<int>(gridDim.x);
     } while (at < end);
     state_.grid.arrive();
+    // Codes are a quarter as much, and here no register has to hold their way.
+    if constexpr (kCodes) open(next);
     if (follows_)
-      stream_.follow(weights_of({DecodeProduct::Expand, next.layer}), state_.matrix(DecodeProduct::Expand));
+      stream_.follow(numbers_of({DecodeProduct::Expand, next.layer}), state_.matrix(DecodeProduct::Expand));
     state_.meet();
     state_.joined = d.pieces * d.rows > kJoinedByAll;
     if (!state_.joined) return;
-    DecodeStage<kHalves, kDim>(state_).join(layer);
+    Stage(state_).join(layer);
     state_.grid.arrive();
     state_.meet();
   }
 
   DecodeState state_;
   WeightStream<kRing> stream_;
+  std::conditional_t<kCodes, CodeStream<kRing>, NoCodes> codes_;
   bool follows_ = false;  // the weights of Expand come behind those of Mix
 };
 
-template <int kHalves, int kRing, int kDim>
+template <int kHalves, int kRing, int kDim, int kBits>
 __global__ void __launch_bounds__(kDecodeThreads, 1) decode_kernel(const __grid_constant__ DecodeStep s) {
 #if __CUDA_ARCH__ >= 900  // what it is measured on; open_decoder() looks
   extern __shared__ __align__(128) unsigned char shared[];
-  Step<kHalves, kRing, kDim>(s, shared).run();
+  Step<kHalves, kRing, kDim, kBits>(s, shared).run();
 #endif
 }
 
 using Kernel = void (*)(DecodeStep);
 
-template <int kHalves, int kRing>
+template <int kHalves, int kRing, int kBits>
 Kernel kernel_for(int head_dim) {
-  if (head_dim == 64) return decode_kernel<kHalves, kRing, 64>;
-  if (head_dim == 128) return decode_kernel<kHalves, kRing, 128>;
+  if (head_dim == 64) return decode_kernel<kHalves, kRing, 64, kBits>;
+  if (head_dim == 128) return decode_kernel<kHalves, kRing, 128, kBits>;
   throw InternalError("[decode_step] heads of 64 or 128 elements");
 }
 
 /// What a launch takes: the fixed parts, and room for the phase that wants the most.
 template <int kHalves>
 std::size_t shared_bytes(const DecodeStep& s, int head_dim, int rows, int blocks, int ring_bytes) {
-  const auto staged = [&](int width) {
-    return rounded_shared(static_cast<std::size_t>(Staged<kHalves>::bytes(width, rows)));
+  const bool codes = s.bits < 16;
+  const auto staged = [&](int width, bool by_codes) {
+    const int bytes = by_codes ? StagedCodes::bytes(width, rows) : Staged<kHalves>::bytes(width, rows);
+    return rounded_shared(static_cast<std::size_t>(bytes));
   };
   // The rows x, and the sums of all warps of the most tiles that a block of threads has. The head
   // takes as many at a time as gate and up have, in the room of these (DecodeResults::multiply).
-  const auto product = [&](int out, int in, bool halves) {
-    const int tiles = halves ? (out / 2 + 3) / 4 : (out + 7) / 8;
-    const int most = (tiles + blocks - 1) / blocks;
-    return staged(in) + static_cast<std::size_t>(kDecodeWarps * most * rows * 8) * sizeof(float);
+  const auto sums = [&](int out, bool halves) {
+    return static_cast<std::size_t>(kDecodeWarps * most_tiles(out, halves, blocks) * rows * 8) *
+           sizeof(float);
   };
+  const auto product = [&](int out, int in, bool halves) { return staged(in, codes) + sums(out, halves); };
   const std::size_t attention = head_dim == 64 ? sizeof(AttentionRoom<64>) : sizeof(AttentionRoom<128>);
   const std::size_t most =
-      std::max({attention, staged(s.width), product((s.heads + 2 * s.kv_heads) * head_dim, s.width, false),
+      std::max({attention, product((s.heads + 2 * s.kv_heads) * head_dim, s.width, false),
                 product(s.width, s.heads * head_dim, false), product(2 * s.hidden, s.width, true),
-                product(s.width, s.hidden, false), product(s.predictor_hidden, s.width, false)});
-  return DecodeLayout(s.depth, rows, head_dim, ring_bytes).room + rounded_shared(most);
+                product(s.width, s.hidden, false), staged(s.width, false) + sums(2 * s.hidden, true),
+                staged(s.width, false) + sums(s.predictor_hidden, false)});
+  return DecodeLayout(s, s.bits, rows, head_dim, blocks, ring_bytes).room + rounded_shared(most);
 }
 
 }  // namespace
@@ -258,15 +318,20 @@ std::size_t shared_bytes(const DecodeStep& s, int head_dim, int rows, int blocks
 DecodePlan plan_decode(const DecodeStep& s, int head_dim, int rows, int blocks, std::size_t shared) {
   // Places of the ring: the more rows, the less room there is for loads ahead.
   constexpr int kLong = 33, kMedium = 22, kShort = 8;
-  const auto variant = [&]<int kHalves, int kRing>() -> DecodePlan {
+  const auto variant = [&]<int kHalves, int kRing, int kBits>() -> DecodePlan {
     const std::size_t bytes = shared_bytes<kHalves>(s, head_dim, rows, blocks, WeightStream<kRing>::kBytes);
     if (rows > 8 * kHalves || bytes > shared) return {};
-    return {reinterpret_cast<const void*>(kernel_for<kHalves, kRing>(head_dim)), bytes};
+    return {reinterpret_cast<const void*>(kernel_for<kHalves, kRing, kBits>(head_dim)), bytes};
   };
-  DecodePlan plan = variant.template operator()<1, kLong>();
-  if (plan.kernel == nullptr) plan = variant.template operator()<1, kMedium>();
-  if (plan.kernel == nullptr) plan = variant.template operator()<2, kShort>();
-  return plan;
+  const auto first_of = [&]<int kBits, int kFirst, int kSecond>() {
+    DecodePlan plan = variant.template operator()<1, kFirst, kBits>();
+    if (plan.kernel == nullptr) plan = variant.template operator()<1, kSecond, kBits>();
+    if (plan.kernel == nullptr) plan = variant.template operator()<2, kShort, kBits>();
+    return plan;
+  };
+  // Codes come two loads at a time.
+  return s.bits == 16 ? first_of.template operator()<16, kLong, kMedium>()
+                      : first_of.template operator()<4, kLong / 2 * 2, 16>();
 }
 
 void prepare_decode(const DecodePlan& plan, std::size_t shared) {

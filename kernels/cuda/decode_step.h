@@ -17,14 +17,21 @@ inline constexpr int kDecodeSplits = 40;   // pieces of a row's entries for one 
 inline constexpr int kDecodeUpdates = 64;  // entries of the tables that a launch brings along, at the most
 inline constexpr int kDecodeThreads = 256;
 inline constexpr int kDecodeWarps = kDecodeThreads / 32;
+inline constexpr int kCodeRun = 128;  // columns of codes that a warp takes at once: their rows are multiples
 
 /// A layer's parameters (kernels/decoder.h); null: it has none.
 struct DecodeLayer {
-  const __nv_bfloat16 *qkv, *out, *gate_up, *down, *predictor_in;
+  const void *qkv, *out, *gate_up, *down;  // numbers of bf16, or codes of 4 bits
+  const __nv_bfloat16* predictor_in;
   const float *input_norm, *post_norm, *q_norm, *k_norm;
   const float *router, *predictor_bias, *predictor_out, *predictor_last;
   int routed;  // its number among the routed layers, or -1
   int dense;   // its number among the dense ones, or -1
+};
+
+/// The scales of a layer's codes: of qkv, out, gate_up and down.
+struct DecodeScales {
+  const float* of[4];
 };
 
 /// A row's best id of those that one block of threads looked at.
@@ -56,6 +63,7 @@ struct DecodeOutcome {
 struct DecodeStep {
   // The model
   const DecodeLayer* layers;
+  const DecodeScales* scales;  // null: matrices are numbers
   const __nv_bfloat16 *embedding, *head;
   const float* final_norm;
   const float* frequencies;  // of RoPE, [d/2]
@@ -63,6 +71,8 @@ struct DecodeStep {
   float norm_eps, qk_eps, score_scale;  // the last one with log2(e): exponentials are powers of two
   float threshold;                      // of a decision's logit
   int gate;                             // GateKind
+  int bits;                             // of the layers' products: 16 or 4
+  int group;                            // columns that share a scale; 0: one scale a row
   int by_predictor;
   int routed_layers;
   // The cache

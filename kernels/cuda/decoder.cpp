@@ -1,6 +1,7 @@
 #include "kernels/cuda/decoder.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -18,22 +19,75 @@ constexpr const char* kOp = "decode_step";
 const __nv_bfloat16* matrix(const ConstView& v) { return static_cast<const __nv_bfloat16*>(v.data); }
 const float* vector(const ConstView& v) { return static_cast<const float*>(v.data); }
 
+const void* matrix(const DecoderMatrix& m) { return m.is_packed() ? m.codes.codes.data : m.numbers.data; }
+
+/// The matrices of a layer's products.
+std::array<DecoderMatrix, 4> matrices(const DecoderLayer& l) { return {l.qkv, l.out, l.gate_up, l.down}; }
+
 bool fits_tiles(std::int64_t width) { return width >= 256 && width % 32 == 0; }
 bool aligned(const ConstView& v) { return reinterpret_cast<std::uintptr_t>(v.data) % 16 == 0; }
 
+/// Columns that share a scale in those matrices that have several a row; 0: none has.
+std::int64_t group_of(const DecoderModel& m) {
+  std::int64_t group = 0;
+  for (const DecoderLayer& l : m.layers) {
+    for (const DecoderMatrix& w : matrices(l)) {
+      if (w.is_packed() && w.codes.format.group < w.codes.format.columns) group = w.codes.format.group;
+    }
+  }
+  return group;
+}
+
+bool fits_codes(const PackedView& w) {
+  const PackedFormat& f = w.format;
+  return f.bits == 4 && f.columns % kCodeRun == 0 && (f.group == f.columns || f.group % kCodeRun == 0) &&
+         f.row_bytes() == f.columns / 2 && aligned(w.codes);
+}
+
+/// Numbers all of them, or all of them codes with one scale a row or as many columns a scale.
+bool fit(const DecoderModel& m) {
+  const std::int64_t group = group_of(m);
+  bool all = true;
+  for (const DecoderLayer& l : m.layers) {
+    for (const DecoderMatrix& w : matrices(l)) {
+      all = all && w.is_packed() == m.layers[0].qkv.is_packed();
+      if (!w.is_packed()) {
+        all = all && aligned(w.numbers);
+      } else {
+        const PackedFormat& f = w.codes.format;
+        all = all && fits_codes(w.codes) && (f.group == f.columns || f.group == group);
+      }
+    }
+  }
+  return all;
+}
+
 bool supports(const DecoderModel& m) {
   const QkvShape& q = m.qkv;
-  bool all = m.embedding.dtype == DType::BF16 && (q.head_dim == 64 || q.head_dim == 128) && q.kv_heads > 0 &&
-             q.heads % q.kv_heads == 0 && q.heads / q.kv_heads <= kDecodeGroup && fits_tiles(m.width) &&
-             fits_tiles(m.hidden) && fits_tiles(q.heads * q.head_dim) && m.layers.size() <= kDecodeLayers;
+  bool all = !m.layers.empty() && m.embedding.dtype == DType::BF16 &&
+             (q.head_dim == 64 || q.head_dim == 128) && q.kv_heads > 0 && q.heads % q.kv_heads == 0 &&
+             q.heads / q.kv_heads <= kDecodeGroup && fits_tiles(m.width) && fits_tiles(m.hidden) &&
+             fits_tiles(q.heads * q.head_dim) && m.layers.size() <= kDecodeLayers;
+  all = all && fit(m);
   std::size_t routed = 0;
   for (const DecoderLayer& l : m.layers) {
     routed += l.routed ? 1 : 0;
-    for (const ConstView& v : {l.input_norm, l.qkv, l.out, l.post_norm, l.gate_up, l.down, l.router,
-                               l.predictor_in, l.predictor_out})
+    for (const ConstView& v : {l.input_norm, l.post_norm, l.router, l.predictor_in, l.predictor_out})
       all = all && aligned(v);
   }
   return all && routed <= kDecodeRouted && aligned(m.embedding) && aligned(m.head) && aligned(m.final_norm);
+}
+
+/// What the kernel's plan is made from.
+void describe_sizes(DecodeStep& s, const DecoderModel& m) {
+  s.depth = static_cast<int>(m.layers.size());
+  s.vocab = static_cast<int>(m.vocab);
+  s.width = static_cast<int>(m.width);
+  s.hidden = static_cast<int>(m.hidden);
+  s.heads = static_cast<int>(m.qkv.heads);
+  s.kv_heads = static_cast<int>(m.qkv.kv_heads);
+  s.bits = m.layers[0].qkv.is_packed() ? m.layers[0].qkv.codes.format.bits : 16;
+  s.group = static_cast<int>(group_of(m));
 }
 
 class CudaDecoder final : public Decoder {
@@ -50,6 +104,10 @@ class CudaDecoder final : public Decoder {
     step_.frequencies = frequencies;
     layers_ = upload_layers(model);
     step_.layers = static_cast<const DecodeLayer*>(layers_.get());
+    if (step_.bits < 16) {
+      scales_ = upload_scales(model);
+      step_.scales = static_cast<const DecodeScales*>(scales_.get());
+    }
     take_memory();
     for (const DecodePlan& plan : plans_) prepare_decode(plan, shared);
     void* outcome = nullptr;
@@ -126,13 +184,8 @@ class CudaDecoder final : public Decoder {
     step_.embedding = matrix(m.embedding);
     step_.head = matrix(m.head);
     step_.final_norm = vector(m.final_norm);
-    step_.depth = static_cast<int>(m.layers.size());
-    step_.vocab = static_cast<int>(m.vocab);
+    describe_sizes(step_, m);
     step_.choices = static_cast<int>(m.choices);
-    step_.width = static_cast<int>(m.width);
-    step_.hidden = static_cast<int>(m.hidden);
-    step_.heads = static_cast<int>(m.qkv.heads);
-    step_.kv_heads = static_cast<int>(m.qkv.kv_heads);
     step_.norm_eps = static_cast<float>(m.norm_eps);
     step_.qk_eps = static_cast<float>(m.qkv.norm_eps);
     constexpr double kLog2E = 1.4426950408889634074;
@@ -165,8 +218,21 @@ class CudaDecoder final : public Decoder {
       d.dense = l.routed ? -1 : dense++;
       layers.push_back(d);
     }
-    DeviceMemory memory = make_device_memory(kOp, layers.size() * sizeof(DecodeLayer));
-    backend_.copy_from_host(memory.get(), layers.data(), layers.size() * sizeof(DecodeLayer));
+    return upload(layers);
+  }
+  DeviceMemory upload_scales(const DecoderModel& m) {
+    std::vector<DecodeScales> scales;
+    for (const DecoderLayer& l : m.layers) {
+      DecodeScales& s = scales.emplace_back();
+      std::size_t i = 0;
+      for (const DecoderMatrix& w : matrices(l)) s.of[i++] = vector(w.codes.scales);
+    }
+    return upload(scales);
+  }
+  template <typename Item>
+  DeviceMemory upload(const std::vector<Item>& items) {
+    DeviceMemory memory = make_device_memory(kOp, items.size() * sizeof(Item));
+    backend_.copy_from_host(memory.get(), items.data(), items.size() * sizeof(Item));
     return memory;
   }
 
@@ -215,7 +281,7 @@ class CudaDecoder final : public Decoder {
   std::int64_t slots_;
   std::vector<DecodePlan> plans_;
   DecodeStep step_{};
-  DeviceMemory layers_, memory_;
+  DeviceMemory layers_, scales_, memory_;
   PinnedMemory outcome_;
 };
 
@@ -231,13 +297,8 @@ std::unique_ptr<Decoder> open_decoder(CudaBackend& backend, const float* frequen
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), kOp);
   if (cooperative == 0 || major < 9) return nullptr;
   DecodeStep sizes{};
-  sizes.depth = static_cast<int>(model.layers.size());
-  sizes.vocab = static_cast<int>(model.vocab);
-  sizes.width = static_cast<int>(model.width);
-  sizes.hidden = static_cast<int>(model.hidden);
+  describe_sizes(sizes, model);
   sizes.predictor_hidden = static_cast<int>(model.predictor_hidden);
-  sizes.heads = static_cast<int>(model.qkv.heads);
-  sizes.kv_heads = static_cast<int>(model.qkv.kv_heads);
   const int head_dim = static_cast<int>(model.qkv.head_dim), blocks = backend.multiprocessors();
   std::vector<DecodePlan> plans;
   for (int rows = 1; rows <= std::min<std::int64_t>(kDecodeRows, model.most_rows); ++rows) {

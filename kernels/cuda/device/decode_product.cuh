@@ -93,6 +93,17 @@ struct Staged {
   }
 };
 
+/// 16 bytes of shared memory. Such loads begin in the order in which they stand, before what follows: the
+/// compiler would rather put each of them before the first product that wants it, which then waits.
+__device__ __forceinline__ uint4 load_in_turn(unsigned address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address)
+               : "memory");
+  return v;
+}
+
 /// A warp's share of a matrix, on its way through a ring of its own in shared memory: kRing loads ahead of
 /// what is computed. Opened before x is there, since weights wait for nothing. A lane reads what it loaded
 /// itself, so nobody waits for anybody.
@@ -126,6 +137,12 @@ class WeightStream {
     if (left_ > 0 || followed) return;
     for (; filled_ < places_; ++filled_) commit_copies();  // they are waited for by their number
   }
+  /// Nothing is open any more: no register has to hold what was.
+  __device__ __forceinline__ void close() {
+    at_once_ = places_ = place_ = filled_ = batches_ = batch_ = left_ = next_tile_ = 0;
+    at_ = last_ = after_ = nullptr;
+    after_matrix_ = nullptr;
+  }
   /// The rest of the ring.
   __device__ __forceinline__ void rest() {
     if (filled_ < places_) fill(places_);
@@ -150,16 +167,6 @@ class WeightStream {
   }
 
  private:
-  /// 16 bytes of shared memory. Such loads begin in the order in which they stand, before what follows: the
-  /// compiler would rather put each of them before the first product that wants it, which then waits.
-  static __device__ __forceinline__ uint4 load_in_turn(unsigned address) {
-    uint4 v;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "r"(address)
-                 : "memory");
-    return v;
-  }
   template <int kN>
   struct Number {
     static constexpr int value = kN;

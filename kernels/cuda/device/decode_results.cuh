@@ -5,12 +5,13 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cuda/device/decode_codes.cuh"
 #include "kernels/cuda/device/decode_product.cuh"
 #include "kernels/cuda/device/decode_state.cuh"
 
 namespace fathom::cuda {
 
-template <int kHalves, int kDim>
+template <int kHalves, int kDim, int kBits>
 class DecodeResults : DecodePhase {
  public:
   using DecodePhase::DecodePhase;
@@ -43,20 +44,65 @@ class DecodeResults : DecodePhase {
           *reinterpret_cast<float2*>(to) = float2{c[2 * h], c[2 * h + 1]};
         }
       });
-      __syncthreads();
-      // Warps that have nothing to add up go on to ask for the next weights.
-      const int results = ((end - from) * rows) << (m.half > 0 ? 2 : 3);
-      const int writers = max(1, min(kDecodeWarps, (results + 31) / 32));
-      if (warp_ < writers) {
-        add_up(p, m, from, end - from, sums);
-        if (!is_head) state_.grid.arrive_with(writers);
-      }
+      take_sums(p, m, from, end - from, sums);
       if (is_head) __syncthreads();
       from = end;
     } while (from < tiles);
   }
+  /// The same for a product by codes. The head is none.
+  template <int kRing>
+  __device__ __forceinline__ void multiply(const DecodePlace& p, CodeStream<kRing>& stream) {
+    const Matrix& m = state_.matrix(p.product);
+    const int rows = s_.rows, g = lane_ / 4;
+    float* const sums = reinterpret_cast<float*>(
+        state_.room + rounded_shared(static_cast<std::size_t>(StagedCodes::bytes(m.width, rows))));
+    state_.stream_before = state_.branch_before = 0;
+    load_ahead(p, m);
+    load_row_scales(p, m);
+    const auto* const staged = reinterpret_cast<const std::uint32_t*>(state_.room);
+    stream.template run<kHalves>(m, staged, rows, [&](int tile, const float(&c)[kHalves][4]) {
+      float* const to = sums + (tile * kDecodeWarps + warp_) * rows * 8 + g;
+      const int next_tile = kDecodeWarps * rows * 8;
+#pragma unroll
+      for (int h = 0; h < kHalves; ++h) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int row = 8 * h + lane_ % 4 * 2 + e;
+          if (row >= rows) continue;
+          to[row * 8] = c[h][e];
+          if (tile + 1 < m.tiles) to[next_tile + row * 8] = c[h][2 + e];
+        }
+      }
+    });
+    take_sums(p, m, 0, m.tiles, sums);
+  }
 
  private:
+  /// The warps' sums of `tiles` of this block's tiles, from number `from`, once all have theirs.
+  __device__ __forceinline__ void take_sums(const DecodePlace& p, const Matrix& m, int from, int tiles,
+                                            const float* sums) {
+    __syncthreads();
+    // Warps that have nothing to add up go on to ask for the next weights.
+    const int results = (tiles * s_.rows) << (m.half > 0 ? 2 : 3);
+    const int writers = max(1, min(kDecodeWarps, (results + 31) / 32));
+    if (warp_ >= writers) return;
+    add_up(p, m, from, tiles, sums);
+    if (p.product != DecodeProduct::Head) state_.grid.arrive_with(writers);
+  }
+  /// Whether a product is by codes that have one scale a row, which their sums want.
+  __device__ __forceinline__ bool has_row_scales(const DecodePlace& p, const Matrix& m) const {
+    return kBits < 16 && is_of_layer(p.product) && (s_.group == 0 || s_.group == m.width);
+  }
+  /// What this thread's first result is multiplied by, likewise ahead.
+  __device__ __forceinline__ void load_row_scales(const DecodePlace& p, const Matrix& m) {
+    const int shift = m.half > 0 ? 2 : 3, rows = s_.rows;
+    state_.row_scale = state_.other_row_scale = 0;  // no register has to hold the last product's
+    if (!has_row_scales(p, m) || thread_ >= (m.tiles * rows) << shift) return;
+    const int at = ((m.first + (thread_ >> shift) / rows) << shift) + (thread_ & ((1 << shift) - 1));
+    const float* const scales = state_.scales_of(p);
+    state_.row_scale = __ldg(scales + at);
+    if (m.half > 0) state_.other_row_scale = __ldg(scales + m.half + at);
+  }
   /// What this thread's first result is added to, or multiplied by: it does not wait for the product.
   __device__ __forceinline__ void load_ahead(const DecodePlace& p, const Matrix& m) {
     const int rows = s_.rows, first = m.first, tiles = m.tiles;
@@ -89,6 +135,14 @@ class DecodeResults : DecodePhase {
       for (int part = 0; part < kDecodeWarps; ++part, part_sums += rows * 8) {
         sum += part_sums[0];
         if (halves) other += part_sums[4];
+      }
+      if constexpr (kBits < 16) {
+        if (has_row_scales(p, m) && at < most) {
+          const float* const scales = state_.scales_of(p);
+          const bool first = i == thread_;
+          sum *= first ? state_.row_scale : __ldg(scales + at);
+          if (halves) other *= first ? state_.other_row_scale : __ldg(scales + m.half + at);
+        }
       }
       if (at < most) take(p, row, at, sum, other, i == thread_);
     }

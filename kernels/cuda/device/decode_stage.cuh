@@ -1,5 +1,5 @@
 // The rows that a product multiplies, brought into shared memory as the tensor core wants them
-// (decode_product.cuh). Every block of threads needs all of them, whole.
+// (decode_product.cuh, decode_codes.cuh). Every block of threads needs all of them, whole.
 //
 // A norm's weights are put to the elements here, 1 / rms to the results: it is known only when the whole row
 // has been seen, and to wait for it would cost all of the rows once more.
@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/device/decode_attention.cuh"
+#include "kernels/cuda/device/decode_codes.cuh"
 #include "kernels/cuda/device/decode_product.cuh"
 #include "kernels/cuda/device/decode_state.cuh"
 #include "kernels/cuda/device/mma.cuh"
@@ -15,7 +16,7 @@
 
 namespace fathom::cuda {
 
-template <int kHalves, int kDim>
+template <int kHalves, int kDim, int kBits>
 class DecodeStage : DecodePhase {
  public:
   using DecodePhase::DecodePhase;
@@ -39,7 +40,7 @@ class DecodeStage : DecodePhase {
                    : product == DecodeProduct::Expand  ? l.post_norm
                    : product == DecodeProduct::Project ? l.input_norm
                                                        : s_.final_norm,
-                   product == DecodeProduct::Decide);
+                   product);
     }
     __syncthreads();
     if (product == DecodeProduct::Project && l.routed >= 0 && thread_ == kDecodeThreads - 1)
@@ -65,14 +66,28 @@ class DecodeStage : DecodePhase {
 
  private:
   static constexpr int kThreadsOfHead = kDim / kJoinPack<kDim>;
+  static constexpr bool kCodes = kBits < 16;  // of a layer's products
 
   __device__ std::uint32_t* staged() const { return reinterpret_cast<std::uint32_t*>(state_.room); }
 
-  /// The stream. With a norm's weights: times these, and the sums of its squares. With a router's: as it is,
-  /// and the sums of its products with these.
-  __device__ __forceinline__ void stage_stream(const float* weight, bool router) {
-    std::uint32_t* const to = staged();
-    const int stride = Staged<kHalves>::stride(s_.width);
+  static __device__ __forceinline__ int stride_of(int width, bool codes) {
+    return codes ? StagedCodes::stride(width) : Staged<kHalves>::stride(width);
+  }
+  /// Words as of Staged and StagedCodes. `codes`: what the rows are multiplied by.
+  template <typename Words>
+  __device__ __forceinline__ void put(int stride, bool codes, int row, int e, Words words) const {
+    if (codes) {
+      StagedCodes::put(staged(), stride, row, e, words);
+    } else {
+      Staged<kHalves>::put(staged(), stride, row, e, words);
+    }
+  }
+
+  /// The stream. With a norm's weights: times these, and the sums of its squares. With a router's, in a
+  /// decision: as it is, and the sums of its products with these.
+  __device__ __forceinline__ void stage_stream(const float* weight, DecodeProduct product) {
+    const bool router = product == DecodeProduct::Decide, codes = kCodes && is_of_layer(product);
+    const int stride = stride_of(s_.width, codes);
 #pragma unroll 2
     for (int row = 0; row < s_.rows; ++row) {
       float sum = 0;
@@ -89,7 +104,7 @@ class DecodeStage : DecodePhase {
           sum += router ? x * wx + y * wy : x * x + y * y;
           if (!router) words[i] = pack_bf16(x * wx, y * wy);
         }
-        Staged<kHalves>::put(to, stride, row, e, uint4{words[0], words[1], words[2], words[3]});
+        put(stride, codes, row, e, uint4{words[0], words[1], words[2], words[3]});
       }
       sum = warp_reduce(sum, Sum{});
       if (lane_ == 0) fixed_.squares[row][warp_] = sum;
@@ -114,14 +129,13 @@ class DecodeStage : DecodePhase {
   }
   /// Rows of bf16 as they are.
   __device__ __forceinline__ void stage_rows(const __nv_bfloat16* from, int width) {
-    std::uint32_t* const to = staged();
-    const int stride = Staged<kHalves>::stride(width), packs = width / 8;
+    const int stride = stride_of(width, kCodes), packs = width / 8;
     int row = 0, e = thread_;
 #pragma unroll 4
     for (int i = thread_; i < s_.rows * packs; i += kDecodeThreads) {
       while (e >= packs) e -= packs, ++row;
       const uint4 raw = __ldcg(reinterpret_cast<const uint4*>(from + static_cast<std::int64_t>(i) * 8));
-      Staged<kHalves>::put(to, stride, row, e * 8, raw);
+      put(stride, kCodes, row, e * 8, raw);
       e += kDecodeThreads;
     }
   }
@@ -129,19 +143,17 @@ class DecodeStage : DecodePhase {
   /// was there; nobody takes their results.
   __device__ __forceinline__ void stage_pieces(const DecodeLayer& l) {
     const AttentionDeal& d = state_.deal(l);
-    std::uint32_t* const to = staged();
-    const int size = s_.heads * kDim, stride = Staged<kHalves>::stride(size);
+    const int size = s_.heads * kDim, stride = stride_of(size, kCodes);
 #pragma unroll 1
     for (int i = thread_; i < d.rows * s_.heads * kThreadsOfHead; i += kDecodeThreads) {
       const int head = i / kThreadsOfHead, e = i % kThreadsOfHead * kJoinPack<kDim>, row = head / s_.heads;
       const JoinedPack<kDim> y = joined(d, row, head - row * s_.heads, e);
       const int column = (head - row * s_.heads) * kDim + e;
       if constexpr (kJoinPack<kDim> == 8) {
-        Staged<kHalves>::put(to, stride, d.row[row], column,
-                             uint4{y.word[0], y.word[1], y.word[2], y.word[3]});
+        put(stride, kCodes, d.row[row], column, uint4{y.word[0], y.word[1], y.word[2], y.word[3]});
       } else {
-        Staged<kHalves>::put(to, stride, d.row[row], column, y.word[0]);
-        Staged<kHalves>::put(to, stride, d.row[row], column + 2, y.word[1]);
+        put(stride, kCodes, d.row[row], column, y.word[0]);
+        put(stride, kCodes, d.row[row], column + 2, y.word[1]);
       }
     }
   }

@@ -1,16 +1,17 @@
 // What the phases of a decoding step share (decode_step.cu): the layout of shared memory, the order of the
 // products, and what a thread keeps from one phase to the next.
 //
-// Shared memory holds, one behind the other: DecodeFixed; the layers' pointers; cosines and sines of the
-// rows; the ring through which the weights come (decode_product.cuh); and a room that each phase uses as it
-// likes. For a product those are the staged rows and behind them the warps' sums, for attention an
-// AttentionRoom.
+// Shared memory holds, one behind the other: DecodeFixed; the layers' pointers, with codes also those of
+// their scales; cosines and sines of the rows; scales of groups, for two matrices; the ring through which the
+// weights come (decode_product.cuh, decode_codes.cuh); and a room that each phase uses as it likes. For a
+// product those are the staged rows and behind them the warps' sums, for attention an AttentionRoom.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 #include "kernels/cuda/decode_step.h"
+#include "kernels/cuda/device/decode_codes.cuh"
 #include "kernels/cuda/device/decode_deal.cuh"
 #include "kernels/cuda/device/decode_grid.cuh"
 #include "kernels/cuda/device/decode_product.cuh"
@@ -20,6 +21,11 @@ namespace fathom::cuda {
 /// The products of a step, in the order in which a layer has them.
 enum class DecodeProduct : int { Decide, Project, Mix, Expand, Contract, Head };
 inline constexpr int kDecodeProducts = 6;
+
+/// Whether a product is one of those that may be by codes.
+__device__ __forceinline__ bool is_of_layer(DecodeProduct p) {
+  return p != DecodeProduct::Decide && p != DecodeProduct::Head;
+}
 
 /// Where a step is. Behind the last layer there is the head, as a product of layer number `depth`.
 struct DecodePlace {
@@ -50,13 +56,37 @@ __host__ __device__ constexpr std::size_t rounded_shared(std::size_t bytes) {
   return (bytes + 127) / 128 * 128;
 }
 
+/// Tiles of a matrix that a block of threads has at the most (Matrix::deal).
+__host__ __device__ inline int most_tiles(int out, bool halves, int blocks) {
+  const int tiles = halves ? (out / 2 + 3) / 4 : (out + 7) / 8;
+  return (tiles + blocks - 1) / blocks;
+}
+
+/// Bytes of one matrix's scales of groups, at the most.
+__host__ __device__ inline int group_scale_bytes(const DecodeStep& s, int head_dim, int blocks) {
+  if (s.group == 0) return 0;
+  const auto bytes = [&](int out, int in, bool halves) {
+    return GroupScales::bytes(in, most_tiles(out, halves, blocks));
+  };
+  const int attention = max(bytes((s.heads + 2 * s.kv_heads) * head_dim, s.width, false),
+                            bytes(s.width, s.heads * head_dim, false));
+  return max(attention, max(bytes(2 * s.hidden, s.width, true), bytes(s.width, s.hidden, false)));
+}
+
 /// Where what begins in shared memory behind DecodeFixed, in bytes.
 struct DecodeLayout {
-  std::size_t layers, rotation, ring, room;
-  __host__ __device__ DecodeLayout(int depth, int rows, int head_dim, int ring_bytes) {
+  int group_bytes;  // of one matrix's scales of groups
+  std::size_t layers, scales, rotation, groups, ring, room;
+  /// `bits`: those of `s`, which a kernel knows before it is launched.
+  __host__ __device__ DecodeLayout(const DecodeStep& s, int bits, int rows, int head_dim, int blocks,
+                                   int ring_bytes) {
+    const auto depth = static_cast<std::size_t>(s.depth);
+    group_bytes = bits == 16 ? 0 : group_scale_bytes(s, head_dim, blocks);
     layers = rounded_shared(sizeof(DecodeFixed));
-    rotation = layers + rounded_shared(sizeof(DecodeLayer) * static_cast<std::size_t>(depth));
-    ring = rotation + rounded_shared(sizeof(float2) * static_cast<std::size_t>(rows * head_dim / 2));
+    scales = layers + rounded_shared(sizeof(DecodeLayer) * depth);
+    rotation = scales + rounded_shared(bits == 16 ? 0 : sizeof(DecodeScales) * depth);
+    groups = rotation + rounded_shared(sizeof(float2) * static_cast<std::size_t>(rows * head_dim / 2));
+    ring = groups + rounded_shared(static_cast<std::size_t>(2 * group_bytes));
     room = ring + rounded_shared(static_cast<std::size_t>(ring_bytes));
   }
 };
@@ -68,20 +98,24 @@ struct DecodeState {
   DecodeFixed& fixed;
   DecodeLayout layout;
   DecodeLayer* layers;
-  float2* rotation;     // cosines and sines, [rows][d/2]
-  unsigned char* room;  // of the phase
+  DecodeScales* scales;  // of the layers' codes, where they have any
+  float2* rotation;      // cosines and sines, [rows][d/2]
+  unsigned char* room;   // of the phase
   int thread, warp, lane;
   bool met = false;     // all blocks of threads, once: what one wrote another may read
   bool joined = false;  // attention is in `mixed`, not in pieces
   // What this thread's first result of a product is added to, or multiplied by: asked for ahead.
   float stream_before = 0, branch_before = 0, predictor_weight = 0;
+  float row_scale = 0, other_row_scale = 0;
 
-  __device__ DecodeState(const DecodeStep& step, unsigned char* shared, int head_dim, int ring_bytes)
+  __device__ DecodeState(const DecodeStep& step, int bits, unsigned char* shared, int head_dim,
+                         int ring_bytes)
       : s(step),
         grid(step.arrivals, step.turn),
         fixed(*reinterpret_cast<DecodeFixed*>(shared)),
-        layout(step.depth, step.rows, head_dim, ring_bytes),
+        layout(step, bits, step.rows, head_dim, static_cast<int>(gridDim.x), ring_bytes),
         layers(reinterpret_cast<DecodeLayer*>(shared + layout.layers)),
+        scales(reinterpret_cast<DecodeScales*>(shared + layout.scales)),
         rotation(reinterpret_cast<float2*>(shared + layout.rotation)),
         room(shared + layout.room),
         thread(static_cast<int>(threadIdx.x)),
@@ -94,6 +128,10 @@ struct DecodeState {
   }
   __device__ __forceinline__ Matrix& matrix(DecodeProduct p) const {
     return fixed.matrices[static_cast<int>(p)];
+  }
+  /// Of a layer's product by codes.
+  __device__ __forceinline__ const float* scales_of(const DecodePlace& p) const {
+    return scales[p.layer].of[static_cast<int>(p.product) - static_cast<int>(DecodeProduct::Project)];
   }
   /// Of the head, which has none, the last one.
   __device__ __forceinline__ const DecodeLayer& layer_at(const DecodePlace& p) const {
