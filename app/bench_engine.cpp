@@ -119,7 +119,13 @@ EngineBench prepare_engine(const EngineBenchFlags& flags, const Globals& globals
                    .activation_clip = default_activation_clip(flags.activations),
                    .online = {.down = are_few, .heads = are_few, .queries_keys = flags.kv < 16}};
     if (!q.has_packed_weights()) q.kinds.clear();
-    s.model = std::move(quantize_model(*s.c, *s.model, q, quantize).model);
+    // Nor which scale a row gets: one is not searched for.
+    const auto to_nearest = [](const MatrixToQuantize& m) {
+      const PackedFormat& f = m.format;
+      return round_to_nearest(m.values, m.rows, f.columns,
+                              {.bits = f.bits, .group = f.group, .clip = Clip::None});
+    };
+    s.model = std::move(quantize_model(*s.c, *s.model, q, to_nearest).model);
   }
   s.model->set_kv_bits(flags.kv);
   if (s.config.routing.kind != RoutingKind::None) s.options.rule = causal_rule(s.config.routing);

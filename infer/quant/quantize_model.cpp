@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "infer/quant/pieces.h"
 #include "kernels/error.h"
 
 namespace fathom {
@@ -34,18 +35,28 @@ class Packer {
       throw UserError(fmt::format("{} holds weights that are not finite.", spec_.name));
     const auto columns = static_cast<std::size_t>(format_.columns),
                group = static_cast<std::size_t>(format_.group);
-    std::vector<std::uint8_t> packed(static_cast<std::size_t>(format_.code_bytes()));
-    for (std::size_t r = 0; r < static_cast<std::size_t>(m.rows); ++r) {
-      pack_codes(packed, std::span(m.codes).subspan(r * columns, columns), format_);
-      const auto bytes = std::as_bytes(std::span(packed));
-      codes_.insert(codes_.end(), bytes.begin(), bytes.end());
-      for (std::size_t k = 0; k < columns; ++k) {
-        const double w = from.values[r * columns + k];
-        const double held =
-            static_cast<double>(m.scales[r * (columns / group) + k / group]) * m.codes[r * columns + k];
-        squares.weights += w * w;
-        squares.errors += (w - held) * (w - held);
+    const auto code_bytes = static_cast<std::size_t>(format_.code_bytes());
+    const std::size_t before = codes_.size();
+    codes_.resize(before + static_cast<std::size_t>(m.rows) * code_bytes);
+    std::vector<Squares> rows(static_cast<std::size_t>(m.rows));
+    for_pieces(m.rows, std::max<std::int64_t>(1, 16384 / format_.columns), [&](auto begin, auto end) {
+      std::vector<std::uint8_t> packed(code_bytes);
+      for (auto r = static_cast<std::size_t>(begin); r < static_cast<std::size_t>(end); ++r) {
+        pack_codes(packed, std::span(m.codes).subspan(r * columns, columns), format_);
+        std::ranges::copy(std::as_bytes(std::span(packed)),
+                          codes_.begin() + static_cast<std::ptrdiff_t>(before + r * code_bytes));
+        for (std::size_t k = 0; k < columns; ++k) {
+          const double w = from.values[r * columns + k];
+          const double held =
+              static_cast<double>(m.scales[r * (columns / group) + k / group]) * m.codes[r * columns + k];
+          rows[r].weights += w * w;
+          rows[r].errors += (w - held) * (w - held);
+        }
       }
+    });
+    for (const Squares& row : rows) {  // in their order: the same sums, however many threads there were
+      squares.weights += row.weights;
+      squares.errors += row.errors;
     }
     scales_.insert(scales_.end(), m.scales.begin(), m.scales.end());
   }
