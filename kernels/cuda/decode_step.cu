@@ -20,14 +20,15 @@
 // rms) = (W (x w)) / rms.
 //
 // What the phases do stands in device/: decode_decide.cuh, decode_stage.cuh (rows into shared memory),
-// decode_results.cuh (products), decode_attention.cuh, decode_choice.cuh; what they share in
-// decode_state.cuh.
+// decode_results.cuh (products), decode_attention.cuh and decode_code_attention.cuh, decode_choice.cuh; what
+// they share in decode_state.cuh.
 #include <algorithm>
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/decode_step.h"
 #include "kernels/cuda/device/decode_attention.cuh"
 #include "kernels/cuda/device/decode_choice.cuh"
+#include "kernels/cuda/device/decode_code_attention.cuh"
 #include "kernels/cuda/device/decode_decide.cuh"
 #include "kernels/cuda/device/decode_results.cuh"
 #include "kernels/cuda/device/decode_stage.cuh"
@@ -40,8 +41,8 @@ namespace fathom::cuda {
 namespace {
 
 /// The whole step, as one thread goes through it. kHalves: 1 for up to eight rows, 2 for up to sixteen;
-/// kRing: loads of weights ahead; kDim: of a head.
-template <int kHalves, int kRing, int kDim>
+/// kRing: loads of weights ahead; kDim: of a head; kKv: bits of keys and values in the cache.
+template <int kHalves, int kRing, int kDim, int kKv>
 class Step {
  public:
   __device__ Step(const DecodeStep& s, unsigned char* shared)
@@ -152,8 +153,11 @@ class Step {
     }
     __syncthreads();
     const bool has_piece = static_cast<int>(blockIdx.x) < state_.fixed.deals[0].blocks;
-    if (has_piece && state_.lane == 0)
-      state_.fixed.first_keys[state_.warp] = first_keys_of<kDim>(s, state_.fixed.first[0]);
+    if (has_piece && state_.lane == 0) {
+      const AttentionPiece& piece = state_.fixed.first[0];
+      state_.fixed.first_keys[state_.warp] =
+          kKv == 16 ? first_keys_of<kDim>(s, piece) : first_block_of(s, piece);
+    }
     // Behind W_o come gate and up, where both together are more than the ring holds (else their loads would
     // only be in the way of attention's) and where the ring's places are whole tiles (WeightStream::follow).
     const Matrix &mix = state_.matrix(DecodeProduct::Mix), &expand = state_.matrix(DecodeProduct::Expand);
@@ -163,6 +167,15 @@ class Step {
     __syncthreads();
   }
 
+  /// `first_keys`: of this warp, in DecodeFixed; negative: to be looked up.
+  __device__ __forceinline__ auto begin(const DecodeLayer& layer, const AttentionPiece& piece,
+                                        std::int64_t first_keys) const {
+    if constexpr (kKv == 16) {
+      return begin_piece<kDim>(state_.s, layer, piece, first_keys);
+    } else {
+      return begin_code_piece<kDim, kKv>(state_.s, layer, piece, static_cast<int>(first_keys));
+    }
+  }
   /// Between the arrival of the projection and its being seen: entries of earlier steps wait for nothing.
   /// Leaves attention in pieces, or joined in `mixed`; the weights of the next product are on their way.
   __device__ __forceinline__ void attend(const DecodeLayer& layer, const DecodePlace& next) {
@@ -186,17 +199,26 @@ class Step {
                                               : d.piece_at(s, at, end);
       const std::int64_t first_keys =
           first && which == 0 ? state_.fixed.first_keys[state_.warp] : std::int64_t{-1};
-      EntryWalk<kDim, DecodeStep> walk = begin_piece<kDim>(s, layer, piece, first_keys);
+      auto walk = begin(layer, piece, first_keys);
       if (first) state_.meet();
       const std::int64_t entry_block = new_entry_block(s, layer, piece);
       if (has_piece) {
-        attend_entries<kDim>(s, layer, piece, state_.rotation + piece.row * (kDim / 2), walk, room);
+        const float2* const rotation = state_.rotation + piece.row * (kDim / 2);
+        if constexpr (kKv == 16) {
+          attend_entries<kDim>(s, layer, piece, rotation, walk, room);
+        } else {
+          attend_codes<kDim, kKv>(s, layer, piece, rotation, entry_block, walk, room);
+        }
       }
       // Weights behind the entries: what is asked for comes in turn.
       if (first) open(next);
       first = false;
       if (!has_piece) break;
-      leave_piece<kDim>(s, piece, walk, entry_block, room);
+      if constexpr (kKv == 16) {
+        leave_piece<kDim>(s, piece, walk, entry_block, room);
+      } else {
+        leave_code_piece<kDim, kKv>(s, piece, walk, room);
+      }
       at += d.even ? piece.range.end - piece.range.first : static_cast<int>(gridDim.x);
     } while (at < end);
     state_.grid.arrive();
@@ -215,21 +237,28 @@ class Step {
   bool follows_ = false;  // the weights of Expand come behind those of Mix
 };
 
-template <int kHalves, int kRing, int kDim>
+template <int kHalves, int kRing, int kDim, int kKv>
 __global__ void __launch_bounds__(kDecodeThreads, 1) decode_kernel(const __grid_constant__ DecodeStep s) {
 #if __CUDA_ARCH__ >= 900  // what it is measured on; open_decoder() looks
   extern __shared__ __align__(128) unsigned char shared[];
-  Step<kHalves, kRing, kDim>(s, shared).run();
+  Step<kHalves, kRing, kDim, kKv>(s, shared).run();
 #endif
 }
 
 using Kernel = void (*)(DecodeStep);
 
-template <int kHalves, int kRing>
-Kernel kernel_for(int head_dim) {
-  if (head_dim == 64) return decode_kernel<kHalves, kRing, 64>;
-  if (head_dim == 128) return decode_kernel<kHalves, kRing, 128>;
+template <int kHalves, int kRing, int kKv>
+Kernel kernel_of(int head_dim) {
+  if (head_dim == 64) return decode_kernel<kHalves, kRing, 64, kKv>;
+  if (head_dim == 128) return decode_kernel<kHalves, kRing, 128, kKv>;
   throw InternalError("[decode_step] heads of 64 or 128 elements");
+}
+template <int kHalves, int kRing>
+Kernel kernel_for(int head_dim, int kv_bits) {
+  if (kv_bits == 16) return kernel_of<kHalves, kRing, 16>(head_dim);
+  if (kv_bits == 8) return kernel_of<kHalves, kRing, 8>(head_dim);
+  if (kv_bits == 4) return kernel_of<kHalves, kRing, 4>(head_dim);
+  throw InternalError("[decode_step] keys and values of 16, 8 or 4 bits");
 }
 
 /// What a launch takes: the fixed parts, and room for the phase that wants the most.
@@ -261,7 +290,7 @@ DecodePlan plan_decode(const DecodeStep& s, int head_dim, int rows, int blocks, 
   const auto variant = [&]<int kHalves, int kRing>() -> DecodePlan {
     const std::size_t bytes = shared_bytes<kHalves>(s, head_dim, rows, blocks, WeightStream<kRing>::kBytes);
     if (rows > 8 * kHalves || bytes > shared) return {};
-    return {reinterpret_cast<const void*>(kernel_for<kHalves, kRing>(head_dim)), bytes};
+    return {reinterpret_cast<const void*>(kernel_for<kHalves, kRing>(head_dim, s.kv_bits)), bytes};
   };
   DecodePlan plan = variant.template operator()<1, kLong>();
   if (plan.kernel == nullptr) plan = variant.template operator()<1, kMedium>();

@@ -66,7 +66,7 @@ struct DecodeStep {
   int by_predictor;
   int routed_layers;
   // The cache
-  __nv_bfloat16* pool;
+  __nv_bfloat16* pool;   // or codes: below
   std::int32_t* tables;  // [slots][1 + routed layers][most_blocks]
   int block, stride, most_blocks;
   // Work: what one phase leaves for the next
@@ -91,6 +91,9 @@ struct DecodeStep {
   DecodeRow row[kDecodeRows];
   DecodeUpdate update[kDecodeUpdates];
   std::int32_t entries[kDecodeRows][kDecodeRouted];  // before the new one, by routed layer
+  // Caches of codes
+  int kv_bits;           // 16: numbers. 8 or 4: codes (kernels/cache_codes.h)
+  int transforms_heads;  // queries and keys, behind RoPE; with codes alone
 };
 
 /// A kernel for so many rows.
@@ -100,7 +103,7 @@ struct DecodePlan {
 };
 
 /// Of `s` the sizes alone are read. `blocks` blocks of threads that may take `shared` bytes of shared memory
-/// each. InternalError: heads that are not 64 or 128 wide.
+/// each. InternalError: heads that are not 64 or 128 wide, caches not of 16, 8 or 4 bits.
 DecodePlan plan_decode(const DecodeStep& s, int head_dim, int rows, int blocks, std::size_t shared);
 /// Once for each plan, before its first launch.
 void prepare_decode(const DecodePlan& plan, std::size_t shared);

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "kernels/cache_codes.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/error.h"
@@ -33,6 +34,8 @@ bool supports(const DecoderModel& m) {
                                l.predictor_in, l.predictor_out})
       all = all && aligned(v);
   }
+  // Transforms are for caches of codes; a power of two has Sylvester's matrix.
+  all = all && (m.cache.bits == 16 ? !m.transforms_heads : is_cache_of_codes(m.cache.bits));
   return all && routed <= kDecodeRouted && aligned(m.embedding) && aligned(m.head) && aligned(m.final_norm);
 }
 
@@ -144,6 +147,8 @@ class CudaDecoder final : public Decoder {
       if (l.predictor_in) step_.by_predictor = 1;
     }
     step_.predictor_hidden = step_.by_predictor != 0 ? static_cast<int>(m.predictor_hidden) : 0;
+    step_.transforms_heads = m.transforms_heads ? 1 : 0;
+    step_.kv_bits = m.cache.bits;
     step_.pool = static_cast<__nv_bfloat16*>(m.pool.data);
     step_.block = static_cast<int>(m.cache.block);
     step_.stride = static_cast<int>(m.cache.stride);
@@ -238,6 +243,7 @@ std::unique_ptr<Decoder> open_decoder(CudaBackend& backend, const float* frequen
   sizes.predictor_hidden = static_cast<int>(model.predictor_hidden);
   sizes.heads = static_cast<int>(model.qkv.heads);
   sizes.kv_heads = static_cast<int>(model.qkv.kv_heads);
+  sizes.kv_bits = model.cache.bits;
   const int head_dim = static_cast<int>(model.qkv.head_dim), blocks = backend.multiprocessors();
   std::vector<DecodePlan> plans;
   for (int rows = 1; rows <= std::min<std::int64_t>(kDecodeRows, model.most_rows); ++rows) {

@@ -39,7 +39,7 @@ struct DecodeFixed {
       deals[2];  // of a dense layer's rows, the same in all of them; of those that a routed one computes
   AttentionPiece first[2];                // of the same two: this block's first piece, where it has one
   std::int64_t first_keys[kDecodeWarps];  // of a dense layer's first piece: where this warp's first step
-                                          // begins in the pool, less the layer
+                                          // begins in the pool, less the layer; of codes, its block
   double before[kDecodeRows];   // of a draw: where in this block's sum the share falls; negative: elsewhere
   float greatest[kDecodeRows];  // logit
   float scratch[kDecodeWarps];
