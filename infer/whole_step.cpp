@@ -57,6 +57,8 @@ DecoderModel describe(const Transformer& model, const Causal& rule, const KvCach
   d.final_norm = p.get("model.norm.weight");
   d.head = m.tie_embeddings ? d.embedding : ConstView(p.get("lm_head.weight"));
   for (std::int64_t l = 0; l < m.depth; ++l) d.layers.push_back(layer_of(model, l, rule));
+  const Quantization* q = model.quantization();
+  d.transforms_heads = q != nullptr && q->online.queries_keys;
   d.cache = cache.shape();
   d.cache.stride = cache.pool().width();
   d.pool = cache.memory();
@@ -71,10 +73,10 @@ DecoderModel describe(const Transformer& model, const Causal& rule, const KvCach
 std::unique_ptr<WholeStep> WholeStep::open(Context& c, const Transformer& model, const Causal& rule,
                                            KvCache& cache, std::int64_t choices,
                                            std::int64_t most_sequences) {
-  // It reads every weight, key and value as a number, and transforms none.
+  // It reads every weight as a number, and transforms nothing that a product reads.
   const Quantization* q = model.quantization();
-  const bool is_plain = q == nullptr || (!q->has_packed_weights() && !q->online.any());
-  if (model.routing().has_experts() || !is_plain || model.kv_bits() < 16) return nullptr;
+  const bool is_plain = q == nullptr || (!q->has_packed_weights() && !q->online.down && !q->online.heads);
+  if (model.routing().has_experts() || !is_plain) return nullptr;
   std::unique_ptr<Decoder> decoder =
       c.backend().make_decoder(describe(model, rule, cache, choices, most_sequences));
   if (decoder == nullptr) return nullptr;
