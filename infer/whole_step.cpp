@@ -62,6 +62,8 @@ DecoderModel describe(const Transformer& model, const Causal& rule, const KvCach
   d.final_norm = p.get("model.norm.weight");
   d.head = m.tie_embeddings ? d.embedding : ConstView(p.get("lm_head.weight"));
   for (std::int64_t l = 0; l < m.depth; ++l) d.layers.push_back(layer_of(model, l, rule));
+  const Quantization* q = model.quantization();
+  d.transforms_heads = q != nullptr && q->online.queries_keys;
   d.cache = cache.shape();
   d.cache.stride = cache.pool().width();
   d.pool = cache.memory();
@@ -76,10 +78,11 @@ DecoderModel describe(const Transformer& model, const Causal& rule, const KvCach
 std::unique_ptr<WholeStep> WholeStep::open(Context& c, const Transformer& model, const Causal& rule,
                                            KvCache& cache, std::int64_t choices,
                                            std::int64_t most_sequences) {
-  // Its rows, keys and values are numbers, and it transforms none. Weights may be codes, if the backend can.
+  // Its rows are numbers, and it transforms nothing that a product reads. What weights, keys and values may
+  // be is the backend's to say.
   const Quantization* q = model.quantization();
-  const bool is_plain = q == nullptr || (q->activations == 16 && !q->online.any());
-  if (model.routing().has_experts() || !is_plain || model.kv_bits() < 16) return nullptr;
+  const bool is_plain = q == nullptr || (q->activations == 16 && !q->online.down && !q->online.heads);
+  if (model.routing().has_experts() || !is_plain) return nullptr;
   std::unique_ptr<Decoder> decoder =
       c.backend().make_decoder(describe(model, rule, cache, choices, most_sequences));
   if (decoder == nullptr) return nullptr;

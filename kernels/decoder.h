@@ -55,8 +55,10 @@ struct DecoderModel {
   ConstView final_norm;        // [D]
   ConstView head;              // [V, D]
   std::vector<DecoderLayer> layers;
-  /// The cache: of its fields rows, sequences and offset are not read. Dense layer number i has block
-  /// b * stride + i of the pool for a block b of its table, routed layers have block b.
+  /// Queries and keys are Hadamard-transformed behind RoPE, each over its d elements (kernels/hadamard.h).
+  bool transforms_heads = false;
+  /// The cache, of numbers or of codes: of its fields rows, sequences and offset are not read. Dense layer
+  /// number i has block b * stride + i of the pool for a block b of its table, routed layers have block b.
   CacheShape cache;
   View pool;
   std::int64_t most_blocks = 0;  // that a table may hold

@@ -54,7 +54,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) split_kernel(const SplitTas
       return EntryWalk<D, WalkedCache>(cache, table, static_cast<int>(s.stride), static_cast<int>(s.offset),
                                        head);
     } else {
-      return CodeWalk<D, kBits>(t.a, table, head);
+      return CodeWalk<D, kBits, 1>(WalkedCodes{t.a.codes, static_cast<int>(s.block), kv_heads, table,
+                                               static_cast<int>(s.stride), static_cast<int>(s.offset), head});
     }
   }();
   walk.begin(range, entries);
@@ -63,7 +64,11 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) split_kernel(const SplitTas
   for (int i = static_cast<int>(threadIdx.x); i < group * D; i += kDecodeThreads)
     room.queries[i / D * AttentionRoom<D>::kStride + i % D] = queries[i];
   __syncthreads();
-  walk.run(room.queries, group, range, entries, t.scale);
+  if constexpr (kBits == 16) {
+    walk.run(room.queries, group, range, entries, t.scale);
+  } else {
+    walk.run(room.queries, group, t.scale);
+  }
   walk.leave(room, static_cast<int>(threadIdx.x) / 32, group);
   __syncthreads();
   for (int i = static_cast<int>(threadIdx.x); i < group * D; i += kDecodeThreads) {

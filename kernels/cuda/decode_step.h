@@ -1,4 +1,4 @@
-// What the kernel of a decoding step gets (decode_step.cu), and where it works.
+// What the kernels of a decoding step get (device/decode_whole.cuh), and where they work.
 #pragma once
 
 #include <cstddef>
@@ -76,7 +76,7 @@ struct DecodeStep {
   int by_predictor;
   int routed_layers;
   // The cache
-  __nv_bfloat16* pool;
+  __nv_bfloat16* pool;   // or codes: below
   std::int32_t* tables;  // [slots][1 + routed layers][most_blocks]
   int block, stride, most_blocks;
   // Work: what one phase leaves for the next
@@ -101,7 +101,30 @@ struct DecodeStep {
   DecodeRow row[kDecodeRows];
   DecodeUpdate update[kDecodeUpdates];
   std::int32_t entries[kDecodeRows][kDecodeRouted];  // before the new one, by routed layer
+  // Caches of codes
+  int kv_bits;           // 16: numbers. 8 or 4: codes (kernels/cache_codes.h)
+  int transforms_heads;  // queries and keys, behind RoPE; with codes alone
 };
+
+/// Loads of weights that are on their way: the more rows, the less room there is for them.
+enum class DecodeRing : int { Long, Medium, Short };
+/// Eights of rows.
+constexpr int halves_of(DecodeRing r) { return r == DecodeRing::Short ? 2 : 1; }
+/// Its places. `bits`: of the weights of layers; codes come two loads at a time.
+constexpr int places_of(DecodeRing r, int bits) {
+  if (r == DecodeRing::Short) return 8;
+  const bool is_long = r == DecodeRing::Long;
+  return bits == 16 ? (is_long ? 33 : 22) : (is_long ? 32 : 16);
+}
+
+/// Which of the kernels over one kind of cache.
+struct DecodeKind {
+  DecodeRing ring;
+  int head_dim, bits;
+};
+/// Those over caches of codes, of 8 and of 4 bits. InternalError: heads that are not 64 or 128 wide.
+const void* decode_kernel_kv8(const DecodeKind& k);
+const void* decode_kernel_kv4(const DecodeKind& k);
 
 /// A kernel for so many rows.
 struct DecodePlan {
@@ -110,7 +133,7 @@ struct DecodePlan {
 };
 
 /// Of `s` the sizes alone are read. `blocks` blocks of threads that may take `shared` bytes of shared memory
-/// each. InternalError: heads that are not 64 or 128 wide.
+/// each. InternalError: heads that are not 64 or 128 wide, caches not of 16, 8 or 4 bits.
 DecodePlan plan_decode(const DecodeStep& s, int head_dim, int rows, int blocks, std::size_t shared);
 /// Once for each plan, before its first launch.
 void prepare_decode(const DecodePlan& plan, std::size_t shared);

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <vector>
 
+#include "kernels/cache_codes.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/error.h"
@@ -75,6 +76,8 @@ bool supports(const DecoderModel& m) {
     for (const ConstView& v : {l.input_norm, l.post_norm, l.router, l.predictor_in, l.predictor_out})
       all = all && aligned(v);
   }
+  // Transforms are for caches of codes; a power of two has Sylvester's matrix.
+  all = all && (m.cache.bits == 16 ? !m.transforms_heads : is_cache_of_codes(m.cache.bits));
   return all && routed <= kDecodeRouted && aligned(m.embedding) && aligned(m.head) && aligned(m.final_norm);
 }
 
@@ -88,6 +91,7 @@ void describe_sizes(DecodeStep& s, const DecoderModel& m) {
   s.kv_heads = static_cast<int>(m.qkv.kv_heads);
   s.bits = m.layers[0].qkv.is_packed() ? m.layers[0].qkv.codes.format.bits : 16;
   s.group = static_cast<int>(group_of(m));
+  s.kv_bits = m.cache.bits;
 }
 
 class CudaDecoder final : public Decoder {
@@ -197,6 +201,7 @@ class CudaDecoder final : public Decoder {
       if (l.predictor_in) step_.by_predictor = 1;
     }
     step_.predictor_hidden = step_.by_predictor != 0 ? static_cast<int>(m.predictor_hidden) : 0;
+    step_.transforms_heads = m.transforms_heads ? 1 : 0;
     step_.pool = static_cast<__nv_bfloat16*>(m.pool.data);
     step_.block = static_cast<int>(m.cache.block);
     step_.stride = static_cast<int>(m.cache.stride);

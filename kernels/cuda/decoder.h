@@ -11,8 +11,9 @@ namespace fathom::cuda {
 
 class CudaBackend;
 
-/// Null before Hopper, and for a model that decode_step.cu does not do: not bf16, heads other than 64 or 128
-/// wide, more than kDecodeGroup query heads for one of keys, sizes that are no multiples of 32 or below 256.
+/// Null before Hopper, and for a model that device/decode_whole.cuh does not do: not bf16, heads other than
+/// 64 or 128 wide, more than kDecodeGroup query heads for one of keys, transforms but no cache of codes,
+/// sizes that are no multiples of 32 or below 256.
 std::unique_ptr<Decoder> open_decoder(CudaBackend& backend, const float* frequencies,
                                       const DecoderModel& model);
 

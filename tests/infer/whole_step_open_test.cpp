@@ -64,8 +64,23 @@ TEST_F(WholeStepIsAskedFor, WithNumbers) {
   const DecoderLayer& l = backend_->asked[0].layers[1];
   EXPECT_FALSE(l.qkv.is_packed());
   EXPECT_EQ(l.down.numbers.data, model.parameters().get("model.layers.1.mlp.down_proj.weight").data());
+  EXPECT_EQ(backend_->asked[0].cache.bits, 16);
+  EXPECT_FALSE(backend_->asked[0].transforms_heads);
+}
+
+// Of caches, and of what goes into them, the backend says whether it can.
+TEST_F(WholeStepIsAskedFor, WithCachesOfCodes) {
+  ASSERT_TRUE(asks({.bits = 4, .kv = 4, .online = {.queries_keys = true}}));
+  const DecoderModel& both = backend_->asked[0];
+  EXPECT_EQ(both.cache.bits, 4);
+  EXPECT_TRUE(both.transforms_heads);
+  EXPECT_TRUE(both.layers[0].down.is_packed());
+  Transformer model(c_, config(), {}, false);
+  model.initialise(c_, 1);
   model.set_kv_bits(8);
-  EXPECT_FALSE(asks(model));
+  ASSERT_TRUE(asks(model));
+  EXPECT_EQ(backend_->asked[0].cache.bits, 8);
+  EXPECT_FALSE(backend_->asked[0].transforms_heads);
 }
 
 TEST_F(WholeStepIsAskedFor, WithCodes) {
@@ -90,7 +105,6 @@ TEST_F(WholeStepIsAskedFor, WithCodes) {
 TEST_F(WholeStepIsAskedFor, NotWithTransformsOrRowsOfCodes) {
   EXPECT_FALSE(asks({.bits = 4, .activations = 8}));
   EXPECT_FALSE(asks({.bits = 4, .online = {.down = true}}));
-  EXPECT_FALSE(asks({.bits = 4, .kv = 4}));
   EXPECT_FALSE(asks({.method = "rotate-only", .bits = 16, .kinds = {}, .online = {.heads = true}}, false));
   EXPECT_TRUE(asks({.method = "rotate-only", .bits = 16, .kinds = {}}, false));
 }

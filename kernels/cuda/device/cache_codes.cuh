@@ -101,22 +101,32 @@ __device__ __forceinline__ CodeScale code_scale(const T* x, int d, int bits) {
   return {half > 0 ? bf16_above(__fdiv_rn(half, 0.5F * levels)) : 0, low};
 }
 
-/// d elements to codes, by a whole warp.
-template <int kBits, typename T>
-__device__ __forceinline__ void encode_head(std::uint8_t* codes, std::uint32_t* scale, const T* x, int d) {
+/// d elements to codes, by a whole warp. `see(e, code, scale)`: of each element, by one lane, which reads it
+/// no more.
+template <int kBits, typename T, typename See>
+__device__ __forceinline__ void encode_head(std::uint8_t* codes, std::uint32_t* scale, const T* x, int d,
+                                            See&& see) {
   constexpr float kLevels = (1 << kBits) - 1;
   const CodeScale s = code_scale(x, d, kBits);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   if (lane == 0) *scale = s.word();
+  const auto code = [&](int e) {
+    const unsigned of_element = s.code(to_float(x[e]), kLevels);
+    see(e, of_element, s);
+    return of_element;
+  };
   for (int b = lane; b < (d * kBits + 7) / 8; b += 32) {
     if constexpr (kBits == 8) {
-      codes[b] = static_cast<std::uint8_t>(s.code(to_float(x[b]), kLevels));
+      codes[b] = static_cast<std::uint8_t>(code(b));
     } else {
-      const unsigned first = s.code(to_float(x[2 * b]), kLevels);
-      const unsigned second = 2 * b + 1 < d ? s.code(to_float(x[2 * b + 1]), kLevels) : 0;
+      const unsigned first = code(2 * b), second = 2 * b + 1 < d ? code(2 * b + 1) : 0;
       codes[b] = static_cast<std::uint8_t>(first | second << 4);
     }
   }
+}
+template <int kBits, typename T>
+__device__ __forceinline__ void encode_head(std::uint8_t* codes, std::uint32_t* scale, const T* x, int d) {
+  encode_head<kBits>(codes, scale, x, d, [](int, unsigned, const CodeScale&) {});
 }
 
 }  // namespace fathom::cuda

@@ -18,13 +18,20 @@
 
 namespace fathom::cuda {
 
+/// Nothing more is done to a turned head.
+struct NoTransform {
+  template <int kPairs>
+  __device__ __forceinline__ void operator()(float (&)[kPairs], float (&)[kPairs]) const {}
+};
+
 /// The new entry's key and value and the queries of its group, into shared memory: QK-norm and RoPE for the
 /// key and the queries, and the queries times the scores' scale. The block synchronises afterwards. `packed`:
-/// the row's projection; `rotation`: the row's.
-template <int kDim>
+/// the row's projection; `rotation`: the row's. `transform(a, b)`: what comes behind RoPE, of a whole warp's
+/// elements lane + 32 p, in a, and d/2 further on, in b.
+template <int kDim, typename Transform = NoTransform>
 __device__ __forceinline__ void turn_heads(const DecodeStep& s, const DecodeLayer& layer, const float* packed,
                                            const float2* rotation, int head, int group,
-                                           AttentionRoom<kDim>& room) {
+                                           AttentionRoom<kDim>& room, Transform transform = {}) {
   constexpr int kPairs = kDim / 64;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   for (int i = static_cast<int>(threadIdx.x) / 32; i <= group + 1; i += kDecodeWarps) {
@@ -55,6 +62,11 @@ __device__ __forceinline__ void turn_heads(const DecodeStep& s, const DecodeLaye
         b[p] *= scale * weight[e + kDim / 2];
       }
       rotate(a[p], b[p], rotation[e].x, rotation[e].y);
+    }
+    transform(a, b);
+#pragma unroll
+    for (int p = 0; p < kPairs; ++p) {
+      const int e = lane + 32 * p;
       if (is_key) {
         room.key[e] = __bfloat162float(__float2bfloat16_rn(a[p]));
         room.key[e + kDim / 2] = __bfloat162float(__float2bfloat16_rn(b[p]));
@@ -127,32 +139,10 @@ __device__ __forceinline__ void attend_entries(const DecodeStep& s, const Decode
   walk.run(room.queries, group, p.range, p.entries);
 }
 
-/// What the warps have found, into `parts`. The first piece of a head also has the new entry, and puts it
-/// into the cache. All threads call it.
+/// What the warps have left of a piece, and the new entry if the piece is the first one, into `parts`.
 template <int kDim>
-__device__ __forceinline__ void leave_piece(const DecodeStep& s, const AttentionPiece& p,
-                                            EntryWalk<kDim, DecodeStep>& walk, std::int64_t entry_block,
-                                            AttentionRoom<kDim>& room) {
-  const int group = s.heads / s.kv_heads, row = p.row, head = p.head, piece = p.piece;
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  walk.leave(room, warp, group);
-  if (p.first) {
-    for (int h = warp; h < group; h += kDecodeWarps) {
-      float score = 0;
-      for (int e = lane; e < kDim; e += 32)
-        score =
-            fmaf(__bfloat162float(room.queries[h * AttentionRoom<kDim>::kStride + e]), room.key[e], score);
-      score = warp_reduce(score, Sum{});
-      if (lane == 0) room.scores[h] = score;
-    }
-    __nv_bfloat16* const to =
-        s.pool + ((entry_block * 2 * s.kv_heads + head) * s.block + p.entries % s.block) * kDim;
-    for (int e = static_cast<int>(threadIdx.x); e < kDim; e += kDecodeThreads) {
-      to[e] = __float2bfloat16_rn(room.key[e]);
-      to[static_cast<std::int64_t>(s.kv_heads) * s.block * kDim + e] = __float2bfloat16_rn(room.value[e]);
-    }
-  }
-  __syncthreads();
+__device__ __forceinline__ void join_warps(const DecodeStep& s, const AttentionPiece& p, int group,
+                                           const AttentionRoom<kDim>& room) {
   for (int i = static_cast<int>(threadIdx.x); i < group * kDim; i += kDecodeThreads) {
     const int h = i / kDim, e = i % kDim;
     float most = p.first ? room.scores[h] : -INFINITY;
@@ -170,10 +160,44 @@ __device__ __forceinline__ void leave_piece(const DecodeStep& s, const Attention
       sum = fmaf(weight, room.sum[w][h], sum);
       value = fmaf(weight, room.values[w][h][e], value);
     }
-    const std::int64_t at = static_cast<std::int64_t>(row) * s.heads + head * group + h;
-    s.parts[(at * kDecodeSplits + piece) * kDim + e] = __float2bfloat16_rn(sum > 0 ? value / sum : 0.0F);
-    if (e == 0) s.part_weights[at * kDecodeSplits + piece] = float2{most, sum};
+    const std::int64_t at = static_cast<std::int64_t>(p.row) * s.heads + p.head * group + h;
+    s.parts[(at * kDecodeSplits + p.piece) * kDim + e] = __float2bfloat16_rn(sum > 0 ? value / sum : 0.0F);
+    if (e == 0) s.part_weights[at * kDecodeSplits + p.piece] = float2{most, sum};
   }
+}
+
+/// The scores of the new entry.
+template <int kDim>
+__device__ __forceinline__ void score_new_entry(int group, AttentionRoom<kDim>& room) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  for (int h = static_cast<int>(threadIdx.x) / 32; h < group; h += kDecodeWarps) {
+    float score = 0;
+    for (int e = lane; e < kDim; e += 32)
+      score = fmaf(__bfloat162float(room.queries[h * AttentionRoom<kDim>::kStride + e]), room.key[e], score);
+    score = warp_reduce(score, Sum{});
+    if (lane == 0) room.scores[h] = score;
+  }
+}
+
+/// What the warps have found, into `parts`. The first piece of a head also has the new entry, and puts it
+/// into the cache. All threads call it.
+template <int kDim>
+__device__ __forceinline__ void leave_piece(const DecodeStep& s, const AttentionPiece& p,
+                                            EntryWalk<kDim, DecodeStep>& walk, std::int64_t entry_block,
+                                            AttentionRoom<kDim>& room) {
+  const int group = s.heads / s.kv_heads;
+  walk.leave(room, static_cast<int>(threadIdx.x) / 32, group);
+  if (p.first) {
+    score_new_entry<kDim>(group, room);
+    __nv_bfloat16* const to =
+        s.pool + ((entry_block * 2 * s.kv_heads + p.head) * s.block + p.entries % s.block) * kDim;
+    for (int e = static_cast<int>(threadIdx.x); e < kDim; e += kDecodeThreads) {
+      to[e] = __float2bfloat16_rn(room.key[e]);
+      to[static_cast<std::int64_t>(s.kv_heads) * s.block * kDim + e] = __float2bfloat16_rn(room.value[e]);
+    }
+  }
+  __syncthreads();
+  join_warps<kDim>(s, p, group, room);
 }
 
 /// Elements of a head that a thread joins: a head is sixteen threads' work.

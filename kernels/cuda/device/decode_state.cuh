@@ -1,4 +1,4 @@
-// What the phases of a decoding step share (decode_step.cu): the layout of shared memory, the order of the
+// What the phases of a decoding step share (decode_whole.cuh): the layout of shared memory, the order of the
 // products, and what a thread keeps from one phase to the next.
 //
 // Shared memory holds, one behind the other: DecodeFixed; the layers' pointers, with codes also those of
@@ -45,7 +45,7 @@ struct DecodeFixed {
       deals[2];  // of a dense layer's rows, the same in all of them; of those that a routed one computes
   AttentionPiece first[2];                // of the same two: this block's first piece, where it has one
   std::int64_t first_keys[kDecodeWarps];  // of a dense layer's first piece: where this warp's first step
-                                          // begins in the pool, less the layer
+                                          // begins in the pool, less the layer; of codes, its block
   double before[kDecodeRows];   // of a draw: where in this block's sum the share falls; negative: elsewhere
   float greatest[kDecodeRows];  // logit
   float scratch[kDecodeWarps];

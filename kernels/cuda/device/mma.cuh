@@ -41,6 +41,13 @@ __device__ __forceinline__ void load_matrices_transposed(std::uint32_t (&r)[4], 
                : "memory");
 }
 
+/// An 8 x 8 matrix of bf16 turned over: lanes give (row g, columns 2c, 2c+1), and get those of the transpose.
+__device__ __forceinline__ std::uint32_t turn_over(std::uint32_t pair) {
+  std::uint32_t turned;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(turned) : "r"(pair));
+  return turned;
+}
+
 /// 16 bytes to shared memory in the background; zeros when not `valid` (`global` is then not read).
 __device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)), "l"(global),

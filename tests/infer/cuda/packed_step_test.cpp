@@ -1,5 +1,6 @@
 // Whole steps of decoding whose layers' weights are codes of 4 bits: against the whole text's pass in fp32 on
-// the CPU with the numbers that the codes stand for, and against the same model op by op.
+// the CPU with the numbers that the codes stand for, and against the same model op by op; and such steps over
+// caches of codes.
 #include "tests/infer/cuda/whole_step_models.h"
 
 namespace fathom::whole_step_test {
@@ -68,6 +69,51 @@ TEST_P(CudaPackedSteps, AreLikeTheModelOpByOp) {
 
 INSTANTIATE_TEST_SUITE_P(Models, CudaPackedSteps, ::testing::ValuesIn(cases()),
                          [](const auto& kind) { return kind.param.model.name; });
+
+struct PackedOverCodes {
+  PackedCase weights;
+  int kv;
+  bool transforms;  // queries and keys
+  std::string name() const {
+    return fmt::format("{}_{}_bits{}", weights.model.name, kv, transforms ? "_transformed" : "");
+  }
+  friend void PrintTo(const PackedOverCodes& c, std::ostream* out) { *out << c.name(); }
+};
+
+std::vector<PackedOverCodes> over_codes() {
+  const PackedCase dense64{{"dense64", 256, 4, 4, 512, false, true, {}, 0, 2}, 0},
+      dense128{{"dense128_groups", 512, 4, 1, 1024, true, false, {}, 0, 2}, 128},
+      aux{{"aux_groups", 512, 8, 2, 768, true, true, depth(CausalMethod::Aux, 2, Gate::Sigmoid)}, 256},
+      predictor{{"predictor", 512, 4, 2, 512, true, true, depth(CausalMethod::Predictor, 2, Gate::Raw)}, 0};
+  return {{dense64, 4, true},  {dense128, 4, true}, {aux, 4, true},       {predictor, 4, true},
+          {dense64, 8, false}, {dense128, 8, true}, {predictor, 4, false}};
+}
+
+class CudaPackedStepsOverCodes : public testing_support::OnCuda<::testing::TestWithParam<PackedOverCodes>> {
+ protected:
+  Pair open(std::int64_t context) const {
+    const PackedOverCodes& p = GetParam();
+    Quantization q = four_bits(p.weights.group);
+    q.kv = p.kv;
+    q.online.queries_keys = p.transforms;
+    return {shared_cuda(), p.weights.model, context, q};
+  }
+};
+
+// Few entries and many, in pieces and in all kinds of steps, and with the same bits each time.
+TEST_P(CudaPackedStepsOverCodes, AreLikeTheModelOpByOp) {
+  Pair m = open(2112);
+  for (const std::vector<std::int64_t>& lengths :
+       {std::vector<std::int64_t>{1}, {2100}, {129, 70, 1700}, {64, 65, 66, 256, 257, 900, 33, 2, 300}}) {
+    for (const std::int64_t block : {16, 64}) expect_codes_close_to_ops(m, lengths, block);
+    const KvCacheOptions cache = small_cache(m, lengths, 64);
+    EXPECT_EQ(one_step(m, lengths, true, true, cache), one_step(m, lengths, true, true, cache))
+        << lengths.size() << " rows";
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, CudaPackedStepsOverCodes, ::testing::ValuesIn(over_codes()),
+                         [](const auto& kind) { return kind.param.name(); });
 
 using CudaPackedStepsOpByOp = testing_support::OnCuda<::testing::Test>;
 

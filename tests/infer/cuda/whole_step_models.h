@@ -1,20 +1,21 @@
-// Models for tests of whole steps of decoding: the same weights on a GPU in bf16 and on the CPU in fp32, and
-// texts that go through an engine on the GPU.
+// What the tests of whole steps of decoding have in common: models of many kinds with the same weights on a
+// GPU and on the CPU, texts that go through an engine on the GPU, and steps of it over caches that are as
+// long as one likes.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
-#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
 #include <fmt/format.h>
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "infer/engine.h"
@@ -83,8 +84,9 @@ inline QuantizedMatrix uneven_codes(const MatrixToQuantize& m) {
   return q;
 }
 
-/// The same weights on both devices: numbers of bf16, or of few bits on the GPU. Routed layers decide by a
-/// direction of their own in the embeddings, on one side or the other by a wide margin: rounding changes
+/// The same weights on both devices: numbers of bf16, or of few bits on the GPU. What is transformed while a
+/// model runs, and the bits of keys and values, are the quantization's too, on both. Routed layers decide by
+/// a direction of their own in the embeddings, on one side or the other by a wide margin: rounding changes
 /// nobody's way.
 struct Pair {
   Context gpu, cpu;
@@ -96,8 +98,8 @@ struct Pair {
        const std::optional<Quantization>& quantization = {})
       : gpu(std::move(backend), DType::BF16),
         cpu(make_cpu_backend({}, 2), DType::F32),
-        on_gpu(gpu, config_of(k, context), k.routing, false),
-        on_cpu(cpu, config_of(k, context), k.routing, false) {
+        on_gpu(model_of(gpu, k, context, quantization)),
+        on_cpu(model_of(cpu, k, context, quantization)) {
     for (const ParameterSpec& spec : on_gpu.parameters().specs()) {
       const bool norm = spec.name.find("norm") != std::string::npos;
       std::vector<double> values(static_cast<std::size_t>(spec.shape.size()));
@@ -110,13 +112,24 @@ struct Pair {
     for (const std::int64_t layer : on_gpu.routed_layers()) decide_by_a_direction(k, layer, table);
     set("model.embed_tokens.weight", table);
     if (k.routing.kind != RoutingKind::None) rule = causal_rule(k.routing);
-    if (quantization) quantize(*quantization);
+    if (quantization && quantization->has_packed_weights()) quantize(*quantization);
   }
 
-  /// What the engine has.
+  /// What the engine on the GPU has.
   Transformer& model() { return few_bits ? *few_bits : on_gpu; }
 
  private:
+  /// With weights that are numbers.
+  static Transformer model_of(Context& c, const Case& k, std::int64_t context,
+                              const std::optional<Quantization>& quantization) {
+    if (!quantization) return {c, config_of(k, context), k.routing, false};
+    const Quantization numbers{.method = "rotate-only",
+                               .bits = 16,
+                               .kv = quantization->kv,
+                               .kinds = {},
+                               .online = quantization->online};
+    return {c, config_of(k, context), k.routing, numbers};
+  }
   double normal() { return normal_(generator_); }
   std::vector<double> values_of(const std::string& name) {
     return to_doubles(gpu.backend(), on_gpu.parameters().get(name));
@@ -233,12 +246,15 @@ inline std::vector<double> margins(Pair& m, const Ids& ids) {
   return least;
 }
 
-/// One step of texts that have random caches of these lengths: the logits of each.
+/// One step of texts that have random caches of these lengths, their last id less: the logits of each.
+/// `comes`: whether a whole step is expected where one is asked for.
 inline std::vector<std::vector<float>> one_step(Pair& m, const std::vector<std::int64_t>& lengths, bool whole,
-                                                bool comes = true) {
+                                                bool comes = true,
+                                                const KvCacheOptions& cache = {.bytes = std::int64_t{2}
+                                                                                        << 30}) {
   EngineOptions o;
   o.rule = m.rule;
-  o.cache.bytes = std::int64_t{2} << 30;
+  o.cache = cache;
   o.max_sequences = static_cast<std::int64_t>(lengths.size());
   o.whole_rows = whole ? 16 : 0;
   Engine engine(m.gpu, m.model(), o);
@@ -249,7 +265,8 @@ inline std::vector<std::vector<float>> one_step(Pair& m, const std::vector<std::
   std::vector<RequestId> ids;
   ids.reserve(lengths.size());
   for (const std::int64_t n : lengths) {
-    ids.push_back(engine.submit({.prompt = Ids(static_cast<std::size_t>(n), 7), .max_tokens = 1}));
+    const auto token = static_cast<std::int32_t>(7 + ids.size());
+    ids.push_back(engine.submit({.prompt = Ids(static_cast<std::size_t>(n), token), .max_tokens = 1}));
   }
   for (const RequestId id : ids) engine.assume_computed(id, 0.3);
   while (!engine.idle()) engine.step();
@@ -257,6 +274,47 @@ inline std::vector<std::vector<float>> one_step(Pair& m, const std::vector<std::
   std::vector<std::vector<float>> all;
   for (auto& [id, logits] : seen) all.push_back(std::move(logits));
   return all;
+}
+
+/// |a - b| / |b|
+inline double distance(std::span<const float> a, std::span<const float> b) {
+  double error = 0, size = 0;
+  for (std::size_t i = 0; i < b.size(); ++i) {
+    const double x = a[i], y = b[i];
+    error += (x - y) * (x - y);
+    size += y * y;
+  }
+  return std::sqrt(error / size);
+}
+
+/// A cache of no more than such texts need: one of codes takes long to fill.
+inline KvCacheOptions small_cache(Pair& m, const std::vector<std::int64_t>& lengths, std::int64_t block) {
+  KvCacheOptions cache{.block = block};
+  for (const std::int64_t n : lengths)
+    cache.bytes += KvCache::entry_bytes(m.gpu, m.model()) * m.model().config().depth * (n + 8 * block);
+  return cache;
+}
+
+/// A step over caches of codes of these lengths, whole and op by op: the same random codes for both; only the
+/// new entry is each one's own. A number near the border of two codes becomes one or the other by its last
+/// bits, which differ from engine to engine: a step of 4 bits is a third of what a typical value is. Where an
+/// output is made of few entries that shows, so bounds are on the error's whole length, by the bits and by
+/// how many entries there are.
+inline void expect_codes_close_to_ops(Pair& m, const std::vector<std::int64_t>& lengths, std::int64_t block) {
+  constexpr std::int64_t kFew = 64;  // entries: of routed layers less than a third
+  const int bits = m.model().kv_bits();
+  const KvCacheOptions cache = small_cache(m, lengths, block);
+  const auto whole = one_step(m, lengths, true, true, cache),
+             by_ops = one_step(m, lengths, false, true, cache);
+  ASSERT_EQ(whole.size(), lengths.size());
+  ASSERT_EQ(by_ops.size(), lengths.size());
+  for (std::size_t i = 0; i < lengths.size(); ++i) {
+    const double bound = lengths[i] < kFew ? (bits == 4 ? 0.2 : 0.05) : (bits == 4 ? 0.05 : 0.03);
+    const double error = distance(whole[i], by_ops[i]);
+    // Not "not less": what is not a number must fail.
+    EXPECT_TRUE(error < bound) << error << ", text of " << lengths[i] << ", the " << i << "th of "
+                               << lengths.size() << ", blocks of " << block;
+  }
 }
 
 /// Logits of the same texts, by two ways.
