@@ -7,8 +7,9 @@
 
 #include "app/device.h"
 #include "app/engine_flags.h"
-#include "app/quantizer.h"
 #include "app/trained_model.h"
+#include "infer/quant/quantize_model.h"
+#include "infer/quant/round_to_nearest.h"
 #include "kernels/error.h"
 #include "src/config/resolve.h"
 #include "src/flops/flops.h"

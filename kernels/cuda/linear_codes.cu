@@ -19,8 +19,10 @@ constexpr int kTile = 64;          // rows and outs of a thread block; and colum
 constexpr int kWords = kTile / 4;  // of four codes
 constexpr int kOwn = 4;            // rows and outs of a thread
 
-/// From how many rows on CUTLASS is ahead of linear_codes_few_rows.cu, which reads W for every 64 anew.
-constexpr std::int64_t kManyRows = 65;
+/// From how many rows on CUTLASS is ahead of linear_codes_few_rows.cu. On an H200, 4096 x 4096 of 8 bits: 64
+/// rows take it 14 us, where CUTLASS takes 10 for twice as many; of 4 bits, which CUTLASS wants unpacked
+/// first, 13 and 16 (`fathom bench gemm --codes`).
+constexpr std::int64_t many_rows(int bits) { return bits == 8 ? 33 : 65; }
 
 /// Four codes of 4 bits, from 16 bits, one a byte.
 __device__ __forceinline__ int spread(unsigned nibbles) {
@@ -153,7 +155,7 @@ template <typename Scratch>
 bool run_many_rows(const CodesOperands<bf16>& a, int multiprocessors, cudaStream_t stream,
                    Scratch&& scratch) {
   CodesGemm g{a.y, a.x, a.x_scales, a.w, a.w_scales, a.batch, a.rows, a.out, a.x_bytes};
-  if (a.rows < kManyRows || !takes_codes_gemm(g)) return false;
+  if (a.rows < many_rows(a.bits) || !takes_codes_gemm(g)) return false;
   if (a.bits == 8) {
     codes_gemm(g, multiprocessors, stream);
     return true;
