@@ -354,7 +354,10 @@ inline void expect_close(Pair& m, const Schedule& schedule) {
                          std::fabs(static_cast<double>(logits[static_cast<std::size_t>(i)]) - expected[i]));
       }
       ASSERT_LT(error, 2e-2 * size) << "text of " << text.request.prompt.size() << " ids, position "
-                                    << position;
+                                    << position << ", which is decided by a margin of "
+                                    << margin[static_cast<std::size_t>(position - 1)]
+                                    << ", and what it sees by one of "
+                                    << *std::min_element(margin.begin(), margin.begin() + position);
       worst = std::max(worst, error / size);
       ++compared;
     }
