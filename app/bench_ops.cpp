@@ -10,6 +10,7 @@
 
 #include "app/bench_kernels.h"
 #include "kernels/error.h"
+#include "src/ops/hadamard.h"
 
 namespace fathom::app {
 
@@ -44,6 +45,7 @@ class Ops {
     add_norms();
     add_attention_rows();
     add_activations();
+    add_few_bits();
     add_rows();
     add_losses();
     add_optimizer();
@@ -70,6 +72,7 @@ class Ops {
   void add_norms();
   void add_attention_rows();
   void add_activations();
+  void add_few_bits();
   void add_rows();
   void add_losses();
   void add_optimizer();
@@ -210,6 +213,35 @@ void Ops::add_activations() {
     return [dx = matrix(), dw = vector(width), dr = vector(rows), x = matrix(), w = vector(width), rows,
             width](Backend& b) { b.row_score_backward_accumulate(dx, dw, {}, dr, x, w, rows, width); };
   });
+}
+
+// What goes before products of rows of few bits: of what most products read, and of what W_down and W_O do.
+void Ops::add_few_bits() {
+  for (const std::int64_t columns : {width_, hidden_}) {
+    const RowQuantization s{.rows = rows_, .columns = columns, .bits = 8};
+    const std::int64_t bytes = s.rows * s.format().row_bytes();
+    op(columns == width_ ? "quantize_rows" : "quantize_rows of hidden",
+       compute(rows_ * columns) + static_cast<double>(bytes) + stat(rows_), [=, this]() -> Launch {
+         const Tensor codes = bench_.context().empty({bytes}, DType::U8);
+         return [codes, scales = vector(s.rows), x = matrix(s.rows, s.columns), s](Backend& b) {
+           b.quantize_rows(codes, scales, x, s);
+         };
+       });
+  }
+  const auto transform = [this](const std::string& name, std::int64_t count, std::int64_t size,
+                                std::int64_t inner) {
+    const std::int64_t row = count * size * inner;
+    op(name, compute(2 * rows_ * row), [=, this]() -> Launch {
+      return [y = matrix(rows_, row), x = matrix(rows_, row), rows = rows_, count, row, &c = bench_.context(),
+              h = ops::Hadamard(bench_.context(), size, inner)](Backend&) {
+        h.apply(c, y, x, rows, count, row, row);
+      };
+    });
+  };
+  const std::int64_t heads = std::max<std::int64_t>(1, width_ / 128), head = width_ / heads;
+  transform("hadamard_forward of hidden", 1, hidden_, 1);
+  transform("hadamard_forward across heads", 1, heads, head);
+  transform("hadamard_forward of heads", heads, head, 1);
 }
 
 void Ops::add_rows() {

@@ -1,12 +1,15 @@
-// Hadamard transforms of rows. A thread block holds a run of blocks of a row in shared memory, as floats: the
-// butterflies of Sylvester's part there, and the K x K part, sum by sum, on the way out.
+// Hadamard transforms of rows: which kernel takes them, and the one of any shape. A thread block of it holds
+// a run of blocks of a row in shared memory, as floats: the butterflies of Sylvester's part there, and the K
+// x K part, sum by sum, on the way out.
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/device/vector.cuh"
+#include "kernels/cuda/hadamard.h"
 
 namespace fathom::cuda {
 
@@ -60,7 +63,27 @@ __global__ void __launch_bounds__(kThreads) hadamard_kernel(Arguments<T> a) {
   }
 }
 
+template <typename T>
+void launch_any(const HadamardOperands<T>& h, cudaStream_t stream) {
+  const HadamardShape& s = h.s;
+  const std::int64_t together = std::min(s.blocks, std::max<std::int64_t>(1, kEnough / s.block()));
+  const std::int64_t run = together * s.block(), runs = (s.width() + run - 1) / run;
+  launch("hadamard_forward", hadamard_kernel<T>,
+         {static_cast<unsigned>(s.rows * runs), kThreads, static_cast<std::size_t>(run) * sizeof(float)},
+         stream,
+         Arguments<T>{h.y, h.x, h.matrix, s.x_row(), s.y_row(), s.width(), runs, static_cast<int>(run),
+                      static_cast<int>(s.factor), static_cast<int>(s.power * s.inner),
+                      static_cast<int>(s.inner), h.scale()});
+}
+
 }  // namespace
+
+template <typename T>
+float HadamardOperands<T>::scale() const {
+  return static_cast<float>(1.0 / std::sqrt(static_cast<double>(s.factor * s.power)));
+}
+template struct HadamardOperands<float>;
+template struct HadamardOperands<bf16>;
 
 void CudaBackend::hadamard_forward(View y, ConstView x, ConstView matrix, const HadamardShape& s) {
   const char* op = "hadamard_forward";
@@ -76,15 +99,12 @@ void CudaBackend::hadamard_forward(View y, ConstView x, ConstView matrix, const 
     T* out = output<T>(op, "y", y, s.y_size());
     const T* in = input<T>(op, "x", x, s.x_size());
     if (out == in && s.x_row() != s.y_row()) fail(op, "stride of y", s.y_row(), s.x_row());
-    const std::int64_t together = std::min(s.blocks, std::max<std::int64_t>(1, kEnough / s.block()));
-    const std::int64_t run = together * s.block(), runs = (s.width() + run - 1) / run;
-    launch(op, hadamard_kernel<T>,
-           {static_cast<unsigned>(s.rows * runs), kThreads, static_cast<std::size_t>(run) * sizeof(float)},
-           stream(),
-           Arguments<T>{out, in, m, s.x_row(), s.y_row(), s.width(), runs, static_cast<int>(run),
-                        static_cast<int>(s.factor), static_cast<int>(s.power * s.inner),
-                        static_cast<int>(s.inner),
-                        static_cast<float>(1.0 / std::sqrt(static_cast<double>(s.factor * s.power)))});
+    const HadamardOperands<T> operands{out, in, m, s};
+    if (hadamard_by_butterflies(operands, stream())) return;
+    if constexpr (std::is_same_v<T, bf16>) {
+      if (hadamard_by_signs(operands, multiprocessors(), stream())) return;
+    }
+    launch_any(operands, stream());
   });
 }
 
