@@ -102,7 +102,10 @@ void run(const BenchFlags& flags, Globals& globals) {
     const Stopwatch watch;
     if (!stepper.launched(i)) launch(i);
     if (stepper.runs_ahead() && i + 1 < steps) launch(i + 1);
-    loss = stepper.read().loss;
+    const StepOutcome outcome = stepper.read();
+    // What follows such a step makes no update, and would be timed without it.
+    if (!outcome.applied) throw UserError(fmt::format("Step {} of the bench is not finite.", i + 1));
+    loss = outcome.loss;
     if (i >= kWarmUp) times.push_back(1e3 * watch.seconds());
   }
   std::sort(times.begin(), times.end());

@@ -119,7 +119,7 @@ bool StepRunner::launch(const StepStart& start) {
     if (!run(flight)) return false;
     readbacks_[flight.readback]->begin(report_.data());
   } catch (const DeviceError& e) {
-    fail(e, flights_.empty() ? flight : flights_.front());
+    fail(e, flights_.empty() ? flight : flights_.front(), flight.step);
   }
   ++next_readback_;
   flights_.push_back(flight);
@@ -206,11 +206,10 @@ void StepRunner::record_update() {
 
 // Nothing within captured work is checked by itself, so its faults come to light where the host meets the
 // device next: at its report, or while the step behind it is launched.
-void StepRunner::fail(const DeviceError& e, const Flight& first) const {
+void StepRunner::fail(const DeviceError& e, const Flight& first, std::int64_t last) const {
   if (!first.as_one) throw;
-  const bool more = flights_.size() > 1;
   throw DeviceError(fmt::format("Step {}{} (captured: forward, backward, norms, update) failed: {}",
-                                first.step + 1, more ? fmt::format(" or {}", flights_.back().step + 1) : "",
+                                first.step + 1, last > first.step ? fmt::format(" or {}", last + 1) : "",
                                 e.what()));
 }
 
@@ -225,7 +224,7 @@ std::vector<double> StepRunner::wait_for(const Flight& flight) {
     const auto* values = static_cast<const float*>(report);
     return {values, values + n};
   } catch (const DeviceError& e) {
-    fail(e, flight);
+    fail(e, flight, flights_.back().step);
   }
 }
 

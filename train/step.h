@@ -101,7 +101,7 @@ class StepRunner {
   void record_update();
   std::vector<double> wait_for(const Flight& flight);
   StepOutcome outcome_of(const std::vector<double>& report) const;
-  [[noreturn]] void fail(const DeviceError& e, const Flight& first) const;
+  [[noreturn]] void fail(const DeviceError& e, const Flight& first, std::int64_t last) const;
   StepRule rule() const;
   bool draws_noise() const;
 

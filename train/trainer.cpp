@@ -167,10 +167,13 @@ class Run {
   // One optimizer step and what is due after it. False: stop. The next step may be under way when it returns;
   // one whose start a signal forbade is missed in the next call.
   bool step() {
-    const Stopwatch watch;
     const std::int64_t number = state_.step + 1;
     const bool logged = number % config_.train.log_every == 0 || number == 1 || number == steps_;
-    if (!stepper_.launched(state_.step) && !launch(state_.step)) return false;
+    // What is under way already began behind the last report.
+    if (!stepper_.launched(state_.step)) {
+      watch_.restart();
+      if (!launch(state_.step)) return false;
+    }
     if (stepper_.runs_ahead() && !parameters_are_read_after(number)) launch(number);
     const StepOutcome outcome = stepper_.read();
     if (!outcome.applied) stepper_.forget();
@@ -186,7 +189,8 @@ class Run {
       return false;
     }
     if (judgement.verdict == StepVerdict::Apply) average(state_, outcome.loss);
-    const double seconds = watch.seconds();
+    const double seconds = watch_.seconds();
+    watch_.restart();
     state_.step = number;
     state_.tokens += config_.train.batch_tokens;
     state_.sequences += sequences_of_a_step();
@@ -314,6 +318,7 @@ class Run {
   std::int64_t saved_step_ = 0;      // of this folder's newest checkpoint
   std::int64_t evaluated_step_ = 0;  // of the last evaluation
   StepPace unlogged_;                // since the last logged step
+  Stopwatch watch_;                  // since the last report, where the next step was under way then
 };
 
 }  // namespace

@@ -22,9 +22,10 @@ namespace {
 
 // Host memory is pageable, and the device reads it through pinned buffers of this size, used in turn. A copy
 // waits for the one that had its buffer before, and with that for all that precedes that one: so many that
-// the copies of a training step that is launched behind another do not come round to the other's.
-constexpr std::size_t kStagingBytes = 512U << 10;
-constexpr std::size_t kStagingBuffers = 64;
+// the copies of a training step that is launched behind another (four a micro-batch, and one or two) do not
+// come round to the other's, up to 31 micro-batches of 65,536 tokens.
+constexpr std::size_t kStagingBytes = 256U << 10;
+constexpr std::size_t kStagingBuffers = 128;
 
 class CudaGraph final : public CapturedWork {
  public:
