@@ -33,6 +33,10 @@ class Packer {
     }
     if (!std::all_of(m.scales.begin(), m.scales.end(), [](float s) { return std::isfinite(s); }))
       throw UserError(fmt::format("{} holds weights that are not finite.", spec_.name));
+    const int most = (1 << (m.bits - 1)) - 1;
+    if (std::any_of(m.codes.begin(), m.codes.end(),
+                    [&](int code) { return code < -most - 1 || code > most; }))
+      throw InternalError(fmt::format("[quantize] {} became codes of more than {} bits", spec_.name, m.bits));
     const auto columns = static_cast<std::size_t>(format_.columns),
                group = static_cast<std::size_t>(format_.group);
     const auto code_bytes = static_cast<std::size_t>(format_.code_bytes());
@@ -40,11 +44,9 @@ class Packer {
     codes_.resize(before + static_cast<std::size_t>(m.rows) * code_bytes);
     std::vector<Squares> rows(static_cast<std::size_t>(m.rows));
     for_pieces(m.rows, std::max<std::int64_t>(1, 16384 / format_.columns), [&](auto begin, auto end) {
-      std::vector<std::uint8_t> packed(code_bytes);
       for (auto r = static_cast<std::size_t>(begin); r < static_cast<std::size_t>(end); ++r) {
-        pack_codes(packed, std::span(m.codes).subspan(r * columns, columns), format_);
-        std::ranges::copy(std::as_bytes(std::span(packed)),
-                          codes_.begin() + static_cast<std::ptrdiff_t>(before + r * code_bytes));
+        auto* const to = reinterpret_cast<std::uint8_t*>(codes_.data() + before + r * code_bytes);
+        pack_codes({to, code_bytes}, std::span(m.codes).subspan(r * columns, columns), format_);
         for (std::size_t k = 0; k < columns; ++k) {
           const double w = from.values[r * columns + k];
           const double held =

@@ -45,7 +45,7 @@ bool fits_codes(const PackedView& w) {
          f.row_bytes() == f.columns / 2 && aligned(w.codes);
 }
 
-/// Numbers all of them, or all of them codes with one scale a row or as many columns a scale.
+/// Numbers all of them, or all of them codes: with one scale a row, or all with as many columns a scale.
 bool fit(const DecoderModel& m) {
   const std::int64_t group = group_of(m);
   bool all = true;
@@ -56,7 +56,7 @@ bool fit(const DecoderModel& m) {
         all = all && aligned(w.numbers);
       } else {
         const PackedFormat& f = w.codes.format;
-        all = all && fits_codes(w.codes) && (f.group == f.columns || f.group == group);
+        all = all && fits_codes(w.codes) && f.group == (group > 0 ? group : f.columns);
       }
     }
   }

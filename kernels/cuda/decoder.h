@@ -13,7 +13,8 @@ class CudaBackend;
 
 /// Null before Hopper, and for a model that device/decode_whole.cuh does not do: not bf16, heads other than
 /// 64 or 128 wide, more than kDecodeGroup query heads for one of keys, transforms but no cache of codes,
-/// sizes that are no multiples of 32 or below 256.
+/// sizes that are no multiples of 32 or below 256; of weights that are codes others than of 4 bits, some
+/// matrices alone, and columns or groups that are no multiples of 128. Null in the row-invariant mode too.
 std::unique_ptr<Decoder> open_decoder(CudaBackend& backend, const float* frequencies,
                                       const DecoderModel& model);
 

@@ -40,7 +40,8 @@ Library query_cudnn(bool gpu) {
 Library query_cutlass() {
   return {
       "CUTLASS", codes_gemm_version(), why_no_codes_gemm(),
-      "Products of many rows of codes (--activations) run on Fathom's own kernels, several times slower."};
+      "On Hopper, products of many rows of codes (--activations) run on Fathom's own kernels, several times "
+      "slower."};
 }
 
 }  // namespace

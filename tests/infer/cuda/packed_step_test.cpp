@@ -117,7 +117,7 @@ INSTANTIATE_TEST_SUITE_P(Kinds, CudaPackedStepsOverCodes, ::testing::ValuesIn(ov
 
 using CudaPackedStepsOpByOp = testing_support::OnCuda<::testing::Test>;
 
-// What these steps do not know goes op by op, and is no less right.
+// What these steps do not know goes op by op.
 TEST_F(CudaPackedStepsOpByOp, AreOfOtherCodes) {
   const Case plain{"plain", 512, 4, 4, 512, true, true, {}}, odd{"odd", 320, 5, 5, 512, true, true, {}};
   Quantization some = four_bits(0);
