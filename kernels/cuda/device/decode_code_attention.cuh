@@ -15,11 +15,12 @@
 
 namespace fathom::cuda {
 
-/// Steps of each warp whose codes are on their way: one of few bits is too little to keep memory busy.
-inline constexpr int kCodeStepsAhead = 2;
+/// Steps that a warp computes together, and as many on their way. Not some further ahead: the compiler has
+/// all loads of the walk counted together, and a warp waits until the last of them is there.
+inline constexpr int kCodeStepsOfPass = 2;
 
 template <int kDim, int kKv>
-using DecodeCodeWalk = CodeWalk<kDim, kKv, kCodeStepsAhead>;
+using DecodeCodeWalk = CodeWalk<kDim, kKv, kCodeStepsOfPass, 1>;
 
 /// x -> H x / sqrt(d) of turned heads, where the model has it: Sylvester's matrix (kernels/hadamard.h), by
 /// the same sums in the same order, of what is rounded to bf16 before, as hadamard.cu does it.
