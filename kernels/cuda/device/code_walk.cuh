@@ -25,34 +25,20 @@
 //
 // From codes to sums is a chain in which each link waits for the last: products, scores, the greatest of
 // them, exponentials, what turns them over, products. So a warp does some steps side by side, a pass, and
-// asks for the greatest score once for all.
+// asks for the greatest score once for all. Codes come through shared memory where there is room, some passes
+// ahead (code_words.cuh says why not in registers); each thread has what it copied itself, so that nobody
+// meets.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
 #include "kernels/cuda/device/cache_codes.cuh"
+#include "kernels/cuda/device/code_words.cuh"
 #include "kernels/cuda/device/decode_deal.cuh"
 #include "kernels/cuda/device/entry_walk.cuh"
 
 namespace fathom::cuda {
-
-/// Neighbouring words, which nothing reads again soon.
-template <int kWords>
-__device__ __forceinline__ void load_words(std::uint32_t (&w)[kWords], const void* from, bool valid) {
-  if constexpr (kWords == 1) {
-    w[0] = valid ? __ldcs(static_cast<const std::uint32_t*>(from)) : 0;
-  } else if constexpr (kWords == 2) {
-    const uint2 v = valid ? __ldcs(static_cast<const uint2*>(from)) : uint2{};
-    w[0] = v.x, w[1] = v.y;
-  } else {
-#pragma unroll
-    for (int i = 0; i < kWords / 4; ++i) {
-      const uint4 v = valid ? load_once(static_cast<const uint4*>(from) + i) : uint4{};
-      w[4 * i] = v.x, w[4 * i + 1] = v.y, w[4 * i + 2] = v.z, w[4 * i + 3] = v.w;
-    }
-  }
-}
 
 /// Pairs of codes as bf16: bits of both halves of a word that has them where bf16 wants them.
 template <std::uint32_t kBits>
@@ -74,19 +60,28 @@ struct WalkedCodes {
   int stride, offset, head;
 };
 
-/// kWide: steps of a pass; kAhead: passes whose codes are on their way, or here, while a warp computes one.
-template <int kDim, int kBits, int kWide, int kAhead>
+/// 16 bytes of a thread that a step's codes and scales are.
+constexpr int loads_of_step(int dim, int bits) { return (dim * bits / 32 + 4) / 4; }
+
+/// kWide: steps of a pass; kPlaces: passes that have room in shared memory, on their way there while a warp
+/// computes; 0: one pass is on its way, into registers.
+template <int kDim, int kBits, int kWide, int kPlaces>
 class CodeWalk {
  public:
-  __device__ explicit CodeWalk(const WalkedCodes& of)
-      : of_(of), block_bytes_(2 * of.kv_heads * of.block * (kBytes + kScaleBytes)) {
-    const int lane = static_cast<int>(threadIdx.x) % 32, keys = of.kv_heads * of.block;
+  /// `room`: of shared memory this thread's first 16 bytes, of kPlaces * kWide * loads_of_step of them; each
+  /// kDecodeThreads * 16 behind the last.
+  __device__ explicit CodeWalk(const WalkedCodes& of, unsigned room = 0) : of_(of), room_(room) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, heads = of.kv_heads * of.block;
+    const int block_bytes = 2 * heads * (kBytes + kScaleBytes), head = of.head * of.block;
     g_ = lane / 4;
     c_ = lane % 4;
     mine_ = g_ % 2 * 4 + g_ / 2;
-    keys_at_ = (of.head * of.block + mine_) * kBytes + c_ * (4 * kRun);
-    values_at_ = (keys + of.head * of.block + c_) * kBytes + g_ * (4 * kValueWords);
-    scales_at_ = 2 * keys * kBytes + (of.head * of.block + mine_) * kScaleBytes;
+    pitch_ = static_cast<unsigned>(of.stride * block_bytes);
+    const std::uint8_t* const first = of.pool + static_cast<std::int64_t>(of.offset) * block_bytes;
+    key_codes_ = first + (head + mine_) * kBytes + c_ * (4 * kRun);
+    value_codes_ = first + (heads + head + c_) * kBytes + g_ * (4 * kValueWords);
+    scales_ = first + 2 * heads * kBytes + (head + mine_) * kScaleBytes;
+    value_scales_ = static_cast<unsigned>(heads * kScaleBytes);
   }
 
   /// The first steps' entries begin to come. `first`: the block of the table that this warp's first step lies
@@ -96,27 +91,25 @@ class CodeWalk {
     step_ = range.first + static_cast<int>(threadIdx.x) / 32;
     end_ = min(range.end, (entries + 15) / 16);  // a row without entries has a step, of which nothing is read
     if (step_ >= end_) return;
-    index_ = step_ * 16 / of_.block;
-    inside_ = step_ * 16 - index_ * of_.block;
+    const int index = step_ * 16 / of_.block;
+    at_ = of_.table + index;
+    insides_[0] = step_ * 16 - index * of_.block;
+    numbers_[0] = first >= 0 ? first : *at_;
     apart_ = kApart / of_.block;
-    look_up(0, step_, first);
 #pragma unroll
     for (int p = 1; p < kWide; ++p) look_up(p, step_ + p * kDecodeWarps);
+    if constexpr (kPlaces == 0) {
 #pragma unroll
-    for (int a = 0; a < kAhead; ++a) {
-      const int pass = step_ + a * kPass;
-      if (pass >= end_) break;
+      for (int p = 0; p < kWide; ++p) coming_[p] = {};  // there may be no second step
       Place places[kWide];
-      next_places(pass, places);
-#pragma unroll
-      for (int p = 0; p < kWide; ++p) {
-        if (pass + p * kDecodeWarps < end_) {
-          load_keys(coming_[a][p], places[p]);
-          load_values(coming_[a][p], places[p]);
-        } else {
-          coming_[a][p] = {};
-        }
-      }
+      next_places(step_, places);
+      for_steps_of(step_, [&](int p) {
+        load_keys(coming_[p], places[p]);
+        load_values(coming_[p], places[p]);
+      });
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < kPlaces; ++i) copy_pass(step_ + i * kPass, i * kPlaceBytes);
     }
   }
   /// `scale`: of the scores; none where the queries have it already.
@@ -131,26 +124,25 @@ class CodeWalk {
     const float totals[2] = {(__shfl_sync(kFullWarp, total, 8 * c_) * ... * scale),
                              (__shfl_sync(kFullWarp, total, 8 * c_ + 4) * ... * scale)};
 #pragma unroll 1
-    while (step_ < end_) {
-#pragma unroll
-      for (int a = 0; a < kAhead; ++a) {
-        if (step_ >= end_) break;
-        Entries(&e)[kWide] = coming_[a];
-        const int next = step_ + kAhead * kPass;
+    for (; step_ < end_; step_ += kPass) {
+      float scores[kWide][4];
+      if constexpr (kPlaces == 0) {
+        const int next = step_ + kPass;
         Place places[kWide];
         if (next < end_) next_places(next, places);
-        float scores[kWide][4];
+        score(coming_, q, totals, scores, scale...);
+        for_steps_of(next, [&](int p) { load_keys(coming_[p], places[p]); });
+        add(coming_, scores);
+        for_steps_of(next, [&](int p) { load_values(coming_[p], places[p]); });
+      } else {
+        Entries e[kWide];
+        wait_copies<kPlaces - 1>();
+#pragma unroll
+        for (int p = 0; p < kWide; ++p) take(e[p], place_ + p * kStepBytes);
         score(e, q, totals, scores, scale...);
-#pragma unroll
-        for (int p = 0; p < kWide; ++p) {
-          if (next + p * kDecodeWarps < end_) load_keys(e[p], places[p]);
-        }
+        copy_pass(step_ + kPlaces * kPass, place_);  // what was there has been taken
+        place_ = place_ == (kPlaces - 1) * kPlaceBytes ? 0 : place_ + kPlaceBytes;
         add(e, scores);
-#pragma unroll
-        for (int p = 0; p < kWide; ++p) {
-          if (next + p * kDecodeWarps < end_) load_values(e[p], places[p]);
-        }
-        step_ += kPass;
       }
     }
   }
@@ -191,6 +183,10 @@ class CodeWalk {
   static constexpr int kRun = kKeyWords < 4 ? kKeyWords : 4;  // words side by side
   static constexpr int kApart = 16 * kDecodeWarps;            // entries from a step to the warp's next
   static constexpr int kPass = kWide * kDecodeWarps;          // steps from a pass to the warp's next
+  static constexpr int kLoad = kDecodeThreads * 16;           // from a thread's 16 bytes to its next
+  static constexpr int kStepBytes = loads_of_step(kDim, kBits) * kLoad;
+  static constexpr int kPlaceBytes = kWide * kStepBytes;
+  static constexpr int kScaleWord = 2 * kKeyWords + 4 * kValueWords;  // of a step, where its scales begin
   // What one is in queries and in weights, so that sums with codes are far from the smallest numbers, and
   // from the greatest: queries of 2^20 and values of 2^50 are no harm.
   static constexpr float kQueryUnit = 0x1p104F, kScore = 0x1p29F;  // their product counts 2^-133
@@ -204,27 +200,35 @@ class CodeWalk {
     std::uint32_t keys[2][kKeyWords], values[4][kValueWords];
     std::uint32_t key_scales[2], value_scales[2];
   };
-  /// Where a step is: its block of the pool, and its first entry there.
+  /// Where a step is, in bytes: its codes and its scales, behind those of the first entry of the table's
+  /// block 0.
   struct Place {
-    const std::uint8_t* block;
-    int inside;
+    std::uint64_t codes, scales;
   };
 
-  /// Where step p of a pass is, the one in line, of number `step`. `known`: what the table has, if not
-  /// negative.
-  __device__ __forceinline__ void look_up(int p, int step, int known = -1) {
-    insides_[p] = inside_;
-    if (step < end_) numbers_[p] = known >= 0 ? known : of_.table[index_];
-    index_ += apart_;
-    inside_ += kApart - apart_ * of_.block;
-    if (inside_ >= of_.block) inside_ -= of_.block, ++index_;
+  /// what(p): of the pass whose first step is number `step` the steps that are there.
+  template <typename What>
+  __device__ __forceinline__ void for_steps_of(int step, What&& what) const {
+#pragma unroll
+    for (int p = 0; p < kWide; ++p) {
+      if (step + p * kDecodeWarps < end_) what(p);
+    }
+  }
+  /// Where step p of a pass is, of number `step`: the one behind that which was looked up last.
+  __device__ __forceinline__ void look_up(int p, int step) {
+    const int inside = insides_[(p + kWide - 1) % kWide] + kApart - apart_ * of_.block;
+    const bool over = inside >= of_.block;
+    insides_[p] = inside - (over ? of_.block : 0);
+    at_ += over ? apart_ + 1 : apart_;
+    if (step < end_) numbers_[p] = *at_;
   }
   /// Of the pass in line, whose first step is number `step`, and looks up those of the one behind.
   __device__ __forceinline__ void next_places(int step, Place (&places)[kWide]) {
 #pragma unroll
     for (int p = 0; p < kWide; ++p) {
-      const int number = numbers_[p] * of_.stride + of_.offset;
-      places[p] = {of_.pool + static_cast<std::int64_t>(number) * block_bytes_, insides_[p]};
+      const std::uint64_t block = static_cast<unsigned>(numbers_[p]) * std::uint64_t{pitch_};
+      const auto inside = static_cast<unsigned>(insides_[p]);
+      places[p] = {block + inside * std::uint64_t{kBytes}, block + inside * std::uint64_t{kScaleBytes}};
     }
 #pragma unroll
     for (int p = 0; p < kWide; ++p) look_up(p, step + kPass + p * kDecodeWarps);
@@ -232,13 +236,13 @@ class CodeWalk {
   // Entries that are not there are read as well, since blocks are whole steps: any code is a number, and
   // score() looks after the scales.
   __device__ __forceinline__ void load_keys(Entries& e, const Place& p) const {
-    const std::uint8_t* const codes = p.block + (keys_at_ + p.inside * kBytes);
+    const std::uint8_t* const codes = key_codes_ + p.codes;
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
 #pragma unroll
       for (int r = 0; r < kKeyWords / kRun; ++r) {
         std::uint32_t words[kRun];
-        load_words(words, codes + 8 * j * kBytes + 16 * kRun * r, true);
+        load_words(words, codes + 8 * j * kBytes + 16 * kRun * r);
 #pragma unroll
         for (int w = 0; w < kRun; ++w) e.keys[j][kRun * r + w] = words[w];
       }
@@ -246,16 +250,63 @@ class CodeWalk {
     load_scales(e.key_scales, p, 0);
   }
   __device__ __forceinline__ void load_values(Entries& e, const Place& p) const {
-    const std::uint8_t* const codes = p.block + (values_at_ + p.inside * kBytes);
+    const std::uint8_t* const codes = value_codes_ + p.codes;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) load_words(e.values[i], codes + 4 * i * kBytes, true);
-    load_scales(e.value_scales, p, of_.kv_heads * of_.block * kScaleBytes);
+    for (int i = 0; i < 4; ++i) load_words(e.values[i], codes + 4 * i * kBytes);
+    load_scales(e.value_scales, p, value_scales_);
   }
-  __device__ __forceinline__ void load_scales(std::uint32_t (&scales)[2], const Place& p, int behind) const {
-    const auto* const from =
-        reinterpret_cast<const std::uint32_t*>(p.block + (scales_at_ + p.inside * kScaleBytes + behind));
+  __device__ __forceinline__ void load_scales(std::uint32_t (&scales)[2], const Place& p,
+                                              unsigned behind) const {
+    const auto* const from = reinterpret_cast<const std::uint32_t*>(scales_ + p.scales + behind);
     scales[0] = __ldcs(from);
     scales[1] = __ldcs(from + 8);
+  }
+
+  /// The same by way of shared memory: a step's words are one behind the other there, four in 16 bytes.
+  __device__ __forceinline__ void copy_pass(int step, int place) {
+    if (step < end_) {
+      Place places[kWide];
+      next_places(step, places);
+      for_steps_of(step, [&](int p) { copy_step(places[p], room_ + place + p * kStepBytes); });
+    }
+    commit_copies();  // also where there is none: they are waited for by their number
+  }
+  __device__ __forceinline__ void copy_step(const Place& p, unsigned to) const {
+    const auto word = [&](int w) { return to + w / 4 * kLoad + w % 4 * 4; };
+    const std::uint8_t *const keys = key_codes_ + p.codes, *const values = value_codes_ + p.codes;
+    const std::uint8_t *const scales = scales_ + p.scales, *const value_scales = scales + value_scales_;
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+      for (int r = 0; r < kKeyWords / kRun; ++r)
+        copy_words<kRun>(word(j * kKeyWords + r * kRun), keys + 8 * j * kBytes + 16 * kRun * r);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      copy_words<kValueWords>(word(2 * kKeyWords + i * kValueWords), values + 4 * i * kBytes);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      copy_words<1>(word(kScaleWord + j), scales + 8 * j * kScaleBytes);
+      copy_words<1>(word(kScaleWord + 2 + j), value_scales + 8 * j * kScaleBytes);
+    }
+  }
+  __device__ __forceinline__ void take(Entries& e, int at) const {
+    std::uint32_t words[kScaleWord + 4];
+#pragma unroll
+    for (int i = 0; i < loads_of_step(kDim, kBits); ++i) {
+      const uint4 v = take_words(room_ + at + i * kLoad);
+      words[4 * i] = v.x, words[4 * i + 1] = v.y, words[4 * i + 2] = v.z, words[4 * i + 3] = v.w;
+    }
+#pragma unroll
+    for (int w = 0; w < 2 * kKeyWords; ++w) e.keys[w / kKeyWords][w % kKeyWords] = words[w];
+#pragma unroll
+    for (int w = 0; w < 4 * kValueWords; ++w)
+      e.values[w / kValueWords][w % kValueWords] = words[2 * kKeyWords + w];
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      e.key_scales[j] = words[kScaleWord + j];
+      e.value_scales[j] = words[kScaleWord + 2 + j];
+    }
   }
 
   /// Paired as multiply() pairs the codes.
@@ -406,15 +457,19 @@ class CodeWalk {
   }
 
   WalkedCodes of_;
-  int block_bytes_, g_, c_, mine_;       // mine_: the entry of a step in row g
-  int keys_at_, values_at_, scales_at_;  // in a block: what this lane has of its first step
+  int g_, c_, mine_;  // mine_: the entry of a step in row g
+  // What this lane has of the first step of the table's block 0: its keys, values and the keys' scales; the
+  // values' scales behind these; and bytes from a block of the table to the next.
+  const std::uint8_t *key_codes_, *value_codes_, *scales_;
+  unsigned value_scales_, pitch_;
   int entries_ = 0, step_ = 0, end_ = 0;
-  int apart_ = 0;               // whole blocks from a step to the warp's next
-  int index_ = 0, inside_ = 0;  // of the step that is looked up next: its block in the table,
-                                // and the entry in it
-  int numbers_[kWide] = {}, insides_[kWide] = {};  // of the pass whose codes are asked for next: what the
-                                                   // table has, and the entries
-  Entries coming_[kAhead][kWide];
+  int apart_ = 0;                     // whole blocks from a step to the warp's next
+  const std::int32_t* at_ = nullptr;  // in the table, of the step that was looked up last
+  // Of the pass whose codes are asked for next: what the table has, and the entries in these blocks.
+  int numbers_[kWide] = {}, insides_[kWide] = {};
+  unsigned room_;
+  int place_ = 0;  // of the pass that is computed next, in bytes
+  Entries coming_[kPlaces == 0 ? kWide : 1];
   // Of the heads 2c and 2c+1: what scores are relative to, kWeightBits below one that is near the greatest;
   // this lane's sums of exponentials; and what its entries give to all elements alike.
   float base_[2] = {-INFINITY, -INFINITY}, sum_[2] = {}, offset_[2] = {};
