@@ -54,8 +54,9 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) split_kernel(const SplitTas
       return EntryWalk<D, WalkedCache>(cache, table, static_cast<int>(s.stride), static_cast<int>(s.offset),
                                        head);
     } else {
-      return CodeWalk<D, kBits, 1>(WalkedCodes{t.a.codes, static_cast<int>(s.block), kv_heads, table,
-                                               static_cast<int>(s.stride), static_cast<int>(s.offset), head});
+      return CodeWalk<D, kBits, 1, 0>(WalkedCodes{t.a.codes, static_cast<int>(s.block), kv_heads, table,
+                                                  static_cast<int>(s.stride), static_cast<int>(s.offset),
+                                                  head});
     }
   }();
   walk.begin(range, entries);

@@ -253,7 +253,7 @@ TEST_F(CudaCachedAttention, OfSingleRowsIsCloseToAttentionOverTheWholeSequence) 
       for (const std::int64_t block : {16, 48, 128}) {
         SCOPED_TRACE(fmt::format("heads {}/{} of {}, {} bits, blocks of {}", h.heads, h.kv_heads, h.head_dim,
                                  bits, block));
-        const Schedule schedule{.tolerance = 0.02, .lengths = {5, 700, 1, 300, 33}};
+        const Schedule schedule{.tolerance = 0.02, .lengths = {5, 700, 1, 300, 31, 32, 33, 47, 48, 49}};
         expect_equal_to_whole(*opened.backend, DType::BF16, h, block, 5, schedule);
         if (::testing::Test::HasFatalFailure()) return;
       }

@@ -15,11 +15,19 @@
 
 namespace fathom::cuda {
 
-/// Steps of each warp whose codes are on their way: one of few bits is too little to keep memory busy.
-inline constexpr int kCodeStepsAhead = 2;
+/// Codes wait in the ring of the weights, which has none while attention is computed: kRing times 16 bytes of
+/// each thread. Two steps are computed together where two passes of them have room, one where that has; where
+/// not even that, codes come into registers.
+template <int kDim, int kKv, int kRing>
+struct CodeWalkRoom {
+  static constexpr int kSteps = kRing / loads_of_step(kDim, kKv);
+  static constexpr int kWide = kSteps == 2 || kSteps == 3 ? 1 : 2;
+  static constexpr int kPlaces = kSteps < 2 ? 0 : kSteps / kWide < 4 ? kSteps / kWide : 4;
+};
 
-template <int kDim, int kKv>
-using DecodeCodeWalk = CodeWalk<kDim, kKv, kCodeStepsAhead>;
+template <int kDim, int kKv, int kRing>
+using DecodeCodeWalk =
+    CodeWalk<kDim, kKv, CodeWalkRoom<kDim, kKv, kRing>::kWide, CodeWalkRoom<kDim, kKv, kRing>::kPlaces>;
 
 /// x -> H x / sqrt(d) of turned heads, where the model has it: Sylvester's matrix (kernels/hadamard.h), by
 /// the same sums in the same order, of what is rounded to bf16 before, as hadamard.cu does it.
@@ -75,16 +83,17 @@ __device__ __forceinline__ int first_block_of(const DecodeStep& s, const Attenti
 }
 
 /// A piece's first entries begin to come. `first_block`: of this warp (first_block_of), where the piece is a
-/// dense layer's first one; negative: to be looked up.
-template <int kDim, int kKv>
-__device__ __forceinline__ DecodeCodeWalk<kDim, kKv> begin_code_piece(const DecodeStep& s,
-                                                                      const DecodeLayer& layer,
-                                                                      const AttentionPiece& p,
-                                                                      int first_block) {
+/// dense layer's first one; negative: to be looked up. `ring`: this thread's first 16 bytes of it.
+template <int kDim, int kKv, int kRing>
+__device__ __forceinline__ DecodeCodeWalk<kDim, kKv, kRing> begin_code_piece(const DecodeStep& s,
+                                                                             const DecodeLayer& layer,
+                                                                             const AttentionPiece& p,
+                                                                             int first_block, unsigned ring) {
   const bool routed = layer.routed >= 0;
-  DecodeCodeWalk<kDim, kKv> walk(WalkedCodes{reinterpret_cast<const std::uint8_t*>(s.pool), s.block,
-                                             s.kv_heads, table_of(s, layer, p.row), routed ? 1 : s.stride,
-                                             routed ? 0 : layer.dense, p.head});
+  DecodeCodeWalk<kDim, kKv, kRing> walk(
+      WalkedCodes{reinterpret_cast<const std::uint8_t*>(s.pool), s.block, s.kv_heads,
+                  table_of(s, layer, p.row), routed ? 1 : s.stride, routed ? 0 : layer.dense, p.head},
+      ring);
   walk.begin(p.range, p.entries, first_block);
   return walk;
 }
@@ -108,10 +117,10 @@ __device__ __forceinline__ void append_codes(const DecodeStep& s, const Attentio
 
 /// A warp's part of attention over a piece, on the way since begin_code_piece; the first piece of a head also
 /// puts the new entry into the cache. All threads call it, when the projection has been seen.
-template <int kDim, int kKv>
+template <int kDim, int kKv, typename Walk>
 __device__ __forceinline__ void attend_codes(const DecodeStep& s, const DecodeLayer& layer,
                                              const AttentionPiece& p, const float2* rotation,
-                                             std::int64_t entry_block, DecodeCodeWalk<kDim, kKv>& walk,
+                                             std::int64_t entry_block, Walk& walk,
                                              AttentionRoom<kDim>& room) {
   const int group = s.heads / s.kv_heads;
   __syncthreads();  // the last piece's results have been read
@@ -123,9 +132,9 @@ __device__ __forceinline__ void attend_codes(const DecodeStep& s, const DecodeLa
 }
 
 /// What the warps have found, into `parts`. All threads call it.
-template <int kDim, int kKv>
-__device__ __forceinline__ void leave_code_piece(const DecodeStep& s, const AttentionPiece& p,
-                                                 DecodeCodeWalk<kDim, kKv>& walk, AttentionRoom<kDim>& room) {
+template <int kDim, int kKv, typename Walk>
+__device__ __forceinline__ void leave_code_piece(const DecodeStep& s, const AttentionPiece& p, Walk& walk,
+                                                 AttentionRoom<kDim>& room) {
   const int group = s.heads / s.kv_heads;
   walk.leave(room, static_cast<int>(threadIdx.x) / 32, group);
   if (p.first) {

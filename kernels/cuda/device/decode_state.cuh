@@ -3,8 +3,9 @@
 //
 // Shared memory holds, one behind the other: DecodeFixed; the layers' pointers, with codes also those of
 // their scales; cosines and sines of the rows; scales of groups, for two matrices; the ring through which the
-// weights come (decode_product.cuh, decode_codes.cuh); and a room that each phase uses as it likes. For a
-// product those are the staged rows and behind them the warps' sums, for attention an AttentionRoom.
+// weights come (decode_product.cuh, decode_codes.cuh), and between them the codes that attention is over
+// (decode_code_attention.cuh); and a room that each phase uses as it likes. For a product those are the
+// staged rows and behind them the warps' sums, for attention an AttentionRoom.
 #pragma once
 
 #include <cstddef>

@@ -223,7 +223,9 @@ class DecodeWhole {
     if constexpr (kKv == 16) {
       return begin_piece<kDim>(state_.s, layer, piece, first_keys);
     } else {
-      return begin_code_piece<kDim, kKv>(state_.s, layer, piece, static_cast<int>(first_keys));
+      const unsigned char* const ring = state_.room - (state_.layout.room - state_.layout.ring);
+      return begin_code_piece<kDim, kKv, kRing>(state_.s, layer, piece, static_cast<int>(first_keys),
+                                                shared_address(ring) + threadIdx.x * 16);
     }
   }
 
@@ -265,8 +267,12 @@ class DecodeWhole {
           attend_codes<kDim, kKv>(s, layer, piece, rotation, entry_block, walk, room);
         }
       }
-      // Weights behind the entries: what is asked for comes in turn.
-      if (first && !kCodes) open(next);
+      // Weights behind the entries: what is asked for comes in turn. Codes of entries come through their
+      // ring.
+      const auto then = [&] {
+        return at + (d.even ? piece.range.end - piece.range.first : static_cast<int>(gridDim.x));
+      };
+      if (!kCodes && (kKv == 16 ? first : then() >= end)) open(next);
       first = false;
       if (!has_piece) break;
       if constexpr (kKv == 16) {
@@ -274,7 +280,7 @@ class DecodeWhole {
       } else {
         leave_code_piece<kDim, kKv>(s, piece, walk, room);
       }
-      at += d.even ? piece.range.end - piece.range.first : static_cast<int>(gridDim.x);
+      at = then();
     } while (at < end);
     state_.grid.arrive();
     // Codes are a quarter as much, and here no register has to hold their way.

@@ -54,17 +54,20 @@ class CudaCodeSteps : public testing_support::OnCuda<::testing::TestWithParam<Ki
   }
 };
 
-// No entry and one, full steps of 16 and blocks, and one more or less; pieces of a row, and texts of many
-// lengths at once.
+// No entry and one, full steps of 16 and blocks, and one more or less; a warp's passes of several steps,
+// whole and begun; pieces of a row, and texts of many lengths at once.
 TEST_P(CudaCodeSteps, AreCloseToStepsOpByOp) {
   Pair m = open(2112);
   for (const std::int64_t block : {16, 48, 64, 256}) {
-    for (const std::vector<std::int64_t>& lengths : {std::vector<std::int64_t>{1},
-                                                     {2, 1, 3},
-                                                     {16, 17, 18, 49, 50},
-                                                     {64, 65, 66, 256, 257, 258, 33, 1},
-                                                     {2100},
-                                                     {129, 130, 1700, 900}})
+    for (const std::vector<std::int64_t>& lengths :
+         {std::vector<std::int64_t>{1},
+          {2, 1, 3},
+          {16, 17, 18, 49, 50},
+          {32, 33, 34, 48, 49, 50},
+          {144, 145, 146, 160, 161, 272, 273, 274, 401, 402, 416, 417},
+          {64, 65, 66, 256, 257, 258, 33, 1},
+          {2100},
+          {129, 130, 1700, 900}})
       expect_codes_close_to_ops(m, lengths, block);
   }
 }
