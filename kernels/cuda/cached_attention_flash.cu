@@ -82,7 +82,7 @@ __device__ __forceinline__ void copy_entries(const CachedRows<bf16>& a, bf16* st
 template <int kBits>
 __device__ __forceinline__ uint4 numbers_of(const std::uint8_t* codes, const CodeScale& scale) {
   std::uint32_t words[kBits / 4];
-  load_words(words, codes, true);
+  load_words(words, codes);
   const auto pair = [&](int e) {
     const auto code = [&](int i) {
       return words[i * kBits / 32] >> i * kBits % 32 & static_cast<unsigned>((1 << kBits) - 1);
