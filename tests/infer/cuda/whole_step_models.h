@@ -342,8 +342,10 @@ inline void expect_close(Pair& m, const Schedule& schedule) {
     const std::vector<float> whole = causal_logits(m.cpu, m.on_cpu, text.ids, m.rule);
     const std::vector<double> margin = margins(m, text.ids);
     for (const auto& [position, logits] : text.logits) {
-      if (margin[static_cast<std::size_t>(position - 1)] < 0.03) {
-        ++near;  // bf16 may route it, or one that it sees, otherwise
+      // bf16 may route it otherwise, or has done so with one that it sees.
+      const double seen = *std::min_element(margin.begin(), margin.begin() + position);
+      if (margin[static_cast<std::size_t>(position - 1)] < 0.03 || seen < 0.003) {
+        ++near;
         continue;
       }
       const float* expected = whole.data() + (position - 1) * kVocab;
@@ -356,13 +358,12 @@ inline void expect_close(Pair& m, const Schedule& schedule) {
       ASSERT_LT(error, 2e-2 * size) << "text of " << text.request.prompt.size() << " ids, position "
                                     << position << ", which is decided by a margin of "
                                     << margin[static_cast<std::size_t>(position - 1)]
-                                    << ", and what it sees by one of "
-                                    << *std::min_element(margin.begin(), margin.begin() + position);
+                                    << ", and what it sees by one of " << seen;
       worst = std::max(worst, error / size);
       ++compared;
     }
   }
-  EXPECT_GT(compared, 20 * near);
+  EXPECT_GT(compared, 4 * near);
   if (!stats.routed_rows.empty()) {
     const double kept = static_cast<double>(stats.routed_rows[0]) / static_cast<double>(stats.rows);
     EXPECT_GT(kept, 0.2);

@@ -90,7 +90,6 @@ TEST_P(CudaTraining, CapturedStepsThatAreSkippedAreThoseOpByOp) {
     fathom_command(e, Experiment::train(GetParam().kind, captured, wild), kWithGpu);
     fathom_command(e, Experiment::train(GetParam().kind, single, wild), kOpByOp);
     EXPECT_EQ(oddities(captured), oddities(single));
-    EXPECT_FALSE(oddities(captured).empty());
     expect_same_run(e, captured, single);
   }
   EXPECT_EQ(oddities("captured1").size(), 11U) << "ten are skipped in a row";
