@@ -44,6 +44,9 @@ check_cuda() {
     say "cuda: going on without cudnn_attention.cpp, whose headers are missing (above)"
     cudnn=OFF
   fi
+  if ! "$ROOT/scripts/setup-cuda.sh" --cutlass; then
+    say "cuda: going on without codes_gemm.cu, whose headers (CUTLASS) could not be fetched (above)"
+  fi
   # The folders of tests/ that know devices.
   mapfile -t rooms < <(grep -rl --include='*.cpp' --include='*.h' '"tests/devices.h"' tests | cut -d / -f 2 | sort -u)
   # Most host code is the same as the cpu build's, so that ccache has it by now.
