@@ -40,17 +40,6 @@
 
 namespace fathom::cuda {
 
-/// Pairs of codes as bf16: bits of both halves of a word that has them where bf16 wants them.
-template <std::uint32_t kBits>
-__device__ __forceinline__ std::uint32_t of_both_halves(std::uint32_t w) {
-  return w & (kBits << 16 | kBits);
-}
-/// Bytes 2n and 2n + 1 of a word, likewise.
-template <int kNumber>
-__device__ __forceinline__ std::uint32_t two_bytes(std::uint32_t w) {
-  return __byte_perm(w, 0, kNumber == 0 ? 0x4140 : 0x4342);
-}
-
 /// Where a walk's entries are: a cache's pool of codes, entries of its blocks, key/value heads; a row's
 /// blocks, of which block b is block b * stride + offset of the pool; and the walk's key/value head.
 struct WalkedCodes {
@@ -294,7 +283,7 @@ class CodeWalk {
     std::uint32_t words[kScaleWord + 4];
 #pragma unroll
     for (int i = 0; i < loads_of_step(kDim, kBits); ++i) {
-      const uint4 v = take_words(room_ + at + i * kLoad);
+      const uint4 v = load_in_turn(room_ + at + i * kLoad);
       words[4 * i] = v.x, words[4 * i + 1] = v.y, words[4 * i + 2] = v.z, words[4 * i + 3] = v.w;
     }
 #pragma unroll

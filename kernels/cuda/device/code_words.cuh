@@ -41,15 +41,15 @@ __device__ __forceinline__ void copy_words(unsigned to, const void* from) {
   }
 }
 
-/// Four words of shared memory, behind the copies that were waited for and before those that are asked for
-/// afterwards.
-__device__ __forceinline__ uint4 take_words(unsigned from) {
-  uint4 v;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];\n"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(from)
-               : "memory");
-  return v;
+/// Pairs of codes as bf16: bits of both halves of a word that has them where bf16 wants them.
+template <std::uint32_t kBits>
+__device__ __forceinline__ std::uint32_t of_both_halves(std::uint32_t w) {
+  return w & (kBits << 16 | kBits);
+}
+/// Bytes 2n and 2n + 1 of a word, likewise.
+template <int kNumber>
+__device__ __forceinline__ std::uint32_t two_bytes(std::uint32_t w) {
+  return __byte_perm(w, 0, kNumber == 0 ? 0x4140 : 0x4342);
 }
 
 }  // namespace fathom::cuda

@@ -93,17 +93,6 @@ struct Staged {
   }
 };
 
-/// 16 bytes of shared memory. Such loads begin in the order in which they stand, before what follows: the
-/// compiler would rather put each of them before the first product that wants it, which then waits.
-__device__ __forceinline__ uint4 load_in_turn(unsigned address) {
-  uint4 v;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(address)
-               : "memory");
-  return v;
-}
-
 /// A warp's share of a matrix, on its way through a ring of its own in shared memory: kRing loads ahead of
 /// what is computed. Opened before x is there, since weights wait for nothing. A lane reads what it loaded
 /// itself, so nobody waits for anybody.

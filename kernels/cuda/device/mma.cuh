@@ -48,6 +48,17 @@ __device__ __forceinline__ std::uint32_t turn_over(std::uint32_t pair) {
   return turned;
 }
 
+/// 16 bytes of shared memory. Such loads begin in the order in which they stand, before what follows: the
+/// compiler would rather put each of them before the first product that wants it, which then waits.
+__device__ __forceinline__ uint4 load_in_turn(unsigned address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address)
+               : "memory");
+  return v;
+}
+
 /// 16 bytes to shared memory in the background; zeros when not `valid` (`global` is then not read).
 __device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)), "l"(global),
