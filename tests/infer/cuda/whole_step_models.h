@@ -336,16 +336,19 @@ inline void expect_close(Pair& m, const Schedule& schedule) {
   EngineStats stats;
   const std::vector<Text> texts = run(m, schedule, true, stats);
   ASSERT_GT(stats.whole_steps, 0);
-  std::int64_t compared = 0, near = 0;
+  std::int64_t compared = 0, near = 0, seeing = 0;
   double worst = 0;
   for (const Text& text : texts) {
     const std::vector<float> whole = causal_logits(m.cpu, m.on_cpu, text.ids, m.rule);
     const std::vector<double> margin = margins(m, text.ids);
     for (const auto& [position, logits] : text.logits) {
-      // bf16 may route it otherwise, or has done so with one that it sees.
+      if (margin[static_cast<std::size_t>(position - 1)] < 0.03) {
+        ++near;  // bf16 may route it otherwise
+        continue;
+      }
       const double seen = *std::min_element(margin.begin(), margin.begin() + position);
-      if (margin[static_cast<std::size_t>(position - 1)] < 0.03 || seen < 0.003) {
-        ++near;
+      if (seen < 0.003) {
+        ++seeing;  // or has done so with one that it sees
         continue;
       }
       const float* expected = whole.data() + (position - 1) * kVocab;
@@ -363,7 +366,8 @@ inline void expect_close(Pair& m, const Schedule& schedule) {
       ++compared;
     }
   }
-  EXPECT_GT(compared, 4 * near);
+  EXPECT_GT(compared + seeing, 20 * near);
+  EXPECT_GT(compared, 4 * seeing);
   if (!stats.routed_rows.empty()) {
     const double kept = static_cast<double>(stats.routed_rows[0]) / static_cast<double>(stats.rows);
     EXPECT_GT(kept, 0.2);
@@ -371,8 +375,8 @@ inline void expect_close(Pair& m, const Schedule& schedule) {
   }
   ::testing::Test::RecordProperty("compared", static_cast<int>(compared));
   ::testing::Test::RecordProperty("near_the_threshold", static_cast<int>(near));
-  std::printf("compared %lld, near %lld, worst %.2e\n", static_cast<long long>(compared),
-              static_cast<long long>(near), worst);
+  std::printf("compared %lld, near %lld, seeing such %lld, worst %.2e\n", static_cast<long long>(compared),
+              static_cast<long long>(near), static_cast<long long>(seeing), worst);
 }
 
 }  // namespace fathom::whole_step_test
