@@ -89,6 +89,7 @@ run() {
   # initcheck does not see what NVIDIA's libraries write with Hopper's bulk copies, and synccheck objects to a barrier
   # inside cuDNN's backward (docs/cuda.md). Ops are checked without cuDNN, so that our own attention is.
   if [[ $tool == initcheck ]]; then environment+=(FATHOM_INITCHECK=1); fi
+  if [[ $tool == racecheck ]]; then environment+=(CUDA_LAUNCH_BLOCKING=1); fi
   if [[ $tool == initcheck || $tool == synccheck || $name == ops* ]]; then environment+=(FATHOM_CUDNN=/nowhere); fi
   env "${environment[@]}" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit $print_limit "$@" >"$log" 2>&1 || code=$?
   local summary took=$((SECONDS - begin)) inside=0
@@ -134,16 +135,21 @@ settings_of() {
 }
 # A product's algorithm is chosen by timing its candidates. Under racecheck that is most of the time, and NVIDIA's
 # kernels only: both below make the choices beforehand, and racecheck finds them on disk.
-# steps TOOL KIND: three steps, an evaluation and a checkpoint.
+# It also keeps what it knows of a launch on the host until the device has been waited for: a captured step in one piece
+# wanted over 120 GB of memory, so under racecheck every launch is waited for, and the steps go op by op.
+# steps TOOL KIND: three steps, an evaluation and a checkpoint, of few tokens.
 steps() {
   local tool="$1" kind="$2" config=d2-mod.yaml settings
   if [[ $kind == dense ]]; then config=d2-dense.yaml; fi
   mapfile -t settings < <(settings_of "$kind")
   settings=(data.train="$work/text.h5" data.valid="$work/text.valid.h5" data.tokenizer= model.vocab_size=0
-    train.target_flops=null train.steps=3 train.seq_len=256 train.batch_tokens=2048 train.micro_batch=4 train.eval_every=3
-    train.eval_tokens=2048 train.precision=bf16 "${settings[@]}")
+    train.target_flops=null train.steps=3 train.seq_len=128 train.batch_tokens=256 train.micro_batch=1 train.eval_every=3
+    train.eval_tokens=256 train.precision=bf16 "${settings[@]}")
   local command=("$build/fathom" train "configs/$config" --device cuda "${settings[@]/#/--set=}")
-  if [[ $tool == racecheck ]]; then "${command[@]}" --run-dir "$work/choices-$kind" >/dev/null 2>&1 || true; fi
+  if [[ $tool == racecheck ]]; then
+    command+=(--set=train.batch_tokens=128)
+    "${command[@]}" --run-dir "$work/choices-$kind" >/dev/null 2>&1 || true
+  fi
   run "$tool" "train-$kind" "${command[@]}" --run-dir "$work/$tool-$kind"
 }
 
