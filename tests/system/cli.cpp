@@ -111,7 +111,7 @@ void expect_refusal(const Outcome& outcome, int status, std::initializer_list<st
   }
 }
 
-Background::Background(const TempFolder& folder, const std::string& arguments)
+Background::Background(const TempFolder& folder, const std::string& arguments, Gpus gpus)
     : out_(folder / "background.out"), err_(folder / "background.err") {
   std::vector<std::string> words{FATHOM_BINARY};
   std::istringstream stream(arguments);
@@ -125,7 +125,7 @@ Background::Background(const TempFolder& folder, const std::string& arguments)
   const int out = ::open(out_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666);
   const int err = ::open(err_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666);
   ::setenv("OMP_WAIT_POLICY", "passive", 1);
-  ::setenv("CUDA_VISIBLE_DEVICES", "", 1);
+  if (gpus == Gpus::None) ::setenv("CUDA_VISIBLE_DEVICES", "", 1);
   if (out >= 0 && err >= 0 && ::dup2(out, 1) == 1 && ::dup2(err, 2) == 2 && ::chdir(path.c_str()) == 0) {
     ::execv(argv[0], argv.data());
   }

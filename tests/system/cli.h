@@ -41,7 +41,9 @@ void expect_refusal(const Outcome& outcome, int status, std::initializer_list<st
 /// `fathom ARGUMENTS` in the background.
 class Background {
  public:
-  Background(const TempFolder& folder, const std::string& arguments);
+  enum class Gpus : std::uint8_t { None, Ours };
+  /// It sees no GPU, or those that the test itself sees.
+  Background(const TempFolder& folder, const std::string& arguments, Gpus gpus = Gpus::None);
   ~Background();
   Background(const Background&) = delete;
   Background& operator=(const Background&) = delete;
@@ -79,6 +81,12 @@ class Experiment : public TempFolder {
   std::vector<nlohmann::json> lines(const std::string& run) const;  // of metrics.jsonl
   std::string newest_checkpoint(const std::string& run) const;
 };
+
+/// 100 steps that learn so little that a batch a little harder than those before it is a spike, now and then.
+inline constexpr const char* kSkipsNowAndThen =
+    "--set train.schedule=constant --set train.warmup=1 --set train.lr=1e-5 --set "
+    "train.spike_factor=1.000001 "
+    "--set train.on_spike=skip --set train.steps=100 --set train.log_every=1";
 
 /// What a run computed, without what depends on the clock: every step's and evaluation's numbers.
 std::vector<std::string> computed(const Experiment& e, const std::string& run);

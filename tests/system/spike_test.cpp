@@ -14,6 +14,7 @@
 namespace fathom {
 namespace {
 
+using testing::content;
 using testing::expect_refusal;
 using testing::Experiment;
 using testing::fathom_command;
@@ -91,6 +92,21 @@ TEST_F(Spikes, SkipGivesUpAfterTenStepsInARow) {
         EXPECT_TRUE(line.at("loss").is_null()) << line;
       }
     }
+  }
+}
+
+// A batch that is a little harder than those before it is a spike here, and the next one is none.
+TEST_F(Spikes, StepsBehindASkippedOneAreMade) {
+  for (const char* kind : {"dense", "mod"}) {
+    e.trained(kind, kind, testing::kSkipsNowAndThen);
+    const auto skipped = events(kind, "spike");
+    EXPECT_GE(skipped.size(), 1U) << kind;
+    EXPECT_LE(skipped.size(), 50U) << kind;
+    EXPECT_EQ(e.lines(kind).back().at("status"), "done");
+    const std::string without = std::string(kind) + "-warned";
+    e.trained(kind, without, std::string(testing::kSkipsNowAndThen) + " --set train.on_spike=warn");
+    EXPECT_NE(content(e.newest_checkpoint(kind)), content(e.newest_checkpoint(without)))
+        << "what was skipped was made";
   }
 }
 

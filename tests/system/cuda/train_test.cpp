@@ -1,5 +1,6 @@
 // Trainings through the binary on a GPU: they learn what the CPU learns, and go on to the bit.
 #include <cmath>
+#include <csignal>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -11,12 +12,15 @@
 namespace fathom {
 namespace {
 
+using testing::Background;
 using testing::content;
 using testing::expect_same_run;
 using testing::Experiment;
 using testing::fathom_command;
 using testing::kWithGpu;
 using testing::Outcome;
+using testing::read_bytes;
+using testing::wait_until;
 
 const std::string kOpByOp = std::string(kWithGpu) + " export CUDA_LAUNCH_BLOCKING=1;";
 
@@ -93,6 +97,40 @@ TEST_P(CudaTraining, CapturedStepsThatAreSkippedAreThoseOpByOp) {
     expect_same_run(e, captured, single);
   }
   EXPECT_EQ(oddities("captured1").size(), 11U) << "ten are skipped in a row";
+}
+
+// Some are skipped and those behind them are made: launched ahead, these begin before it is known.
+TEST_P(CudaTraining, CapturedStepsBehindSkippedOnesAreThoseOpByOp) {
+  trained("captured", testing::kSkipsNowAndThen);
+  op_by_op("single", testing::kSkipsNowAndThen);
+  EXPECT_EQ(oddities("captured"), oddities("single"));
+  EXPECT_GE(oddities("captured").size(), 1U);
+  EXPECT_LE(oddities("captured").size(), 50U);
+  expect_same_run(e, "captured", "single");
+}
+
+// Steps follow each other without a pause, so one is always under way when the signal comes.
+TEST_P(CudaTraining, AfterSigtermGoesOnToTheBit) {
+  const std::string longer = "--set train.steps=1500";
+  trained("whole", longer);
+  for (const char* step : {"100", "700"}) {
+    Background run(e, Experiment::train(GetParam().kind, "parts", on_gpu() + longer), Background::Gpus::Ours);
+    const std::string line = std::string("{\"step\":") + step + ",";
+    wait_until(
+        [&] {
+          return read_bytes(e / "parts/metrics.jsonl").find(line) != std::string::npos || !run.running();
+        },
+        "a step");
+    run.signal(SIGTERM);
+    const Outcome outcome = run.wait();
+    EXPECT_EQ(outcome.status, 0) << outcome.err;
+    const auto end = e.lines("parts").back();
+    EXPECT_EQ(end.at("status"), "stopped");
+    EXPECT_LT(end.at("steps"), 1500);
+    EXPECT_EQ(e.metrics("parts").steps.back().step, end.at("steps"));
+  }
+  trained("parts", longer);
+  expect_same_run(e, "whole", "parts");
 }
 
 TEST_P(CudaTraining, RecomputationChangesNoBit) {
