@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "kernels/cuda/device/launch.cuh"
+#include "kernels/cuda/device/raw_pack.cuh"
 #include "kernels/cuda/device/reduce.cuh"
 #include "kernels/cuda/device/row_codes.cuh"
 #include "kernels/cuda/device/sigmoid.cuh"
@@ -123,7 +124,7 @@ __global__ void __launch_bounds__(32 * kWarps) butterflies_kernel(Arguments<T> a
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
       const std::int64_t i = first + k * 32;
-      if (i < a.packs) store_raw(to + i * N, raw[k]);
+      if (i < a.packs) RawPack<T>{raw[k]}.store(to + i * N);
     }
   } else {
     // Packs behind the last are zero, and so are their codes.

@@ -11,6 +11,7 @@
 
 #include "kernels/cuda/device/hadamard_signs.cuh"
 #include "kernels/cuda/device/launch.cuh"
+#include "kernels/cuda/device/raw_pack.cuh"
 #include "kernels/cuda/device/row_codes.cuh"
 #include "kernels/cuda/device/sigmoid.cuh"
 #include "kernels/cuda/hadamard.h"
@@ -23,6 +24,7 @@ namespace {
 constexpr int kColumns = 8 * kSignTiles;
 constexpr int kPacks = kColumns / 8;  // of a line
 constexpr int kLine = kPacks + 1;     // from a line to the next in shared memory: in different banks
+constexpr int kFewWarps = 3;          // of most transforms' thread blocks
 
 enum class Rows : std::uint8_t { Stored, Coded, CodedSwiglu };
 
@@ -109,11 +111,11 @@ __device__ __forceinline__ void butterflies_of_lanes(Sums& c) {
   }
 }
 
-/// A lane's results: eight columns of tile 4 n + lane % 4 and line 8 half + lane / 4 are words[n][half].
-using Words = uint4[kSignTiles / 4][2];
+// A lane's results: eight columns of tile 4 n + lane % 4 and line 8 half + lane / 4, to take(n, half, pack).
 
 /// Of sums that butterflies go over.
-__device__ __forceinline__ void butterflies(Words& words, Sums& c, float scale) {
+template <typename Take>
+__device__ __forceinline__ void butterflies(Sums& c, float scale, Take&& take) {
   butterflies_within_pairs(c);
   butterflies_of_tiles<0>(c);
   butterflies_of_tiles<1>(c);
@@ -130,13 +132,14 @@ __device__ __forceinline__ void butterflies(Words& words, Sums& c, float scale) 
       Pack<bf16> pack;
 #pragma unroll
       for (int e = 0; e < 8; ++e) pack.v[e] = c[4 * n + e / 2][2 * half + e % 2] * scales[e / 2];
-      words[n][half] = repack(pack);
+      take(n, half, repack(pack));
     }
   }
 }
 
 /// Of sums that are the results: lanes and tiles trade two bits.
-__device__ __forceinline__ void no_butterflies(Words& words, const Sums& c, float scale) {
+template <typename Take>
+__device__ __forceinline__ void no_butterflies(const Sums& c, float scale, Take&& take) {
 #pragma unroll
   for (int n = 0; n < kSignTiles / 4; ++n) {
 #pragma unroll
@@ -156,7 +159,7 @@ __device__ __forceinline__ void no_butterflies(Words& words, const Sums& c, floa
           w[t] = upper ? got : w[t];
         }
       }
-      words[n][half] = make_uint4(w[0], w[1], w[2], w[3]);
+      take(n, half, make_uint4(w[0], w[1], w[2], w[3]));
     }
   }
 }
@@ -216,27 +219,29 @@ __global__ void __launch_bounds__(32 * kMostWarps, kBlocks) lines_kernel(Argumen
       wait_copies<1>();
     }
     __syncthreads();
-    Words words;
-    // One turn where rows become codes.
-    for (int tile = warp; tile < order_tiles; tile += warps) {
+    uint4 results[kCoded ? kSignTiles / 4 : 1][2];
+    const auto compute = [&](int tile) {
+      const int line = tile * 16 + lane / 4;
+      const auto take = [&](int n, int half, const uint4& pack) {
+        if constexpr (kCoded) {
+          results[n][half] = pack;
+        } else if (line + 8 * half < s.order) {
+          bf16* const to = a.y + row * a.y_row + line * kColumns + lane % 4 * 8;
+          RawPack<bf16>{pack}.store(to + n * 32 + half * 8 * kColumns);
+        }
+      };
       Sums c;
       sum_lines(c, signs + tile * order_tiles * 32, own + stage, order_tiles);
       if constexpr (kButterflies) {
-        butterflies(words, c, a.scale);
+        butterflies(c, a.scale, take);
       } else {
-        no_butterflies(words, c, a.scale);
+        no_butterflies(c, a.scale, take);
       }
-      if constexpr (!kCoded) {
-        const int line = tile * 16 + lane / 4;
-        bf16* const to = a.y + row * a.y_row + line * kColumns + lane % 4 * 8;
-#pragma unroll
-        for (int n = 0; n < kSignTiles / 4; ++n) {
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            if (line + 8 * half < s.order) store_raw(to + n * 32 + half * 8 * kColumns, words[n][half]);
-          }
-        }
-      }
+    };
+    if constexpr (kCoded || kMostWarps == kFewWarps) {
+      compute(warp);  // there are as many warps
+    } else {
+      for (int tile = warp; tile < order_tiles; tile += warps) compute(tile);
     }
     if constexpr (kCoded) {
       const int line = warp * 16 + lane / 4;
@@ -245,7 +250,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, kBlocks) lines_kernel(Argumen
       for (int n = 0; n < kSignTiles / 4; ++n) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          if (line + 8 * half < s.order) bits = largest_bits(Pack<bf16>{}, words[n][half], bits);
+          if (line + 8 * half < s.order) bits = largest_bits(Pack<bf16>{}, results[n][half], bits);
         }
       }
       bits = __reduce_max_sync(kFullWarp, bits);
@@ -265,7 +270,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, kBlocks) lines_kernel(Argumen
         for (int half = 0; half < 2; ++half) {
           if (line + 8 * half >= s.order) continue;
           unsigned codes[2];
-          scale.codes_of<8>(codes, unpack<bf16>(words[n][half]).v);
+          scale.codes_of<8>(codes, unpack<bf16>(results[n][half]).v);
           store_words(to + n * 32 + half * 8 * kColumns, codes);
         }
       }
@@ -291,8 +296,8 @@ void launch_lines(const Arguments& a, int multiprocessors, cudaStream_t stream) 
 
 template <Rows kRows, bool kButterflies>
 void launch_lines(const Arguments& a, int multiprocessors, cudaStream_t stream) {
-  if (a.shape.order_tiles() <= 3) {
-    launch_lines<kRows, kButterflies, 3, 6>(a, multiprocessors, stream);
+  if (a.shape.order_tiles() <= kFewWarps) {
+    launch_lines<kRows, kButterflies, kFewWarps, 6>(a, multiprocessors, stream);
   } else {
     launch_lines<kRows, kButterflies, 8, 2>(a, multiprocessors, stream);
   }
