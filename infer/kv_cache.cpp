@@ -24,6 +24,15 @@ CacheShape shape_of(const Transformer& model, std::int64_t block) {
   return s;
 }
 
+// Whether a sequence's first rows, which see nothing but each other, attend as rows without a cache do. On a
+// GPU that may be cuDNN's, which is ahead by far and builds a plan for each length, in up to a second: for
+// lengths that come again, as whole chunks of long prompts do.
+bool attends_without_cache(const Context& c, const CacheShape& s) {
+  constexpr std::int64_t kComesAgain = 1024;
+  return !c.backend().is_cpu() && c.compute_dtype() == DType::BF16 && s.bits == 16 &&
+         s.rows % kComesAgain == 0;
+}
+
 // Dense layers take blocks together; a model that routes every layer takes them one by one.
 std::int64_t group_width(const Transformer& model) {
   const std::int64_t dense = model.config().depth - static_cast<std::int64_t>(model.routed_layers().size());
@@ -152,6 +161,7 @@ KvCache::Tables KvCache::upload(Context& c, const std::vector<const std::vector<
 
 void KvCache::begin(Context& c, std::span<const NewRows> rows) {
   row_sequence_.clear();
+  is_beginning_ = rows.size() == 1 && at(rows.front().sequence).tokens == 0;
   std::vector<const std::vector<std::int32_t>*> blocks;
   std::vector<std::int32_t> sequences, lengths;
   for (const NewRows& n : rows) {
@@ -286,7 +296,13 @@ Tensor KvCache::attend(Context& c, std::int64_t layer, const Tensor& qkv, const 
     throw InternalError("[cache] rows that were not expected");
   Tensor out = c.empty({t.shape.rows, t.shape.heads * t.shape.head_dim});
   c.backend().cache_append(memory_, qkv, t.tables, t.sequences, t.lengths, t.shape);
-  c.backend().cached_attention(out, memory_, qkv, t.tables, t.sequences, t.lengths, t.shape);
+  if (is_beginning_ && !is_routed_[l] && attends_without_cache(c, t.shape)) {
+    const CacheShape& s = t.shape;
+    c.backend().attention_forward(out, c.empty_stat({s.heads * s.rows}), qkv, {},
+                                  {1, s.rows, s.heads, s.kv_heads, s.head_dim, s.scale});
+  } else {
+    c.backend().cached_attention(out, memory_, qkv, t.tables, t.sequences, t.lengths, t.shape);
+  }
   c.check("cached_attention", "", out);
   return out;
 }

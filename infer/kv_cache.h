@@ -124,6 +124,7 @@ class KvCache final : public AttentionCache {
   std::map<SequenceId, Sequence> sequences_;
   SequenceId next_ = 0;
   std::vector<SequenceId> row_sequence_;  // of the pass: by row
+  bool is_beginning_ = false;             // of the pass: its rows are the first of one sequence
   Tables dense_tables_;
   Tables routed_tables_;  // of the layer that expect() was told of
 };

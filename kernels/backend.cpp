@@ -16,6 +16,15 @@ void Backend::linear_add_forward(View y, ConstView base, ConstView x, ConstView 
   add(y, y, base);
 }
 
+void Backend::linear_codes_add_forward(View y, ConstView base, const PackedView& x, const PackedView& w,
+                                       const LinearShape& s) {
+  if (y.size > 0 && base.data == y.data) throw InternalError("[linear] base is y: it would be overwritten");
+  linear_codes_forward(y, x, w, s);
+  add(y, y, base);
+}
+
+bool Backend::make_codes(View, View, const CodeSource&, const RowQuantization&) { return false; }
+
 namespace {
 
 class WaitingReadback final : public Readback {

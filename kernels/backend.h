@@ -23,6 +23,7 @@
 #include "kernels/flop_log.h"
 #include "kernels/packed_matrix.h"
 #include "kernels/rope_scaling.h"
+#include "kernels/row_codes.h"
 #include "kernels/step_rule.h"
 
 namespace fathom {
@@ -99,41 +100,6 @@ struct CacheShape {
     return 2 * kv_heads * block *
            (bits < 16 ? cache_code_bytes(head_dim, bits) + kCacheScaleBytes : head_dim);
   }
-};
-
-/// Hadamard transforms of parts of rows (kernels/hadamard.h): a row has `blocks` blocks, one after the other,
-/// and a block is `inner` vectors of factor * power elements side by side, element i of one at i * inner +
-/// its number. Each vector becomes (H_factor (x) H_power) x / sqrt(factor * power).
-struct HadamardShape {
-  std::int64_t rows = 0;
-  std::int64_t blocks = 1;
-  std::int64_t factor = 1;  // K, at most 512
-  std::int64_t power = 1;   // 2^m
-  std::int64_t inner = 1;
-  /// Elements from a row to the next, where rows are parts of wider ones; 0: width(). Views end with their
-  /// last row.
-  std::int64_t x_stride = 0, y_stride = 0;
-
-  std::int64_t block() const { return factor * power * inner; }
-  std::int64_t width() const { return blocks * block(); }
-  std::int64_t x_row() const { return x_stride > 0 ? x_stride : width(); }
-  std::int64_t y_row() const { return y_stride > 0 ? y_stride : width(); }
-  std::int64_t x_size() const { return rows > 0 ? (rows - 1) * x_row() + width() : 0; }
-  std::int64_t y_size() const { return rows > 0 ? (rows - 1) * y_row() + width() : 0; }
-};
-
-/// Rows that become codes of few bits, each with a scale of its own.
-struct RowQuantization {
-  std::int64_t rows = 0;
-  std::int64_t columns = 0;
-  int bits = 8;             // 4 or 8
-  float clip = 1;           // of the largest magnitude, above 0 and up to 1
-  std::int64_t stride = 0;  // elements from a row of x to the next; 0: `columns`
-
-  constexpr std::int64_t x_row() const { return stride > 0 ? stride : columns; }
-  std::int64_t x_size() const { return rows > 0 ? (rows - 1) * x_row() + columns : 0; }
-  /// How the codes lie, of 4 bits as well: one a byte, rows as those of a packed matrix of 8 bits.
-  PackedFormat format() const { return {8, columns, columns}; }
 };
 
 /// What is to follow a row of logits: the most likely token, or with a temperature above 0 one that is drawn
@@ -274,6 +240,10 @@ class Backend {
   /// its stride is the format's. What a row becomes depends on no other row, in every mode.
   virtual void linear_codes_forward(View y, const PackedView& x, const PackedView& w,
                                     const LinearShape& s) = 0;
+  /// y = base + x W^T of codes, each rounded to y's dtype; base as in linear_add_forward. Without an
+  /// implementation of its own a product and a sum, whose bits it has anyway.
+  virtual void linear_codes_add_forward(View y, ConstView base, const PackedView& x, const PackedView& w,
+                                        const LinearShape& s);
   virtual void linear_backward_input(View dx, ConstView dy, ConstView w, const LinearShape& s) = 0;
   virtual void linear_backward_weight(View dw, ConstView dy, ConstView x, const LinearShape& s) = 0;
   virtual void linear_backward_weight_accumulate(View dw, ConstView dy, ConstView x,
@@ -289,6 +259,11 @@ class Backend {
   /// y may be x, where their strides are the same. matrix: H_factor by rows, fp32 of 1 and -1; null where
   /// factor is 1. On a GPU a block has at most as many elements as floats of shared memory (25000 at least).
   virtual void hadamard_forward(View y, ConstView x, ConstView matrix, const HadamardShape& s) = 0;
+
+  /// What `from` says and quantize_rows in one pass, with the bits of those ops one after the other (of a
+  /// SwiGLU, swiglu_forward). codes and scales as quantize_rows has them. False: nothing was done, there is
+  /// no such pass here, or none for this shape; who asks then calls the ops. InternalError: as those.
+  virtual bool make_codes(View codes, View scales, const CodeSource& from, const RowQuantization& s);
 
   // --- embedding: table [V, D], tokens int32 [rows]
   virtual void embedding_forward(View out, ConstView table, ConstView tokens, std::int64_t rows,

@@ -67,6 +67,13 @@ class ForwardingBackend : public Backend {
   void linear_codes_forward(View y, const PackedView& x, const PackedView& w, const LinearShape& s) override {
     inner_->linear_codes_forward(y, x, w, s);
   }
+  void linear_codes_add_forward(View y, ConstView base, const PackedView& x, const PackedView& w,
+                                const LinearShape& s) override {
+    inner_->linear_codes_add_forward(y, base, x, w, s);
+  }
+  bool make_codes(View codes, View scales, const CodeSource& from, const RowQuantization& s) override {
+    return inner_->make_codes(codes, scales, from, s);
+  }
   void linear_backward_input(View dx, ConstView dy, ConstView w, const LinearShape& s) override {
     inner_->linear_backward_input(dx, dy, w, s);
   }

@@ -1,10 +1,11 @@
 // Keys and values of new rows to a pool of blocks: as numbers, or as codes (kernels/cache_codes.h). A warp
-// has a head of a row.
+// has a head of a row; of numbers that lie in whole packs a thread has one.
 #include "kernels/cuda/cached_attention.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/device/cache_codes.cuh"
 #include "kernels/cuda/device/launch.cuh"
+#include "kernels/cuda/device/row_packs.cuh"
 
 namespace fathom::cuda {
 
@@ -13,7 +14,13 @@ namespace {
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
 
-/// A warp a row and key/value head. Traffic: keys and values read and written once.
+template <typename T>
+struct PacksToAppend {
+  CachedRows<T> a;
+  unsigned packs, kv_heads, all;
+};
+
+/// A warp a row and key/value head, of any size. Traffic: keys and values read and written once.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) append_kernel(const CachedRows<T> a) {
   const CacheShape& s = a.s;
@@ -29,6 +36,38 @@ __global__ void __launch_bounds__(kThreads) append_kernel(const CachedRows<T> a)
     keys[e] = k[e];
     values[e] = v[e];
   }
+}
+
+constexpr int kPackThreads = 256;
+
+/// A thread 16 bytes of a key and of its value, `packs` of which a head has: a row's length and its block's
+/// number are the same for all of them, and come from the cache. Traffic: as above.
+template <typename T>
+__global__ void __launch_bounds__(kPackThreads) append_packs_kernel(const PacksToAppend<T> p) {
+  const CachedRows<T>& a = p.a;
+  const CacheShape& s = a.s;
+  const unsigned i = blockIdx.x * kPackThreads + threadIdx.x;
+  if (i >= p.all) return;
+  const unsigned head = i / p.packs, row = head / p.kv_heads, g = head % p.kv_heads;
+  const std::int64_t d = s.head_dim, element = (i % p.packs) * kPack<T>;
+  const T* const k = a.qkv + row * (s.heads + 2 * s.kv_heads) * d + (s.heads + g) * d + element;
+  const uint4 key = load_raw(k), value = load_raw(k + s.kv_heads * d);
+  const std::int64_t entry = a.lengths[row] - 1;
+  T* const keys = a.pool + a.block_at(a.sequences[row], entry) + a.inside(g, entry) + element;
+  store_raw(keys, key);
+  store_raw(keys + a.values_after_keys(), value);
+}
+
+/// False: heads that are no whole packs, or more than 32 bits count.
+template <typename T>
+bool append_packs(const char* op, const CachedRows<T>& a, cudaStream_t stream) {
+  const CacheShape& s = a.s;
+  const std::int64_t packs = s.head_dim / kPack<T>, all = s.rows * s.kv_heads * packs;
+  if (s.head_dim % kPack<T> != 0 || !aligned(a.qkv) || !aligned(a.pool) || all > INT32_MAX) return false;
+  launch(op, append_packs_kernel<T>, {blocks_for(all, kPackThreads), kPackThreads}, stream,
+         PacksToAppend<T>{a, static_cast<unsigned>(packs), static_cast<unsigned>(s.kv_heads),
+                          static_cast<unsigned>(all)});
+  return true;
 }
 
 /// A warp a row and head of keys or values. Traffic: keys and values read, codes written once.
@@ -84,6 +123,7 @@ void CudaBackend::cache_append(View pool, ConstView qkv, ConstView tables, Const
     const CachedRows<T> a = cached_rows<T>(op, pool, qkv, tables, sequences, lengths, s);
     for_cache_bits(op, s.bits, [&](auto bits) {
       if constexpr (bits == 16) {
+        if (append_packs(op, a, stream())) return;
         launch(op, append_kernel<T>, {blocks_for(s.rows * s.kv_heads, kWarps), kThreads, 0}, stream(), a);
       } else {
         launch(op, append_codes_kernel<T, bits>, {blocks_for(2 * s.rows * s.kv_heads, kWarps), kThreads, 0},

@@ -53,27 +53,40 @@ __device__ __forceinline__ Segment segment_at(const CachedRows<bf16>& a, int fir
 }
 
 /// Keys and values of kKeys entries of a sequence from entry `first` on, head g: zeros behind the last one.
+/// The entries that all threads copy at once lie in one block of the cache, which has whole sixteens; so
+/// where it begins is looked up when one ends, and not for each entry.
 template <int D>
 __device__ __forceinline__ void copy_entries(const CachedRows<bf16>& a, bf16* stage, int sequence, int g,
                                              int first, int entries) {
   using Tile = SharedTile<D>;
+  constexpr int kAtOnce = kThreads / Tile::kChunks;
+  static_assert(16 % kAtOnce == 0);
   const CacheShape& s = a.s;
   const int block = static_cast<int>(s.block), d = static_cast<int>(s.head_dim);
   const std::int32_t* const table = a.tables + sequence * s.table;
   const Tile keys{stage}, values{stage + kKeys * D};
+  const int c = static_cast<int>(threadIdx.x) % Tile::kChunks;
+  const int own = static_cast<int>(threadIdx.x) / Tile::kChunks;
+  const std::int64_t values_after = a.values_after_keys();
+  int number = first / block, inside = first - number * block;
+  const bf16* from = a.pool;
+  const auto look_up = [&](int entry) {
+    if (entry >= entries) return;
+    from = a.pool + (table[number] * s.stride + s.offset) * 2 * s.kv_heads * s.block * d +
+           (static_cast<std::int64_t>(g) * block + inside + own) * d + c * 8;
+  };
+  look_up(first);
 #pragma unroll
-  for (int i = 0; i < kKeys * Tile::kChunks / kThreads; ++i) {
-    const int at = static_cast<int>(threadIdx.x) + i * kThreads;
-    const int row = at / Tile::kChunks, c = at % Tile::kChunks, entry = first + row;
-    const bool valid = entry < entries && c * 8 < d;
-    const bf16* from = a.pool;
-    if (valid) {
-      const int number = entry / block;
-      const std::int64_t of = (table[number] * s.stride + s.offset) * 2 * s.kv_heads * s.block * d;
-      from += of + (static_cast<std::int64_t>(g) * block + entry - number * block) * d + c * 8;
-    }
+  for (int i = 0; i < kKeys / kAtOnce; ++i) {
+    const int row = i * kAtOnce + own;
+    const bool valid = first + row < entries && c * 8 < d;
     copy_async(keys.chunk(row, c), from, valid);
-    copy_async(values.chunk(row, c), valid ? from + a.values_after_keys() : from, valid);
+    copy_async(values.chunk(row, c), from + values_after, valid);
+    inside += kAtOnce;
+    from += kAtOnce * d;
+    if (inside < block) continue;
+    inside = 0, ++number;
+    look_up(first + (i + 1) * kAtOnce);
   }
   commit_copies();
 }

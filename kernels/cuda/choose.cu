@@ -58,6 +58,7 @@ __global__ void __launch_bounds__(kThreads) choose_kernel(const Choose<T> a) {
   const T* const logits = a.logits + row * a.vocab;
   float most = -INFINITY;
   int best = kNobody, finite = 1;
+#pragma unroll 8
   for (int id = thread; id < a.choices; id += kThreads) {
     const float z = to_float(logits[id]);
     if (!isfinite(z)) finite = 0;

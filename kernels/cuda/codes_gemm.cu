@@ -1,10 +1,11 @@
 // The products of codes of 8 bits that CUTLASS computes: TMA brings tiles of both operands to shared memory,
 // two groups of warps multiply them there (wgmma), sums stay in 32 bits of integer, and the epilogue scales
-// them by their column and row. The one file that includes CUTLASS, compiled for sm_90a only; a kernel more
-// would take the compiler half a minute more.
+// them by their column and row, and adds what is there already. The one file that includes CUTLASS, compiled
+// for sm_90a only; a kernel more would take the compiler half a minute more.
 #include <cstdlib>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 #include <cutlass/epilogue/collective/collective_builder.hpp>
 #include <cutlass/gemm/collective/collective_builder.hpp>
@@ -53,7 +54,7 @@ struct Small {
   using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
 };
 
-template <typename Cut>
+template <typename Cut, bool kOntoBase>
 struct Product {
   using Tile = typename Cut::Tile;
   using OfColumn =
@@ -66,10 +67,15 @@ struct Product {
   using Scale = cutlass::epilogue::fusion::Sm90EVT<
       cutlass::epilogue::fusion::Sm90Compute<cutlass::multiplies, cutlass::bfloat16_t, float, kRound>,
       ScaleByColumn, OfRow>;
+  using AddToBase = cutlass::epilogue::fusion::Sm90EVT<
+      cutlass::epilogue::fusion::Sm90Compute<cutlass::plus, cutlass::bfloat16_t, float, kRound>, Scale,
+      cutlass::epilogue::fusion::Sm90SrcFetch<cutlass::bfloat16_t>>;
+  using Result = std::conditional_t<kOntoBase, AddToBase, Scale>;
+  using Base = std::conditional_t<kOntoBase, cutlass::bfloat16_t, void>;
   using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile, typename Cut::Cluster,
-      cutlass::epilogue::collective::EpilogueTileAuto, std::int32_t, float, void, RowMajor, kOutAlignment,
-      cutlass::bfloat16_t, RowMajor, kOutAlignment, typename Cut::Epilogue, Scale>::CollectiveOp;
+      cutlass::epilogue::collective::EpilogueTileAuto, std::int32_t, float, Base, RowMajor, kOutAlignment,
+      cutlass::bfloat16_t, RowMajor, kOutAlignment, typename Cut::Epilogue, Result>::CollectiveOp;
   using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, std::int8_t, RowMajor, kCodeAlignment, std::int8_t,
       ColumnMajor, kCodeAlignment, std::int32_t, Tile, typename Cut::Cluster,
@@ -108,9 +114,9 @@ void check_status(cutlass::Status status) {
   fail_library(std::string("[linear_codes_forward] CUTLASS: ") + cutlass::cutlassGetStatusString(status));
 }
 
-template <typename Cut>
+template <typename Cut, bool kOntoBase>
 void run(const CodesGemm& g, int multiprocessors, cudaStream_t stream) {
-  using Gemm = typename Product<Cut>::Gemm;
+  using Gemm = typename Product<Cut, kOntoBase>::Gemm;
   typename Gemm::Arguments arguments{};
   arguments.mode = cutlass::gemm::GemmUniversalMode::kGemm;
   arguments.problem_shape = {static_cast<int>(g.rows), static_cast<int>(g.out), static_cast<int>(g.row_bytes),
@@ -119,12 +125,18 @@ void run(const CodesGemm& g, int multiprocessors, cudaStream_t stream) {
                         {g.row_bytes, _1{}, g.rows * g.row_bytes},
                         reinterpret_cast<const std::int8_t*>(g.w),
                         {g.row_bytes, _1{}, g.out * g.row_bytes}};
-  arguments.epilogue = {
-      {{{}, {g.w_scales, 0.0F, {_0{}, _1{}, g.out}}, {}}, {g.x_scales, 0.0F, {_1{}, _0{}, g.rows}}, {}},
-      nullptr,
-      {},
-      reinterpret_cast<cutlass::bfloat16_t*>(g.y),
-      {g.out, _1{}, g.rows * g.out}};
+  auto& of_result = arguments.epilogue.thread;
+  const typename Product<Cut, kOntoBase>::Scale::Arguments scale{
+      {{}, {g.w_scales, 0.0F, {_0{}, _1{}, g.out}}, {}}, {g.x_scales, 0.0F, {_1{}, _0{}, g.rows}}, {}};
+  if constexpr (kOntoBase) {
+    of_result = {scale, {}, {}};
+    arguments.epilogue.ptr_C = reinterpret_cast<const cutlass::bfloat16_t*>(g.base);
+    arguments.epilogue.dC = {g.out, _1{}, g.rows * g.out};
+  } else {
+    of_result = scale;
+  }
+  arguments.epilogue.ptr_D = reinterpret_cast<cutlass::bfloat16_t*>(g.y);
+  arguments.epilogue.dD = {g.out, _1{}, g.rows * g.out};
   arguments.hw_info.sm_count = multiprocessors;
   Gemm gemm;
   check_status(gemm.initialize(arguments, nullptr, stream));
@@ -147,15 +159,15 @@ bool takes_codes_gemm(const CodesGemm& g) {
     return given == nullptr || std::string_view(given) != "0";
   }();
   return wanted && g.out % kOutAlignment == 0 && g.row_bytes % kCodeAlignment == 0 && aligned(g.y) &&
-         aligned(g.x) && aligned(g.w) && on_hopper();
+         aligned(g.x) && aligned(g.w) && aligned(g.base) && on_hopper();
 }
 
 void codes_gemm(const CodesGemm& g, int multiprocessors, cudaStream_t stream) {
-  if (is_large(g, multiprocessors)) {
-    run<Large>(g, multiprocessors, stream);
-  } else {
-    run<Small>(g, multiprocessors, stream);
-  }
+  const bool large = is_large(g, multiprocessors), onto_base = g.base != nullptr;
+  const auto by = large       ? onto_base ? run<Large, true> : run<Large, false>
+                        : onto_base ? run<Small, true>
+                              : run<Small, false>;
+  by(g, multiprocessors, stream);
 }
 
 }  // namespace fathom::cuda

@@ -11,9 +11,11 @@
 namespace fathom::cuda {
 
 /// Products of `batch` matrices side by side: y[r][o] = (sum of x's codes * w's codes) * w_scales[o] *
-/// x_scales[r], rounded after each step and then to bf16. All row by row, one behind the other.
+/// x_scales[r], rounded after each step and then to bf16; and then base + that, rounded again. All row by
+/// row, one behind the other.
 struct CodesGemm {
   bf16* y;                // [batch, rows, out]
+  const bf16* base;       // as y, and not y; null: none
   const std::uint8_t* x;  // [batch, rows, row_bytes] in two's complement
   const float* x_scales;  // [batch, rows]
   const std::uint8_t* w;  // [batch, out, row_bytes] in two's complement

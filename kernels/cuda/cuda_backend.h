@@ -71,6 +71,9 @@ class CudaBackend final : public Backend, public OwnMemory {
   void linear_add_forward(View y, ConstView base, ConstView x, ConstView w, const LinearShape& s) override;
   void linear_packed_forward(View y, ConstView x, const PackedView& w, const LinearShape& s) override;
   void linear_codes_forward(View y, const PackedView& x, const PackedView& w, const LinearShape& s) override;
+  void linear_codes_add_forward(View y, ConstView base, const PackedView& x, const PackedView& w,
+                                const LinearShape& s) override;
+  bool make_codes(View codes, View scales, const CodeSource& from, const RowQuantization& s) override;
   void quantize_rows(View codes, View scales, ConstView x, const RowQuantization& s) override;
   void hadamard_forward(View y, ConstView x, ConstView matrix, const HadamardShape& s) override;
   void linear_backward_input(View dx, ConstView dy, ConstView w, const LinearShape& s) override;

@@ -102,6 +102,7 @@ void CudaBackend::hadamard_forward(View y, ConstView x, ConstView matrix, const 
     const HadamardOperands<T> operands{out, in, m, s};
     if (hadamard_by_butterflies(operands, stream())) return;
     if constexpr (std::is_same_v<T, bf16>) {
+      if (hadamard_by_lines(operands, multiprocessors(), stream())) return;
       if (hadamard_by_signs(operands, multiprocessors(), stream())) return;
     }
     launch_any(operands, stream());

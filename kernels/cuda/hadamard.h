@@ -28,7 +28,13 @@ struct HadamardOperands {
 template <typename T>
 bool hadamard_by_butterflies(const HadamardOperands<T>& h, cudaStream_t stream);
 
+/// Whether the above takes it.
+template <typename T>
+bool takes_butterflies(const HadamardOperands<T>& h);
+
 /// Any factor, of bf16, on tensor cores. False: it does not take the shape, and nothing was enqueued.
 bool hadamard_by_signs(const HadamardOperands<bf16>& h, int multiprocessors, cudaStream_t stream);
+/// The same of those whose lines have 128 columns (hadamard_lines.cu), which are most of the large ones.
+bool hadamard_by_lines(const HadamardOperands<bf16>& h, int multiprocessors, cudaStream_t stream);
 
 }  // namespace fathom::cuda

@@ -1,20 +1,11 @@
-// Hadamard transforms of bf16 rows on tensor cores. H_K (x) H_(2^m) = (H_M (x) I) (I (x) H_(2^r)) with M = K
-// * 2^(m-r): the M x M part is a product of signs, which are exact in bf16, with the row's elements as they
-// come, summed in fp32, and the rest are butterflies of those sums.
+// Hadamard transforms of bf16 rows on tensor cores (device/hadamard_signs.cuh), of lines of any length up to
+// 128; hadamard_lines.cu has those of 128.
 //
-// A row is M lines of `columns` elements, which is 2^r * inner, once for each of its blocks. A thread block
-// copies the lines of a group of rows to shared memory while it computes the group before. Eight columns of a
-// block are a tile; a warp computes 16 results' lines of 16 tiles, which butterflies never leave. A tile's
-// result does not depend on those beside it.
-//
-// Of M = 44 and 128 columns there go 9 * 16 tensor instructions, 192 shuffles and 1300 sums of a warp with 22
-// KiB read and written: 1300 clocks of one multiprocessor's share of memory, and 240, 192 and 330 of its own.
+// A thread block copies the lines of a group of rows to shared memory while it computes the group before.
 #include <algorithm>
 
+#include "kernels/cuda/device/hadamard_signs.cuh"
 #include "kernels/cuda/device/launch.cuh"
-#include "kernels/cuda/device/mma.cuh"
-#include "kernels/cuda/device/reduce.cuh"
-#include "kernels/cuda/device/row_packs.cuh"
 #include "kernels/cuda/hadamard.h"
 
 namespace fathom::cuda {
@@ -23,20 +14,16 @@ namespace {
 
 constexpr int kMostWarps = 8;
 constexpr int kWarpsAtOnce = 16;  // on a multiprocessor: what 128 registers allow
-constexpr int kTiles = 16;        // of a warp: 128 columns
-constexpr std::int64_t kMostOrder = 256;
+constexpr int kTiles = kSignTiles;
 constexpr std::int64_t kEnoughBytes = 16 << 10;  // of a group of rows
 
-struct Arguments {
+struct Arguments : SignsShape {
   bf16* y;
   const bf16* x;
   const float* matrix;
   std::int64_t x_row, y_row, rows;
-  int factor, spread, order;   // M = factor << spread
-  int blocks, columns, lines;  // columns: of a line; lines: of a row, blocks * order
-  int line;                    // packs of 16 bytes from a line to the next in shared memory
-  int group, groups, tiles;    // group: rows; tiles: of a group
-  int from, to;                // the bits of a column's number that are transformed
+  int lines, line;           // lines of a row; packs of 16 bytes from a line to the next in shared memory
+  int group, groups, tiles;  // group: rows; tiles: of a group
   float scale;
 };
 
@@ -53,9 +40,9 @@ struct Layout {
 
   __host__ __device__ explicit Layout(const Arguments& a)
       : group_packs(a.group * a.lines * a.line),
-        order_tiles((a.order + 15) / 16),
+        order_tiles(a.order_tiles()),
         tiles(a.tiles),
-        matrix_bytes(a.factor * a.factor / 4) {}
+        matrix_bytes(a.matrix_bytes()) {}
   __host__ __device__ int zeros() const { return 2 * group_packs * 16; }
   __host__ __device__ int signs() const { return zeros() + 16; }
   __host__ __device__ int all_tiles() const { return signs() + order_tiles * order_tiles * 32 * 4; }
@@ -85,43 +72,6 @@ __device__ __forceinline__ void copy_group(uint4* to, const Arguments& a, int gr
   }
 }
 
-/// The matrix's signs, four a byte: 1 where it is negative.
-__device__ __forceinline__ void read_matrix(unsigned char* signs, const Arguments& a) {
-#pragma unroll 8
-  for (int i = static_cast<int>(threadIdx.x); i < a.factor * a.factor / 4;
-       i += static_cast<int>(blockDim.x)) {
-    const float4 four = reinterpret_cast<const float4*>(a.matrix)[i];
-    signs[i] = static_cast<unsigned char>((four.x < 0 ? 1 : 0) | (four.y < 0 ? 2 : 0) | (four.z < 0 ? 4 : 0) |
-                                          (four.w < 0 ? 8 : 0));
-  }
-}
-
-/// The signs of H_M as the lanes of mma hold them (mma.cuh): of register r the two are bits 15 - r and 31 -
-/// r. There are some behind the M-th row, whose results nobody wants, and column, where there are zeros.
-__device__ __forceinline__ void arrange_signs(unsigned* words, const unsigned char* matrix,
-                                              const Arguments& a) {
-  const int order_tiles = (a.order + 15) / 16, mask = (1 << a.spread) - 1;
-  for (int n = static_cast<int>(threadIdx.x); n < order_tiles * order_tiles * 32;
-       n += static_cast<int>(blockDim.x)) {
-    const int lane = n % 32, tile = n / 32;
-    unsigned word = 0;
-#pragma unroll
-    for (int r = 0; r < 4; ++r) {
-      const int i = min(tile / order_tiles * 16 + lane / 4 + r % 2 * 8, a.order - 1);
-      const int j = min(tile % order_tiles * 16 + lane % 4 * 2 + r / 2 * 8, a.order - 2);
-#pragma unroll
-      for (int high = 0; high < 2; ++high) {
-        const int row = i >> a.spread, column = (j + high) >> a.spread;
-        unsigned negative = __popc(i & (j + high) & mask) & 1;
-        if (a.factor > 1)
-          negative ^= static_cast<unsigned>(matrix[row * (a.factor / 4) + column / 4]) >> (column % 4) & 1;
-        word |= negative << (15 - r + 16 * high);
-      }
-    }
-    words[n] = word;
-  }
-}
-
 __device__ __forceinline__ void place_tiles(Tile* tiles, const Arguments& a) {
   const int of_line = a.columns / 8, of_row = a.blocks * of_line;
   for (int t = static_cast<int>(threadIdx.x); t < a.tiles; t += static_cast<int>(blockDim.x)) {
@@ -131,38 +81,19 @@ __device__ __forceinline__ void place_tiles(Tile* tiles, const Arguments& a) {
   }
 }
 
-using Sums = float[kTiles][4];  // c of mma for each tile
-
-template <int kBit>
-__device__ __forceinline__ void butterflies_of_tiles(Sums& c) {
-#pragma unroll
-  for (int t = 0; t < kTiles; ++t) {
-    if ((t >> kBit & 1) != 0) continue;
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const float low = c[t][e], high = c[t + (1 << kBit)][e];
-      c[t][e] = low + high;
-      c[t + (1 << kBit)][e] = low - high;
-    }
-  }
-}
 /// A lane's number and a tile's trade their bit kBit: what was a lane's bit is then one of registers.
 template <int kBit>
 __device__ __forceinline__ void trade(Sums& c) {
   constexpr int kApart = 1 << kBit;
-  const bool upper = (threadIdx.x & kApart) != 0;
 #pragma unroll
   for (int t = 0; t < kTiles; ++t) {
     if ((t & kApart) != 0) continue;
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const float given = upper ? c[t][e] : c[t + kApart][e];
-      const float got = __shfl_xor_sync(kFullWarp, given, kApart);
-      if (upper) {
-        c[t][e] = got;
-      } else {
-        c[t + kApart][e] = got;
-      }
+      const float got = traded(c[t][e], c[t + kApart][e], kApart);
+      const bool upper = (threadIdx.x & kApart) != 0;
+      c[t + kApart][e] = upper ? c[t + kApart][e] : got;
+      c[t][e] = upper ? got : c[t][e];
     }
   }
 }
@@ -170,17 +101,7 @@ __device__ __forceinline__ void trade(Sums& c) {
 /// A column's number is its tile's, times eight, and three bits within the tile: the low one is a register's,
 /// the others a lane's. Afterwards lane c % 4 has, of every fourth tile from that one on, all eight columns.
 __device__ __forceinline__ void transform_columns(Sums& c, int from, int to) {
-  if (from <= 0 && to > 0) {
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-#pragma unroll
-      for (int e = 0; e < 4; e += 2) {
-        const float low = c[t][e], high = c[t][e + 1];
-        c[t][e] = low + high;
-        c[t][e + 1] = low - high;
-      }
-    }
-  }
+  if (from <= 0 && to > 0) butterflies_within_pairs(c);
   if (from <= 3 && to > 3) butterflies_of_tiles<0>(c);
   if (from <= 4 && to > 4) butterflies_of_tiles<1>(c);
   if (from <= 5 && to > 5) butterflies_of_tiles<2>(c);
@@ -204,7 +125,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, 2) signs_kernel(Arguments a) 
   copy_group(shared, a, static_cast<int>(blockIdx.x));
   commit_copies();
   if (threadIdx.x == 0) shared[2 * at.group_packs] = make_uint4(0, 0, 0, 0);
-  read_matrix(bytes + at.matrix(), a);
+  read_matrix(bytes + at.matrix(), a.matrix, a);
   place_tiles(tiles, a);
   __syncthreads();
   arrange_signs(signs, bytes + at.matrix(), a);
@@ -265,37 +186,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, 2) signs_kernel(Arguments a) 
   }
 }
 
-bool is_power_of_two(std::int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
-
-/// False: the shape is none for these kernels.
-bool arrange(Arguments& a, const HadamardShape& s) {
-  std::int64_t power = s.power, columns = s.power * s.inner, order = s.factor;
-  // As many columns as a warp has, and 16 lines or so for the tensor cores. Butterflies are of a warp's
-  // columns alone, and want powers of two.
-  while (power > 1 && (columns > 8 * kTiles || order < 9 || !is_power_of_two(columns)) && columns % 16 == 0) {
-    power /= 2, columns /= 2, order *= 2;
-    ++a.spread;
-  }
-  if (columns % 8 != 0 || order < 8 || order > kMostOrder || order % 4 != 0) return false;
-  if (s.factor > 1 && s.factor % 4 != 0) return false;
-  if (power > 1 && (columns > 8 * kTiles || !is_power_of_two(columns))) return false;
-  constexpr std::int64_t kMostElements = 1 << 20;  // of a row: what there is of it fits 32 bits by far
-  if (s.width() > kMostElements || s.y_row() > kMostElements || s.rows > kMostElements * 1024) return false;
-  while (power > 1 && (std::int64_t{1} << a.from) < s.inner) ++a.from;
-  a.to = a.from;
-  while (power > 1 && (std::int64_t{1} << a.to) < columns) ++a.to;
-  a.factor = static_cast<int>(s.factor);
-  a.order = static_cast<int>(order);
-  a.blocks = static_cast<int>(s.blocks);
-  a.columns = static_cast<int>(columns);
-  a.lines = a.blocks * a.order;
-  a.line = a.columns / 8 | 1;  // odd: eight lines' packs are in different banks
-  return true;
-}
-
-int tasks_of(const Arguments& a) {
-  return (a.order + 15) / 16 * static_cast<int>(blocks_for(a.tiles, kTiles));
-}
+int tasks_of(const Arguments& a) { return a.order_tiles() * static_cast<int>(blocks_for(a.tiles, kTiles)); }
 
 void set_group(Arguments& a, int rows) {
   a.group = rows;
@@ -318,7 +209,9 @@ bool hadamard_by_signs(const HadamardOperands<bf16>& h, int multiprocessors, cud
   Arguments a{};
   const bool whole = packs<bf16>(h.x, s.width()) && aligned(h.y) && aligned(h.matrix) && s.x_row() % 8 == 0 &&
                      s.y_row() % 8 == 0;
-  if (!whole || !arrange(a, s)) return false;
+  if (!whole || !cut_up(a, s)) return false;
+  a.lines = a.blocks * a.order;
+  a.line = a.columns / 8 | 1;  // odd: eight lines' packs are in different banks
   a.y = h.y, a.x = h.x, a.matrix = h.matrix;
   a.x_row = s.x_row(), a.y_row = s.y_row(), a.rows = s.rows;
   a.scale = h.scale();

@@ -134,50 +134,126 @@ void run_groups(const CodesOperands<T>& a, cudaStream_t stream) {
   check_launch("linear_codes_forward");
 }
 
-constexpr int kByteThreads = 128;
+constexpr int kByteThreads = 256;
+constexpr int kByteUnroll = 4;
+constexpr int kTimes = 16;  // what bytes are of the codes of 4 bits
 
-/// Codes of 4 bits become bytes, 16 of them a thread at a time; a block a row. to_bytes are those of
-/// PackedFormat's rows of 8 bits, so that a row of 4 bits has no fewer codes.
-__global__ void __launch_bounds__(kByteThreads)
-    bytes_kernel(std::uint8_t* to, std::int64_t to_bytes, const std::uint8_t* from, std::int64_t from_bytes) {
-  to += blockIdx.x * to_bytes;
-  from += blockIdx.x * from_bytes;
-  const auto word = [](unsigned nibbles) { return static_cast<unsigned>(spread(nibbles)); };
-  for (std::int64_t i = threadIdx.x; i < to_bytes / 16; i += kByteThreads) {
-    const uint2 codes = reinterpret_cast<const uint2*>(from)[i];
-    reinterpret_cast<uint4*>(to)[i] = {word(codes.x), word(codes.x >> 16), word(codes.y),
-                                       word(codes.y >> 16)};
+/// Weights of 4 bits that become bytes: 16 times their codes, each the upper half of a byte, which has its
+/// sign. Scales of a sixteenth go with them: sums are 16 times as large, and their products with the scales
+/// what they were, both exactly.
+struct ToBytes {
+  std::uint8_t* to;          // [rows, to_bytes]: PackedFormat's rows of 8 bits
+  float* to_scales;          // [scales]
+  const std::uint8_t* from;  // [rows, from_bytes], at least half as many
+  const float* from_scales;
+  std::int64_t rows, to_bytes, from_bytes, scales;
+};
+
+/// Eight codes, from the lowest bits on, as so many bytes.
+__device__ __forceinline__ uint2 bytes_of(unsigned codes) {
+  const unsigned even = codes << 4 & 0xf0f0f0f0U, odd = codes & 0xf0f0f0f0U;
+  return make_uint2(__byte_perm(even, odd, 0x5140), __byte_perm(even, odd, 0x7362));
+}
+
+/// A thread kByteUnroll times 16 bytes.
+__global__ void __launch_bounds__(kByteThreads) bytes_kernel(ToBytes a) {
+  const std::int64_t i = std::int64_t{blockIdx.x} * (kByteThreads * kByteUnroll) + threadIdx.x;
+  const std::int64_t of_row = a.to_bytes / 16, all = a.rows * of_row;
+  uint2 codes[kByteUnroll];
+#pragma unroll
+  for (int k = 0; k < kByteUnroll; ++k) {
+    const std::int64_t n = i + k * kByteThreads;
+    if (n >= all) continue;
+    const std::int64_t row = a.rows == 1 ? 0 : n / of_row;
+    codes[k] = *reinterpret_cast<const uint2*>(a.from + row * a.from_bytes + (n - row * of_row) * 8);
+  }
+#pragma unroll
+  for (int k = 0; k < kByteUnroll; ++k) {
+    const std::int64_t n = i + k * kByteThreads;
+    if (n < a.scales) a.to_scales[n] = a.from_scales[n] * (1.0F / kTimes);
+    if (n >= all) continue;
+    const uint2 low = bytes_of(codes[k].x), high = bytes_of(codes[k].y);
+    reinterpret_cast<uint4*>(a.to)[n] = {low.x, low.y, high.x, high.y};
   }
 }
 
-/// False: it is not for CUTLASS. `scratch` gives so many bytes of device memory.
+/// Bytes of scratch memory that a matrix takes: bytes, and scales behind them.
+std::int64_t scratch_bytes(std::int64_t out, std::int64_t x_bytes) {
+  return out * (x_bytes + static_cast<std::int64_t>(sizeof(float)));
+}
+
+/// g's w and w_scales become those of 8 bits in `scratch`, of matrix e.
+void to_bytes(CodesGemm& g, const CodesOperands<bf16>& a, std::int64_t e, std::uint8_t* scratch,
+              cudaStream_t stream) {
+  ToBytes b{scratch,
+            reinterpret_cast<float*>(scratch + a.out * a.x_bytes),  // x_bytes: whole 64
+            a.w + e * a.out * a.w_bytes,
+            a.w_scales + e * a.out,
+            a.out,
+            a.x_bytes,
+            a.w_bytes,
+            a.out};
+  g.w = b.to;
+  g.w_scales = b.to_scales;
+  if (a.x_bytes == 2 * a.w_bytes) b.rows = 1, b.to_bytes *= a.out, b.from_bytes *= a.out;  // no gaps
+  bytes_kernel<<<blocks_for(b.rows * b.to_bytes / 16, kByteThreads * kByteUnroll), kByteThreads, 0, stream>>>(
+      b);
+  check_launch("linear_codes_forward");
+}
+
+/// False: it is not for CUTLASS. `scratch` gives so many bytes of device memory. base: null, or what y is
+/// added to.
 template <typename Scratch>
-bool run_many_rows(const CodesOperands<bf16>& a, int multiprocessors, cudaStream_t stream,
+bool run_many_rows(const CodesOperands<bf16>& a, const bf16* base, int multiprocessors, cudaStream_t stream,
                    Scratch&& scratch) {
-  CodesGemm g{a.y, a.x, a.x_scales, a.w, a.w_scales, a.batch, a.rows, a.out, a.x_bytes};
+  CodesGemm g{a.y, base, a.x, a.x_scales, a.w, a.w_scales, a.batch, a.rows, a.out, a.x_bytes};
   if (a.rows < many_rows(a.bits) || !takes_codes_gemm(g)) return false;
   if (a.bits == 8) {
     codes_gemm(g, multiprocessors, stream);
     return true;
   }
-  std::uint8_t* const bytes = scratch(a.out * a.x_bytes);
+  std::uint8_t* const bytes = scratch(scratch_bytes(a.out, a.x_bytes));
   g.batch = 1;
-  g.w = bytes;
   for (std::int64_t e = 0; e < a.batch; ++e) {  // a matrix at a time, as scratch memory is no larger
-    bytes_kernel<<<static_cast<unsigned>(a.out), kByteThreads, 0, stream>>>(
-        bytes, a.x_bytes, a.w + e * a.out * a.w_bytes, a.w_bytes);
-    check_launch("linear_codes_forward");
+    to_bytes(g, a, e, bytes, stream);
     g.y = a.y + e * a.rows * a.out;
+    if (base != nullptr) g.base = base + e * a.rows * a.out;
     g.x = a.x + e * a.rows * a.x_bytes;
     g.x_scales = a.x_scales + e * a.rows;
-    g.w_scales = a.w_scales + e * a.out;
     codes_gemm(g, multiprocessors, stream);
   }
   return true;
 }
 template <typename Scratch>
-bool run_many_rows(const CodesOperands<float>&, int, cudaStream_t, Scratch&&) {
+bool run_many_rows(const CodesOperands<float>&, const float*, int, cudaStream_t, Scratch&&) {
   return false;
+}
+
+template <typename T>
+CodesOperands<T> operands_of(const char* op, View y, const PackedView& x, const PackedView& w,
+                             const LinearShape& s) {
+  const PackedFormat& f = w.format;
+  check_codes_product(op, x.format, f, s);
+  const std::int64_t row_bytes = x.format.row_bytes();
+  return {output<T>(op, "y", y, s.batch * s.rows * s.out),
+          input<std::uint8_t>(op, "x", x.codes, s.batch * s.rows * row_bytes),
+          input<float>(op, "scales of x", x.scales, s.batch * s.rows),
+          input<std::uint8_t>(op, "codes", w.codes, s.batch * s.out * f.row_bytes()),
+          input<float>(op, "scales", w.scales, s.batch * s.out * f.groups()),
+          s.batch,
+          s.rows,
+          s.out,
+          s.in,
+          f.group,
+          row_bytes,
+          f.row_bytes(),
+          f.bits};
+}
+
+/// Of one group, and whole packs.
+template <typename T>
+bool has_tensor_cores(const CodesOperands<T>& a) {
+  return a.group == a.columns && aligned(a.x) && aligned(a.w);
 }
 
 }  // namespace
@@ -185,31 +261,39 @@ bool run_many_rows(const CodesOperands<float>&, int, cudaStream_t, Scratch&&) {
 void CudaBackend::linear_codes_forward(View y, const PackedView& x, const PackedView& w,
                                        const LinearShape& s) {
   const char* op = "linear_codes_forward";
-  const PackedFormat& f = w.format;
-  check_codes_product(op, x.format, f, s);
-  const std::int64_t row_bytes = x.format.row_bytes();
-  const auto* rows = input<std::uint8_t>(op, "x", x.codes, s.batch * s.rows * row_bytes);
-  const auto* row_scales = input<float>(op, "scales of x", x.scales, s.batch * s.rows);
-  const auto* codes = input<std::uint8_t>(op, "codes", w.codes, s.batch * s.out * f.row_bytes());
-  const auto* scales = input<float>(op, "scales", w.scales, s.batch * s.out * f.groups());
   for_compute_type(op, y.dtype, [&](auto zero) {
     using T = decltype(zero);
-    T* out = output<T>(op, "y", y, s.batch * s.rows * s.out);
+    const auto a = operands_of<T>(op, y, x, w, s);
     if (s.rows * s.out == 0) return;
-    const CodesOperands<T> a{out,   rows, row_scales, codes,     scales,        s.batch, s.rows,
-                             s.out, s.in, f.group,    row_bytes, f.row_bytes(), f.bits};
-    if (f.groups() == 1 && aligned(rows) && aligned(codes)) {
+    if (has_tensor_cores(a)) {
       const auto bytes = [&](std::int64_t n) { return scratch_of<std::uint8_t>(n); };
-      if (!run_many_rows(a, multiprocessors_, stream(), bytes)) {
+      if (!run_many_rows(a, static_cast<const T*>(nullptr), multiprocessors_, stream(), bytes))
         codes_of_few_rows(a, multiprocessors_, stream());
-      }
-    } else if (f.bits == 4) {
+    } else if (a.bits == 4) {
       run_groups<T, 4>(a, stream());
     } else {
       run_groups<T, 8>(a, stream());
     }
     for (std::int64_t e = 0; e < s.batch; ++e) flop_log.gemm(s.rows, s.out, s.in);
   });
+}
+
+void CudaBackend::linear_codes_add_forward(View y, ConstView base, const PackedView& x, const PackedView& w,
+                                           const LinearShape& s) {
+  const char* op = "linear_codes_forward";
+  bool done = false;
+  for_compute_type(op, y.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    const auto a = operands_of<T>(op, y, x, w, s);
+    const T* onto = input<T>(op, "base", base, y.size);
+    if (y.size > 0 && base.data == y.data) throw InternalError("[linear] base is y: it would be overwritten");
+    if (s.rows * s.out == 0 || !has_tensor_cores(a)) return;
+    const auto bytes = [&](std::int64_t n) { return scratch_of<std::uint8_t>(n); };
+    done = run_many_rows(a, onto, multiprocessors_, stream(), bytes);
+    if (!done) return;
+    for (std::int64_t e = 0; e < s.batch; ++e) flop_log.gemm(s.rows, s.out, s.in);
+  });
+  if (!done) Backend::linear_codes_add_forward(y, base, x, w, s);
 }
 
 }  // namespace fathom::cuda

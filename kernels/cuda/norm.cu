@@ -7,95 +7,33 @@
 // The norm is of h as it was stored, rounded, since that is what the backward sees.
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/device/norm_rows.cuh"
 #include "kernels/cuda/device/norm_weight.cuh"
-#include "kernels/cuda/device/order.cuh"
 #include "kernels/cuda/device/reduce.cuh"
-#include "kernels/cuda/device/row_packs.cuh"
 
 namespace fathom::cuda {
 
 namespace {
 
-template <typename T>
-struct Forward {
-  T* h;  // null: no addition
-  T* y;
-  float* rstd;
-  const T* x;
-  const T* a;  // null: no addition
-  const float* w;
-  std::int64_t rows;
-  std::int64_t width;
-  float eps;
-};
-
 constexpr int kGenericThreads = 256;
-
-template <int kWarps>
-__device__ __forceinline__ float row_sum(float x, float* shared) {
-  return kWarps == 1 ? warp_reduce(x, Sum{}) : block_reduce(x, Sum{}, shared);
-}
 
 /// Reads x (and a), writes y (and h): 2 or 4 * rows * width elements.
 template <typename T, int kPacks, int kWarps>
-__global__ void __launch_bounds__(128) forward_packed(Forward<T> p) {
-  constexpr int kN = kPack<T>, kLanes = 32 * kWarps, kRows = 128 / kLanes;
-  __shared__ float shared[32];
-  const int lane = static_cast<int>(threadIdx.x) % kLanes, packs = static_cast<int>(p.width / kN);
-  const std::int64_t row =
-      static_cast<std::int64_t>(last_part_first()) * kRows + static_cast<int>(threadIdx.x) / kLanes;
-  if (row >= p.rows) return;  // whole warps; with kRows = 1 there is none
-  const std::int64_t start = row * p.width;
-  uint4 raw[kPacks];
+__global__ void __launch_bounds__(128) forward_packed(NormRows<T> p) {
+  constexpr int kN = kPack<T>, kLanes = 32 * kWarps;
+  const NormedRow<T, kPacks, kWarps> row(p);
+  if (row.number >= p.rows) return;  // whole warps; of several warps a row there is none
+  if (row.lane == 0) p.rstd[row.number] = row.reciprocal;
 #pragma unroll
   for (int k = 0; k < kPacks; ++k) {
-    const int i = lane + k * kLanes;
-    raw[k] = i < packs ? load_once_raw(p.x + start + i * kN) : uint4{};
-  }
-  if (p.a != nullptr) {
-    uint4 other[kPacks];
-#pragma unroll
-    for (int k = 0; k < kPacks; ++k) {
-      const int i = lane + k * kLanes;
-      other[k] = i < packs ? load_raw(p.a + start + i * kN) : uint4{};
-    }
-#pragma unroll
-    for (int k = 0; k < kPacks; ++k) {
-      const int i = lane + k * kLanes;
-      Pack<T> sum = unpack<T>(raw[k]);
-      const Pack<T> addend = unpack<T>(other[k]);
-#pragma unroll
-      for (int e = 0; e < kN; ++e) sum.v[e] += addend.v[e];
-      raw[k] = repack(sum);
-      if (i < packs) store_once_raw(p.h + start + i * kN, raw[k]);
-    }
-  }
-  float squares = 0;
-#pragma unroll
-  for (int k = 0; k < kPacks; ++k) {
-    const Pack<T> values = unpack<T>(raw[k]);
-#pragma unroll
-    for (int e = 0; e < kN; ++e) squares += values.v[e] * values.v[e];
-  }
-  squares = row_sum<kWarps>(squares, shared);
-  const float reciprocal = 1.0F / sqrtf(squares / static_cast<float>(p.width) + p.eps);
-  if (lane == 0) p.rstd[row] = reciprocal;
-#pragma unroll
-  for (int k = 0; k < kPacks; ++k) {
-    const int i = lane + k * kLanes;
-    if (i >= packs) continue;
-    float w[kN];
-    load_floats(w, p.w + i * kN);
-    Pack<T> values = unpack<T>(raw[k]);
-#pragma unroll
-    for (int e = 0; e < kN; ++e) values.v[e] = values.v[e] * reciprocal * held_weight(w[e]);
-    store_once_raw(p.y + start + i * kN, repack(values));
+    const int i = row.lane + k * kLanes;
+    if (i < row.packs) store_once_raw(p.y + row.number * p.width + i * kN, row.normed(p, k));
   }
 }
 
 /// A block a row; reads x (or h) twice, the second time mostly from cache.
 template <typename T>
-__global__ void __launch_bounds__(kGenericThreads) forward_any(Forward<T> p) {
+__global__ void __launch_bounds__(kGenericThreads) forward_any(NormRows<T> p) {
   __shared__ float shared[32];
   const std::int64_t row = blockIdx.x, start = row * p.width;
   float squares = 0;
@@ -118,7 +56,7 @@ __global__ void __launch_bounds__(kGenericThreads) forward_any(Forward<T> p) {
 }
 
 template <typename T>
-void launch_forward(cudaStream_t stream, const char* op, const Forward<T>& p) {
+void launch_forward(cudaStream_t stream, const char* op, const NormRows<T>& p) {
   if (p.rows == 0 || p.width == 0) return;
   const bool aligned = packs<T>(p.x, p.width) && packs<T>(p.y, p.width) && packs<float>(p.w, p.width) &&
                        packs<T>(p.a, p.width) && packs<T>(p.h, p.width);

@@ -58,7 +58,9 @@ __global__ void __launch_bounds__(kThreads)
     if (i >= packs) continue;
 #pragma unroll
     for (int e = 0; e < kN; ++e) {
-      const float silu = gate[k].v[e] * fast_sigmoid(gate[k].v[e]);
+      // Of rows of their own nothing is computed backwards.
+      const bool quick = kPlace == Place::Own && std::is_same_v<T, bf16>;
+      const float silu = quick ? quick_silu(gate[k].v[e]) : gate[k].v[e] * fast_sigmoid(gate[k].v[e]);
       up[k].v[e] *= kPlace == Place::Own ? silu : held(silu);
     }
     up[k].store_once(kPlace == Place::Own ? h + i * kN : h + at[k] + hidden);

@@ -21,11 +21,16 @@ Hadamard::Hadamard(Context& c, std::int64_t size, std::int64_t inner) : size_(si
   from_host(c.backend(), matrix_, std::vector<float>(transform.matrix().begin(), transform.matrix().end()));
 }
 
-void Hadamard::apply(Context& c, View y, ConstView x, std::int64_t rows, std::int64_t count,
-                     std::int64_t x_stride, std::int64_t y_stride) const {
+HadamardShape Hadamard::shape(std::int64_t rows, std::int64_t count) const {
   HadamardShape s = shape_;
   s.rows = rows;
   s.blocks *= count;
+  return s;
+}
+
+void Hadamard::apply(Context& c, View y, ConstView x, std::int64_t rows, std::int64_t count,
+                     std::int64_t x_stride, std::int64_t y_stride) const {
+  HadamardShape s = shape(rows, count);
   s.x_stride = x_stride;
   s.y_stride = y_stride;
   c.backend().hadamard_forward(y, x, matrix_, s);

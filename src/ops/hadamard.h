@@ -20,6 +20,10 @@ class Hadamard {
   bool defined() const { return size_ > 0; }
   /// Elements of all the vectors side by side.
   std::int64_t width() const { return size_ * shape_.inner; }
+  /// Of `rows` rows of count * width() elements without gaps.
+  HadamardShape shape(std::int64_t rows, std::int64_t count) const;
+  /// As Backend::hadamard_forward has it.
+  ConstView matrix() const { return matrix_; }
   /// y [rows, count * width()], from as many elements of rows of x every `x_stride`, each width() of them by
   /// itself. y may be x.
   void apply(Context& c, View y, ConstView x, std::int64_t rows, std::int64_t count, std::int64_t x_stride,

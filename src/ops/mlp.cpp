@@ -36,6 +36,22 @@ ConstView second_halves(const Tensor& pairs, std::int64_t hidden) {
   return {static_cast<const std::byte*>(pairs.data()) + bytes, pairs.size() - hidden, pairs.dtype()};
 }
 
+// Of weights of few bits: nobody will look for `up` in the output.
+Tensor swiglu_onto_codes(Context& c, const char* op, const Tensor& base, const Tensor& gate_up,
+                         const Weight& weight, LinearShape s) {
+  Tensor y = c.empty({s.batch * s.rows, s.out});
+  s.x_stride = 0;
+  if (const CodedRows rows = coded_rows(c, {.x = gate_up, .swiglu = true}, weight, s); rows.defined()) {
+    product(c, y, rows, weight, s, base);
+  } else {
+    const Tensor h = c.empty({s.batch * s.rows, s.in});
+    c.backend().swiglu_forward(h, gate_up, s.batch * s.rows, s.in);
+    product(c, y, h, weight, s, base);
+  }
+  c.check(op, "", y);
+  return y;
+}
+
 // By value: who gives the only handle away lets it be written over.
 // NOLINTNEXTLINE(performance-unnecessary-value-param)
 Tensor swiglu_onto(Context& c, const char* op, const Tensor& base, Tensor gate_up, const Weight& weight) {
@@ -43,6 +59,7 @@ Tensor swiglu_onto(Context& c, const char* op, const Tensor& base, Tensor gate_u
   const LinearShape s = linear_shape(c, op, "gate_up", gate_up, weight, 2);
   const std::int64_t rows = gate_up.dim(0), hidden = s.in;
   if (base.defined()) expect_shape(c, op, "base", base, {rows, s.out});
+  if (weight.is_packed()) return swiglu_onto_codes(c, op, base, gate_up, weight, s);
   Tensor gate_h = gate_up.owners() == 1 ? gate_up.detach() : c.empty(gate_up.shape());
   c.backend().swiglu_forward_beside_gate(gate_h, gate_up, rows, hidden);
   Tensor y = c.empty({rows, s.out});

@@ -17,11 +17,25 @@ struct Saved {
   LinearShape linear_shape;
 };
 
+// Of a weight whose rows become codes with the norm, in one pass where the backend has one; undefined where
+// it has none. sum: x + addend, where there is an addend.
+Tensor product_of_codes(Context& c, const char* op, const Saved& s, const Tensor& x, const Tensor& addend,
+                        View sum) {
+  const CodedRows rows =
+      coded_rows(c, {.x = x, .norm = s.norm, .norm_eps = s.norm_shape.eps, .addend = addend, .sum = sum}, s.w,
+                 s.linear_shape);
+  if (!rows.defined()) return {};
+  Tensor y = c.empty({s.linear_shape.rows, s.linear_shape.out});
+  product(c, y, rows, s.w, s.linear_shape);
+  c.check(op, "", y);
+  return y;
+}
+
 Saved check(Context& c, const char* op, const Tensor& x, const Tensor& norm, const Weight& w, double eps) {
   const LinearShape s = linear_shape(c, op, "x", x, w);
   if (s.batch != 1) fail(c, op, "w", w.tensor(), Shape{-1, -1});
   expect_shape(c, op, "norm", norm, {s.in});
-  return {{}, c.empty_stat({s.rows}), norm, w, {s.rows, s.in, eps}, s};
+  return {{}, {}, norm, w, {s.rows, s.in, eps}, s};
 }
 
 Tensor product_of(Context& c, const char* op, const Saved& s) {
@@ -47,6 +61,8 @@ Tensor backward(Context& c, Tape& t, const Tensor& dh, const Tensor& dy, const S
 
 Tensor rms_norm_linear(Context& c, const Tensor& x, const Tensor& norm, const Weight& w, double eps) {
   Saved s = check(c, "rms_norm_linear", x, norm, w, eps);
+  if (Tensor y = product_of_codes(c, "rms_norm_linear", s, x, {}, {}); y.defined()) return y;
+  s.rstd = c.empty_stat({x.dim(0)});
   s.normed = c.empty(x.shape());
   c.backend().rms_norm_forward(s.normed, s.rstd, x, norm, s.norm_shape);
   Tensor y = product_of(c, "rms_norm_linear", s);
@@ -65,6 +81,8 @@ std::pair<Tensor, Tensor> add_rms_norm_linear(Context& c, const Tensor& x, const
   Saved s = check(c, "add_rms_norm_linear", x, norm, w, eps);
   expect_shape(c, "add_rms_norm_linear", "a", a, x.shape());
   Tensor h = c.empty(x.shape());
+  if (Tensor y = product_of_codes(c, "add_rms_norm_linear", s, x, a, h); y.defined()) return {h, y};
+  s.rstd = c.empty_stat({x.dim(0)});
   s.normed = c.empty(x.shape());
   c.backend().add_rms_norm_forward(h, s.normed, s.rstd, x, a, norm, s.norm_shape);
   Tensor y = product_of(c, "add_rms_norm_linear", s);

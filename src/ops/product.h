@@ -58,6 +58,25 @@ class Weight {
   std::shared_ptr<const InputObserver> observer_;
 };
 
+/// Rows as a product of codes reads them.
+struct CodedRows {
+  Tensor codes;   // uint8 [rows, row_bytes()]
+  Tensor scales;  // fp32 [rows]
+  PackedFormat format;
+
+  bool defined() const { return codes.defined(); }
+  PackedView view() const { return {codes, scales, format}; }
+};
+
+/// The rows that w's products read, made of `from` in one pass of the backend: w's transform and bits are
+/// filled in here, and w's input() is done with. Undefined where there is no such pass, where w's products
+/// read numbers, and where somebody looks at what they read.
+CodedRows coded_rows(Context& c, CodeSource from, const Weight& w, const LinearShape& s);
+
+/// y = x W^T, or base + x W^T where base is defined, of such rows.
+void product(Context& c, View y, const CodedRows& x, const Weight& w, const LinearShape& s,
+             const Tensor& base = {});
+
 /// y = x W^T, or base + x W^T where base is defined, of rows of x as w's input() makes them. InternalError: a
 /// weight of few bits or a transform while a tape records; they have no gradient.
 void product(Context& c, View y, ConstView x, const Weight& w, const LinearShape& s, const Tensor& base = {});

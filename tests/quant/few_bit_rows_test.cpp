@@ -13,6 +13,9 @@
 #include "kernels/hadamard.h"
 #include "src/ops/linear.h"
 #include "src/ops/mlp.h"
+#include "src/ops/norm_linear.h"
+#include "tests/composed_codes.h"
+#include "tests/forwarding_backend.h"
 #include "tests/quant/model_kinds.h"
 #include "tests/quant/round_to_nearest.h"
 
@@ -44,6 +47,14 @@ FewBits few_bits(Context& c, const std::vector<float>& w, const Shape& shape, in
   return made;
 }
 
+std::vector<float> normal_numbers(std::int64_t n, unsigned seed) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> distribution;
+  std::vector<float> v(static_cast<std::size_t>(n));
+  for (float& x : v) x = distribution(generator);
+  return v;
+}
+
 class RowsOfFewBits : public OnDevice<Device> {
  protected:
   RowsOfFewBits() : c_(testing_support::open_device(GetParam()).backend, DType::F32) {}
@@ -52,13 +63,7 @@ class RowsOfFewBits : public OnDevice<Device> {
     from_host(c_.backend(), t, values);
     return t;
   }
-  static std::vector<float> normal(std::int64_t n, unsigned seed) {
-    std::mt19937 generator(seed);
-    std::normal_distribution<float> distribution;
-    std::vector<float> v(static_cast<std::size_t>(n));
-    for (float& x : v) x = distribution(generator);
-    return v;
-  }
+  static std::vector<float> normal(std::int64_t n, unsigned seed) { return normal_numbers(n, seed); }
   Context c_;
 };
 
@@ -145,6 +150,74 @@ TEST_P(RowsOfFewBits, AreReadWhereTheyLie) {
 
 INSTANTIATE_TEST_SUITE_P(Devices, RowsOfFewBits, ::testing::ValuesIn(testing_support::devices()),
                          device_name);
+
+/// Makes codes in one pass, by its ops, and remembers of what.
+class MakesCodes final : public testing_support::ForwardingBackend {
+ public:
+  using ForwardingBackend::ForwardingBackend;
+  bool make_codes(View codes, View scales, const CodeSource& from, const RowQuantization& s) override {
+    made.push_back(fmt::format("{}{}{}{}", from.swiglu ? "swiglu " : "", from.norm ? "norm " : "",
+                               from.addend ? "sum " : "", from.has_hadamard() ? "hadamard" : ""));
+    if (refuses) return false;
+    testing_support::compose_codes(*this, codes, scales, from, s);
+    return true;
+  }
+  bool refuses = false;
+  std::vector<std::string> made;
+};
+
+// Whether the backend makes a product's codes in one pass is not seen in what the product makes of them.
+TEST(RowsOfFewBitsOf, OpsMayBecomeCodesInThePassThatMakesThem) {
+  const auto backend = std::make_shared<MakesCodes>(make_cpu_backend({}, 2));
+  Context c(backend, DType::F32);
+  const std::int64_t rows = 6, in = 24, out = 10, experts = 2;
+  const auto tensor = [&](std::int64_t n, std::int64_t width, unsigned seed) {
+    const Tensor t = c.empty({n, width});
+    from_host(c.backend(), t, normal_numbers(n * width, seed));
+    return t;
+  };
+  const Tensor x = tensor(rows, in, 1), gate_up = tensor(rows, 2 * in, 2), base = tensor(rows, out, 3),
+               addend = tensor(rows, in, 4);
+  const Tensor norm = c.empty_stat({in});
+  from_host(c.backend(), norm, normal_numbers(in, 5));
+  for (const int bits : {4, 8}) {
+    const FewBits one = few_bits(c, normal_numbers(out * in, 6), {out, in}, 4);
+    const FewBits many = few_bits(c, normal_numbers(experts * out * in, 7), {experts, out, in}, 4);
+    const ops::Weight plain = ops::Weight(one.packed).of({{}, bits, 0.9F});
+    const ops::InputTransform turned{ops::Hadamard(c, 12, 2), bits, 0.9F};
+    const ops::Weight w = ops::Weight(one.packed).of(turned),
+                      of_experts = ops::Weight(many.packed).of(turned);
+    const auto all = [&] {
+      const auto [sum, product] = ops::add_rms_norm_linear(c, x, addend, norm, plain, 1e-5);
+      std::vector<float> results;
+      for (const Tensor& y :
+           {ops::rms_norm_linear(c, x, norm, plain, 1e-5), sum, product, ops::linear_add(c, base, x, w),
+            ops::linear(c, x, of_experts), ops::swiglu_linear(c, gate_up, plain),
+            ops::swiglu_linear_add(c, base, gate_up, w), ops::swiglu_linear(c, gate_up, of_experts)}) {
+        const std::vector<float> values = to_floats(c.backend(), y);
+        results.insert(results.end(), values.begin(), values.end());
+      }
+      return results;
+    };
+    backend->made.clear();
+    backend->refuses = false;
+    const std::vector<float> in_one = all();
+    EXPECT_EQ(backend->made, (std::vector<std::string>{"norm sum ", "norm ", "hadamard", "hadamard",
+                                                       "swiglu ", "swiglu hadamard", "swiglu hadamard"}));
+    backend->refuses = true;
+    // Of a SwiGLU whose pass is refused the transform is asked for alone.
+    EXPECT_EQ(all(), in_one);
+    backend->refuses = false;
+    backend->made.clear();
+    int seen = 0;
+    const auto look = [&](ConstView, const LinearShape&) { ++seen; };
+    ops::swiglu_linear(c, gate_up, w.shown_to(look));
+    ops::rms_norm_linear(c, x, norm, plain.shown_to(look), 1e-5);
+    ops::linear(c, x, w.shown_to(look));
+    EXPECT_EQ(seen, 3);
+    EXPECT_TRUE(backend->made.empty());  // who looks sees rows
+  }
+}
 
 TEST(RowsOfFewBitsOf, NumbersAndTapesAreRefused) {
   Context c(make_cpu_backend({}, 2), DType::F32);

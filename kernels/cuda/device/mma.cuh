@@ -41,6 +41,14 @@ __device__ __forceinline__ void load_matrices_transposed(std::uint32_t (&r)[4], 
                : "memory");
 }
 
+/// The same from an address in shared memory.
+__device__ __forceinline__ void load_matrices_transposed_at(std::uint32_t (&r)[4], unsigned row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(row)
+               : "memory");
+}
+
 /// An 8 x 8 matrix of bf16 turned over: lanes give (row g, columns 2c, 2c+1), and get those of the transpose.
 __device__ __forceinline__ std::uint32_t turn_over(std::uint32_t pair) {
   std::uint32_t turned;

@@ -151,6 +151,43 @@ TEST_F(CudaLinearCodes, HaveTheBitsOfTheFormulaInEveryShape) {
   }
 }
 
+TEST_F(CudaLinearCodes, OntoABaseAreAProductAndASum) {
+  const LinearShape shapes[] = {{3, 512, 256},     {65, 320, 2400},   {129, 512, 256},
+                                {300, 2048, 520},  {257, 100, 264},   {150, 100, 67},
+                                {150, 192, 64, 3}, {2100, 128, 1040}, {700, 65, 1040, 3}};
+  for (const int bits : {4, 8}) {
+    for (const LinearShape& s : shapes) {
+      const Operands o = operands(s, bits);
+      for (const DType dtype : {DType::BF16, DType::F32}) {
+        SCOPED_TRACE(fmt::format("bits {} rows {} in {} out {} batch {} of {}", bits, s.rows, s.in, s.out,
+                                 s.batch, name_of(dtype)));
+        const Buffer base = random(dtype, s.batch * s.rows * s.out, 9);
+        Buffer expected = o.product(dtype);
+        for (std::int64_t i = 0; i < expected.size(); ++i)
+          expected.set(i, static_cast<float>(base[i]) + static_cast<float>(expected[i]));
+        const Buffer y = run_on(cuda(),
+                                {{dtype, expected.size(), -1},
+                                 base,
+                                 o.codes_of_x(),
+                                 o.scales_of_x(),
+                                 o.w.packed(),
+                                 {DType::F32, o.w.scales}},
+                                [&](Backend& on, const std::vector<View>& v) {
+                                  on.linear_codes_add_forward(v[0], v[1], {v[2], v[3], o.x_format()},
+                                                              {v[4], v[5], o.w.format}, o.s);
+                                })[0];
+        for (std::int64_t i = 0; i < expected.size(); ++i) {
+          if (std::isnan(expected[i])) {
+            ASSERT_TRUE(std::isnan(y[i])) << i;
+          } else {
+            ASSERT_EQ(y[i], expected[i]) << "row " << i / s.out << " out " << i % s.out;
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST_F(CudaLinearCodes, TheLargestSumsAreExact) {
   for (const int bits : {4, 8}) {
     for (const std::int64_t rows : {7, 140}) {
