@@ -28,8 +28,16 @@ std::int64_t Chain::cycle(std::vector<std::int32_t>& text, std::int64_t most) {
   const std::size_t before = text.size();
   if (!extend(static_cast<std::int64_t>(levels_.size()) - 1, text, most, nullptr))
     throw InternalError("[chain] the last level has nothing to say");
-  for (Level* level : levels_) level->settle(text);
+  settle(text);
   return static_cast<std::int64_t>(text.size() - before);
+}
+
+void Chain::settle(std::span<const std::int32_t> text) {
+  for (std::size_t level = levels_.size(); level-- > 0;) {
+    const double began = clock_();
+    levels_[level]->settle(text);
+    counts_[level].seconds += clock_() - began;
+  }
 }
 
 // One pass of a level: what the level before proposes, tested, and one token more. At most `most` tokens,
@@ -109,6 +117,7 @@ bool Chain::ask(std::int64_t level, std::span<const std::int32_t> text, std::int
   if (static_cast<std::int64_t>(rows.size()) != proposed + 1)
     throw InternalError("[chain] a level has another number of rows");
   ++count.passes;
+  if (proposed == 0) count.least_plain_seconds = std::min(count.least_plain_seconds, seconds);
   pace_.passed(level, proposed, seconds);
   return true;
 }
@@ -136,7 +145,8 @@ std::int32_t Chain::choose_other(const Row& p, const Row& q, const Decision& d) 
 }
 
 double Chain::sureness(const Row& row, std::int32_t id) {
-  return row.only >= 0 ? row.sure : row.p[static_cast<std::size_t>(id)];
+  if (row.sure >= 0) return row.sure;
+  return row.only >= 0 ? 1 : row.p[static_cast<std::size_t>(id)];
 }
 
 }  // namespace fathom

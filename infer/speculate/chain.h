@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -27,6 +28,8 @@ struct LevelCounts {
   std::int64_t accepted = 0;
   std::int64_t tokens = 0;  // that it handed on
   double seconds = 0;
+  /// Of passes over nothing that was proposed the shortest; infinite: there was none.
+  double least_plain_seconds = std::numeric_limits<double>::infinity();
 };
 
 class Chain {
@@ -41,6 +44,9 @@ class Chain {
   /// One pass of the last level: adds 1 to `most` tokens to the text, of which only the last may be a stop.
   /// Returns how many.
   std::int64_t cycle(std::vector<std::int32_t>& text, std::int64_t most);
+
+  /// Tells all levels of a text, the last one first. cycle() does; a text that begins wants it once.
+  void settle(std::span<const std::int32_t> text);
 
   const std::vector<LevelCounts>& counts() const { return counts_; }
   bool stops(std::int32_t id) const;

@@ -26,9 +26,12 @@ class Pace {
 
 class FixedPace final : public Pace {
  public:
-  /// By level, from the second on.
-  explicit FixedPace(std::vector<std::int64_t> proposals) : proposals_(std::move(proposals)) {}
+  /// By level, from the second on. The first `plain` passes of the last level get none: they show what such a
+  /// one costs.
+  explicit FixedPace(std::vector<std::int64_t> proposals, std::int64_t plain = 0)
+      : proposals_(std::move(proposals)), plain_(plain) {}
   std::int64_t proposals(std::int64_t level) override {
+    if (level == static_cast<std::int64_t>(proposals_.size()) && plain_ > 0) return --plain_, 0;
     return proposals_.at(static_cast<std::size_t>(level - 1));
   }
   bool one_more(std::int64_t, std::int64_t, double) override { return true; }
@@ -37,7 +40,11 @@ class FixedPace final : public Pace {
 
  private:
   std::vector<std::int64_t> proposals_;
+  std::int64_t plain_;
 };
+
+/// Plain passes of the last level at the beginning, by which others are measured.
+inline constexpr std::int64_t kPlainFirst = 2;
 
 /// A level's tokens cost (what its proposals cost + its pass) / (tokens that come of it), which is least at
 /// some number of proposals; for the last level that may be 0: then the text goes on plainly, and every so
