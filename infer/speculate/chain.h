@@ -10,7 +10,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <limits>
 #include <span>
 #include <vector>
 
@@ -28,8 +27,8 @@ struct LevelCounts {
   std::int64_t accepted = 0;
   std::int64_t tokens = 0;  // that it handed on
   double seconds = 0;
-  /// Of passes over nothing that was proposed the shortest; infinite: there was none.
-  double least_plain_seconds = std::numeric_limits<double>::infinity();
+  std::int64_t plain_passes = 0;  // over nothing that was proposed
+  double plain_seconds = 0;
 };
 
 class Chain {

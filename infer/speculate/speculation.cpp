@@ -1,7 +1,6 @@
 #include "infer/speculate/speculation.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include <fmt/format.h>
 
@@ -25,8 +24,11 @@ bool skips(const SpeculationOptions& o) { return drafts(o) && o.draft == Draft::
 }  // namespace
 
 double SpeculationReport::speedup() const {
-  const double plain = levels.empty() ? INFINITY : levels.back().counts.least_plain_seconds;
-  return std::isfinite(plain) && seconds > 0 ? static_cast<double>(tokens) * plain / seconds : 0;
+  if (levels.empty() || seconds <= 0) return 0;
+  const LevelCounts& n = levels.back().counts;
+  return n.plain_passes > 0
+             ? static_cast<double>(tokens) * n.plain_seconds / static_cast<double>(n.plain_passes) / seconds
+             : 0;
 }
 
 double SpeculationReport::tokens_a_pass() const {

@@ -43,7 +43,8 @@ struct SpeculationReport {
   std::vector<LevelReport> levels;  // from the first draft to the target
   double seconds = 0;               // of all cycles; the prompt's passes do not count
   std::int64_t tokens = 0;          // that were chosen, a stop token included
-  /// Against the target's plain passes at the same place: tokens * shortest plain pass / seconds; 0: unknown.
+  /// Against passes of the target over nothing that was proposed: tokens * their mean seconds / seconds; 0:
+  /// unknown.
   double speedup() const;
   double tokens_a_pass() const;  // of the target
 };
