@@ -45,14 +45,14 @@ std::int64_t tokens_beside(const SpeculationOptions& o) {
 }
 
 Speculation::Speculation(const CachedModel& target, const CachedModel* draft,
-                         const SpeculationOptions& options, Request request)
+                         const SpeculationOptions& options, Request request, Chance* chance)
     : target_(target),
       options_(options),
       request_(std::move(request)),
       ids_(request_.prompt),
       rule_(request_.sampling, options.tokens, static_cast<std::int64_t>(ids_.size())),
       last_(target_, rule_),
-      chance_(request_.sampling.seed) {
+      seeded_(request_.sampling.seed) {
   check(draft);
   build(draft);
   pace_ = make_pace();
@@ -60,7 +60,8 @@ Speculation::Speculation(const CachedModel& target, const CachedModel* draft,
   for (const auto& level : before_) levels.push_back(level.get());
   levels.push_back(&last_);
   names_.emplace_back("target");
-  chain_ = std::make_unique<Chain>(levels, chance_, *pace_, request_.stop_tokens);
+  chain_ =
+      std::make_unique<Chain>(levels, chance != nullptr ? *chance : seeded_, *pace_, request_.stop_tokens);
 }
 
 void Speculation::check(const CachedModel* draft) const {
@@ -145,7 +146,7 @@ std::unique_ptr<Pace> Speculation::make_pace() const {
         AdaptivePace::Limits{.levels = static_cast<std::int64_t>(before_.size()) + 1});
   std::vector<std::int64_t> proposals(before_.size(), options_.proposals_between);
   if (!proposals.empty()) proposals.back() = options_.proposals;
-  return std::make_unique<FixedPace>(proposals, kPlainFirst);
+  return std::make_unique<FixedPace>(proposals, options_.plain_first);
 }
 
 // How many tokens the next cycle may add. Where memory ends, the target has what the others had.

@@ -27,8 +27,9 @@ struct SpeculationOptions {
   enum class Draft : std::uint8_t { Model, SelfSkip, Ngram } draft = Draft::Ngram;
   RetrievalLevel::Options retrieval;
   Window window;
-  std::int64_t proposals = 0;          // for the target: 1 to 16; 0: as many as pay, by measure
-  std::int64_t proposals_between = 1;  // for the level between: 1 to 8; not read where `proposals` is 0
+  std::int64_t proposals = 0;              // for the target: 1 to 16; 0: as many as pay, by measure
+  std::int64_t proposals_between = 1;      // for the level between: 1 to 8; not read where `proposals` is 0
+  std::int64_t plain_first = kPlainFirst;  // passes without proposals, likewise, by which speed is measured
   RowRule::Tokens tokens = RowRule::Tokens::Drawn;
 };
 
@@ -54,9 +55,9 @@ class Speculation {
   /// All arguments outlive it; the caches are given back with it. `draft`: a small model, where one is asked
   /// for; its ids are the target's. UserError: what check_request() says; a draft whose context or vocabulary
   /// is too small; a budget as large as the context, or larger than the cache has room for; no routed blocks
-  /// to skip, or no others.
+  /// to skip, or no others. `chance`: who draws, instead of numbers of the request's seed.
   Speculation(const CachedModel& target, const CachedModel* draft, const SpeculationOptions& options,
-              Request request);
+              Request request, Chance* chance = nullptr);
 
   struct Step {
     std::vector<std::int32_t> tokens;  // at least one, but where a stop token came first
@@ -85,7 +86,7 @@ class Speculation {
   std::vector<std::unique_ptr<Level>> before_;
   std::vector<GatheredLevel*> gathered_;  // of them those in the target's cache
   std::vector<std::string> names_;
-  SeededChance chance_;
+  SeededChance seeded_;
   std::unique_ptr<Pace> pace_;
   std::unique_ptr<Chain> chain_;
   bool begun_ = false;

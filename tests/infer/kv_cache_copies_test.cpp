@@ -21,25 +21,23 @@ Ids random_ids(std::int64_t n, unsigned seed) {
   return ids;
 }
 
-class KvCacheCopies : public ::testing::TestWithParam<Case> {
- protected:
-  static constexpr std::int64_t kContext = 160;
+constexpr std::int64_t kContext = 160;
 
-  static KvCache cache_for(Model& m, std::int64_t sequences) {
-    const std::int64_t groups = sequences * (kContext / 16 + 6);
-    return {m.c, m.model, {.block = 16, .bytes = groups * 16 * 4 * KvCache::entry_bytes(m.c, m.model)}};
-  }
-  static CachedModel cached(Model& m, KvCache& cache) { return {m.c, m.model, m.rule, cache, kVocab, 40}; }
-  static std::vector<std::int64_t> entries(Model& m, const KvCache& cache, SequenceId id) {
-    std::vector<std::int64_t> all;
-    for (std::int64_t l = 0; l < m.model.config().depth; ++l) all.push_back(cache.entries(id, l));
-    return all;
-  }
-};
+KvCache cache_for(Model& m, std::int64_t sequences) {
+  const std::int64_t groups = sequences * (kContext / 16 + 6);
+  return {m.c, m.model, {.block = 16, .bytes = groups * 16 * 4 * KvCache::entry_bytes(m.c, m.model)}};
+}
+CachedModel cached(Model& m, KvCache& cache) { return {m.c, m.model, m.rule, cache, kVocab, 40}; }
+std::vector<std::int64_t> entries(Model& m, const KvCache& cache, SequenceId id) {
+  std::vector<std::int64_t> all;
+  for (std::int64_t l = 0; l < m.model.config().depth; ++l) all.push_back(cache.entries(id, l));
+  return all;
+}
 
-TEST_P(KvCacheCopies, RowsThatWereTakenBackLeaveNoTrace) {
+class KvCacheCopies : public ::testing::TestWithParam<Case> {};
+
+void expect_no_trace(Model& m) {
   for (const int bits : {16, 4}) {
-    Model m(make_cpu_backend({.invariant = true}, 1), DType::F32, GetParam().routing, kContext);
     m.model.set_kv_bits(bits);
     KvCache cache = cache_for(m, 3);
     const CachedModel cm = cached(m, cache);
@@ -79,9 +77,8 @@ TEST_P(KvCacheCopies, RowsThatWereTakenBackLeaveNoTrace) {
   }
 }
 
-TEST_P(KvCacheCopies, ACopyGoesOnAsTheOriginal) {
+void expect_that_copies_go_on(Model& m) {
   for (const int bits : {16, 8, 4}) {
-    Model m(make_cpu_backend({.invariant = true}, 1), DType::F32, GetParam().routing, kContext);
     m.model.set_kv_bits(bits);
     KvCache cache = cache_for(m, 3);
     const CachedModel cm = cached(m, cache);
@@ -97,6 +94,16 @@ TEST_P(KvCacheCopies, ACopyGoesOnAsTheOriginal) {
     EXPECT_EQ(entries(m, cache, a), entries(m, cache, b));
     EXPECT_EQ(cm.add(a, more, 60, 9), cm.add(b, more, 60, 9));
   }
+}
+
+TEST_P(KvCacheCopies, RowsThatWereTakenBackLeaveNoTrace) {
+  Model m(make_cpu_backend({.invariant = true}, 1), DType::F32, GetParam().routing, kContext);
+  expect_no_trace(m);
+}
+
+TEST_P(KvCacheCopies, ACopyGoesOnAsTheOriginal) {
+  Model m(make_cpu_backend({.invariant = true}, 1), DType::F32, GetParam().routing, kContext);
+  expect_that_copies_go_on(m);
 }
 
 TEST_P(KvCacheCopies, AllEntriesChosenAreACopyToo) {
@@ -153,6 +160,24 @@ TEST_P(KvCacheCopies, ChunksAreScoredByTheNewestQueryOfTheSequence) {
   cm.add(a, random_ids(8, 9), 60, 0);
   EXPECT_NE(scores(1), before);
 }
+
+class CudaKvCacheCopies : public ::testing::TestWithParam<Case> {};
+
+TEST_P(CudaKvCacheCopies, AreAsGoodAsTheOriginalAndLeaveNoTrace) {
+  const testing_support::OpenedDevice opened =
+      testing_support::open_device(testing_support::Device::Cuda, {.invariant = true});
+  testing_support::skip_without(opened);
+  if (!opened.backend) return;
+  for (const DType dtype : {DType::F32, DType::BF16}) {
+    SCOPED_TRACE(name_of(dtype));
+    Model m(opened.backend, dtype, GetParam().routing, kContext);
+    expect_no_trace(m);
+    expect_that_copies_go_on(m);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, CudaKvCacheCopies, ::testing::ValuesIn(cases()),
+                         [](const auto& kind) { return kind.param.name; });
 
 INSTANTIATE_TEST_SUITE_P(Kinds, KvCacheCopies, ::testing::ValuesIn(cases()),
                          [](const auto& kind) { return kind.param.name; });

@@ -1,6 +1,8 @@
 // Tiny random models of every kind of routing.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <memory>
 #include <ostream>
 #include <random>
@@ -89,5 +91,27 @@ struct Model {
     if (routing.kind != RoutingKind::None) rule = causal_rule(routing);
   }
 };
+
+/// How near the nearest decision about each row, or one before it, came to going the other way.
+inline std::vector<double> margins(Model& m, const std::vector<std::int32_t>& ids) {
+  const NoGrad no_grad(m.c);
+  const auto n = static_cast<std::int64_t>(ids.size());
+  const ForwardResult pass = m.model.forward(m.c, make_batch(m.c, 1, n, ids, {}), m.rule);
+  std::vector<double> least(ids.size(), INFINITY);
+  const double border = logit(m.rule.threshold);
+  const bool predictor = m.rule.logit == Causal::Logit::Predictor;
+  for (const RoutedLayer& l : pass.routing) {
+    const auto scores = to_doubles(m.c.backend(), predictor ? l.predicted : l.scores);
+    for (std::size_t i = 0; i < ids.size(); ++i) least[i] = std::min(least[i], std::fabs(scores[i] - border));
+  }
+  for (const ExpertLayer& e : pass.experts) {
+    const Tensor& t = predictor ? e.predicted : e.scores;
+    if (!t.defined()) continue;
+    // Which row of the batch a row of the layer is does not matter: the least of all counts for all.
+    for (const double s : to_doubles(m.c.backend(), t)) least[0] = std::min(least[0], std::fabs(s - border));
+  }
+  for (std::size_t i = 1; i < ids.size(); ++i) least[i] = std::min(least[i], least[i - 1]);
+  return least;
+}
 
 }  // namespace fathom::tiny_models
