@@ -2,6 +2,7 @@
 
 #include <charconv>
 #include <iostream>
+#include <memory>
 #include <optional>
 
 #include <fmt/format.h>
@@ -156,7 +157,13 @@ void generate_by_speculation(const SpeculationFlags& flags, const SpeculativeTex
   KvCache cache(c, model, engine.cache);
   const std::int64_t all = model.config().vocab_size;
   const std::int64_t vocab = text.tokenizer != nullptr ? std::min(all, text.tokenizer->vocab_size()) : all;
-  const CachedModel target{c, model, text.rule, cache, vocab, engine.max_rows};
+  std::unique_ptr<WholeStep> whole;
+  try {
+    whole = WholeStep::open(c, model, text.rule, cache, vocab, 1);
+  } catch (const MemoryError&) {
+    // The cache has taken it all: op by op is slower and needs nothing of its own.
+  }
+  const CachedModel target{c, model, text.rule, cache, vocab, engine.max_rows, whole.get()};
 
   const Stopwatch watch;
   Speculation speculation(target, small ? &*small->cached : nullptr, options, text.request);

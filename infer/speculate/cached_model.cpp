@@ -39,6 +39,13 @@ std::vector<float> CachedModel::add(SequenceId sequence, std::span<const std::in
                       cache.pool().blocks(), cache.block(), position + done),
           "Give the cache more memory.");
     }
+    if (whole != nullptr && size == 1 && wanted == 1 && position == cache.tokens(sequence)) {
+      const StepRow row{.sequence = sequence, .token = tokens[0], .position = position};
+      whole->run({&row, 1});
+      found = whole->logits(0);
+      found.resize(static_cast<std::size_t>(vocab));
+      return found;
+    }
     Batch batch = upload(c, host);
     batch.cache = &cache;
     cache.begin(c, {&rows, 1});

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "infer/kv_cache.h"
+#include "infer/whole_step.h"
 #include "src/model/transformer.h"
 
 namespace fathom {
@@ -18,6 +19,9 @@ struct CachedModel {
   KvCache& cache;
   std::int64_t vocab = 0;     // ids below are chosen
   std::int64_t max_rows = 0;  // of a pass
+  /// Not null: steps over one row at a time, of sequences that have all of their tokens (whole_step.h); made
+  /// for this model, rule and cache.
+  WholeStep* whole = nullptr;
 
   /// Adds tokens to a sequence, the first of them at `position` of its text, in passes of at most max_rows.
   /// Logits of the last `wanted` rows, [wanted * vocab]. UserError: the cache has no room for them.

@@ -79,10 +79,19 @@ class AdaptivePace final : public Pace {
     }
     double value() const { return weight > 0 ? sum / weight : 0; }
   };
+  /// Seconds of passes over proposals, as a line over their number: on a GPU the first one costs more than
+  /// those that follow, as a step of one launch has to give way to a pass.
+  struct Line {
+    double weight = 0, n = 0, nn = 0, seconds = 0, n_seconds = 0;
+    void add(double proposals, double s, double forget);
+    double slope(double single) const;
+    double at(double proposals, double single) const;
+  };
   struct Of {  // a level
     std::array<Mean, kBins> by_sureness;
     Mean accepted;
-    Mean single, extra;   // seconds of a pass over one row, and of each row more
+    Mean single;  // seconds of a pass over nothing that was proposed
+    Line several;
     double rate = 0;      // tokens a second, at its best number of proposals
     double all_pass = 1;  // of the proposals at hand
     double next_cost = 0;

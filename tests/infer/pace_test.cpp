@@ -14,9 +14,8 @@ struct World {
   double draft = 0.05;      // seconds of a proposal
   double pass = 1;          // of a pass over one row
   double row = 0.02;        // of each row more
+  double step = 0;          // and of the first of them
   double acceptance = 0.8;  // of a proposal
-  double between = 0;       // of a pass of a level between over one row; 0: there is none
-  double between_acceptance = 0.8;
 };
 
 struct Outcome {
@@ -38,7 +37,7 @@ Outcome run(AdaptivePace& pace, const World& w, int cycles, std::uint64_t seed =
       seconds += w.draft;
       if (!pace.one_more(1, ++n, 0.8)) break;
     }
-    const double pass = w.pass + static_cast<double>(n) * w.row;
+    const double pass = w.pass + static_cast<double>(n) * w.row + (n > 0 ? w.step : 0);
     pace.passed(1, n, pass);
     seconds += pass;
     std::int64_t taken = 0;
@@ -66,12 +65,12 @@ TEST(AdaptivePace, ProposesMoreWhereMoreIsAccepted) {
 
 TEST(AdaptivePace, ComesNearTheBestFixedNumber) {
   for (const World& w : {World{}, World{.draft = 0.2}, World{.acceptance = 0.95}, World{.row = 0.3},
-                         World{.draft = 0.001, .acceptance = 0.5}}) {
+                         World{.draft = 0.001, .acceptance = 0.5}, World{.step = 2, .acceptance = 0.95}}) {
     double best = w.pass;
     for (int n = 1; n <= 12; ++n) {
       double tokens = 1, power = 1;
       for (int i = 0; i < n; ++i) tokens += power *= w.acceptance;
-      best = std::min(best, (w.pass + n * (w.draft + w.row)) / tokens);
+      best = std::min(best, (w.pass + w.step + n * (w.draft + w.row)) / tokens);
     }
     AdaptivePace pace({.levels = 2});
     const Outcome o = run(pace, w, 1000);
@@ -85,6 +84,8 @@ TEST(AdaptivePace, GoesOnPlainlyWhereProposalsLoseAndTriesAgain) {
   const Outcome o = run(pace, bad, 600);
   EXPECT_TRUE(o.off);
   EXPECT_LT(o.seconds_a_token, 1.06 * bad.pass);
+  AdaptivePace stepped({.levels = 2});
+  EXPECT_TRUE(run(stepped, {.step = 20}, 600).off);
   // The text becomes easier: that is noticed.
   const Outcome later = run(pace, {.acceptance = 0.9}, 1500, 2);
   EXPECT_FALSE(later.off);
