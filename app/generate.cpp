@@ -10,6 +10,7 @@
 #include "app/command.h"
 #include "app/engine_flags.h"
 #include "app/prompts.h"
+#include "app/speculation.h"
 #include "app/trained_model.h"
 #include "infer/text_stream.h"
 #include "kernels/error.h"
@@ -38,6 +39,7 @@ struct GenerateFlags {
   bool logprobs = false;
   std::int64_t top_logprobs = 0;
   EngineFlags engine;
+  SpeculationFlags speculation;
 };
 
 std::vector<Prompt> prompts_of(const GenerateFlags& flags) {
@@ -288,12 +290,46 @@ class Generation {
   Stopwatch watch_;
 };
 
+// One prompt, by speculative decoding.
+void speculate(const GenerateFlags& flags, const Globals& globals, const TrainedModel& model,
+               const Tokenizer* tokenizer, const Causal& rule, const Prompt& prompt) {
+  if (!prompt.error.empty()) throw UserError(prompt.error);
+  SpeculativeText text{.model = model,
+                       .rule = rule,
+                       .tokenizer = tokenizer,
+                       .prompt = prompt.text,
+                       .stops = flags.stops,
+                       .request = {},
+                       .engine = flags.engine,
+                       .invariant = flags.invariant,
+                       .precision = flags.precision};
+  text.request.prompt = prompt.ids.empty() ? start_of(prompt.text, *tokenizer) : prompt.ids;
+  text.request.max_tokens = flags.tokens;
+  text.request.sampling = flags.sampling;
+  text.request.stop_tokens = model.loaded.ends.stops;
+  if (tokenizer != nullptr && tokenizer->end_of_document() >= 0)
+    text.request.stop_tokens.push_back(tokenizer->end_of_document());
+  generate_by_speculation(flags.speculation, text, globals);
+}
+
+void check_speculation(const GenerateFlags& flags, std::size_t prompts) {
+  if (!flags.speculation.asked()) return;
+  if (prompts != 1) {
+    throw UsageError(fmt::format("--speculate goes with one prompt at a time, and {} were given.", prompts),
+                     "Leave --speculate out: many texts at once share the model's weights anyhow.");
+  }
+  if (flags.logprobs || flags.top_logprobs > 0)
+    throw UsageError("--speculate chooses tokens, and gives no log-probabilities.",
+                     "Leave --logprobs and --top-logprobs out, or --speculate.");
+}
+
 void run(GenerateFlags flags, Globals& globals) {
   std::vector<Prompt> prompts = prompts_of(flags);
   read_biases(flags.biases, flags.sampling);
   for (const std::string& stop : flags.stops) {
     if (stop.empty()) throw UsageError("--stop is empty, which every text begins with.");
   }
+  check_speculation(flags, prompts.size());
   const TrainedModel model =
       open_model(flags.model, {.invariant = flags.invariant}, globals, flags.precision);
   const LoadedModel& loaded = model.loaded;
@@ -301,6 +337,11 @@ void run(GenerateFlags flags, Globals& globals) {
   RoutingConfig routing = loaded.config.routing;
   if (flags.threshold >= 0) routing.causal.threshold = flags.threshold;
   const std::unique_ptr<Tokenizer> tokenizer = open_tokenizer(loaded, flags);
+  if (flags.speculation.asked()) {
+    speculate(flags, globals, model, tokenizer.get(),
+              routing.kind != RoutingKind::None ? causal_rule(routing) : Causal{}, prompts.front());
+    return;
+  }
   EngineOptions options = flags.engine.options(*model.context, *loaded.model, readable(prompts));
   if (tokenizer) options.vocab = tokenizer->vocab_size();
   if (routing.kind != RoutingKind::None) options.rule = causal_rule(routing);
@@ -377,14 +418,17 @@ void add_generate(CLI::App& app, Globals& globals) {
                   "With --json: so many of the most likely tokens beside each new one")
       ->check(number_from_to(0, 1000));
   add_engine_flags(*sub, flags->engine);
+  add_speculation_flags(*sub, flags->speculation);
   add_global_flags(*sub, globals);
   sub->footer(
       "Examples:\n"
       "  fathom generate runs/mod -p \"The sea\" -n 100\n"
       "  fathom generate runs/mod -p \"The sea\" --temperature 0 --json\n"
-      "  fathom generate runs/mod --prompts prompts.jsonl --json > texts.jsonl");
+      "  fathom generate runs/mod --prompts prompts.jsonl --json > texts.jsonl\n"
+      "  fathom generate runs/mod -p \"The sea\" -n 400 --speculate triforce --draft runs/small");
   sub->callback([flags, sub, &globals] {
     flags->prompt_given = sub->count("--prompt") > 0;
+    check_speculation_flags(*sub, flags->speculation);
     run(*flags, globals);
   });
 }

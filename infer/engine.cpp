@@ -75,10 +75,9 @@ Engine::Engine(Context& c, const Transformer& model, const EngineOptions& option
       std::vector<std::int64_t>(static_cast<std::size_t>(model.routing().experts.count)));
 }
 
-void Engine::check(const Request& r) const {
+void check_request(const Request& r, std::int64_t vocab, std::int64_t context, const KvCache& cache) {
   if (r.prompt.empty())
     throw UserError("The prompt is empty: there is nothing to go on from.", "Give at least one token.");
-  const std::int64_t vocab = options_.vocab;
   for (std::size_t i = 0; i < r.prompt.size(); ++i) {
     if (r.prompt[i] >= 0 && r.prompt[i] < vocab) continue;
     throw UserError(
@@ -86,15 +85,14 @@ void Engine::check(const Request& r) const {
         "Use the tokenizer that the model was trained with.");
   }
   const auto length = static_cast<std::int64_t>(r.prompt.size());
-  if (length - (r.max_tokens == 0 ? 1 : 0) > context()) {
-    throw UserError(
-        fmt::format("The prompt has {} tokens, and the model's context is {}.", length, context()),
-        "Shorten the prompt.");
+  if (length - (r.max_tokens == 0 ? 1 : 0) > context) {
+    throw UserError(fmt::format("The prompt has {} tokens, and the model's context is {}.", length, context),
+                    "Shorten the prompt.");
   }
-  if (!cache_.could_hold(length - (r.max_tokens == 0 ? 1 : 0))) {
+  if (!cache.could_hold(length - (r.max_tokens == 0 ? 1 : 0))) {
     throw UserError(
         fmt::format("The prompt has {} tokens, more than the whole cache holds ({} blocks of {}).", length,
-                    cache_.pool().blocks(), cache_.block()),
+                    cache.pool().blocks(), cache.block()),
         "Give the cache more memory.");
   }
   require(r.max_tokens >= 0, "max_tokens", "0 or more");
@@ -103,7 +101,7 @@ void Engine::check(const Request& r) const {
 }
 
 RequestId Engine::submit(Request request) {
-  check(request);
+  check_request(request, options_.vocab, context(), cache_);
   Running r;
   r.id = next_++;
   r.ids = request.prompt;

@@ -86,6 +86,10 @@ struct EngineStats {
   std::vector<std::vector<std::int64_t>> expert_rows;
 };
 
+/// UserError: the prompt is empty, holds ids outside of the vocabulary, is longer than the context or than
+/// the cache ever holds, or an option is out of range.
+void check_request(const Request& request, std::int64_t vocab, std::int64_t context, const KvCache& cache);
+
 /// Sees the logits of every row that is chosen from, before it is: [V] of the engine's ids. For tests.
 using LogitsObserver = std::function<void(RequestId, std::int64_t position, std::span<const float> logits)>;
 
@@ -139,7 +143,6 @@ class Engine {
     std::int64_t rows = 0;
   };
 
-  void check(const Request& request) const;
   bool admit();
   std::int64_t promised_groups() const;
   std::vector<Part> schedule();

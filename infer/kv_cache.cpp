@@ -108,6 +108,7 @@ void KvCache::remove(SequenceId id) {
   for (const std::int32_t group : s.groups) pool_.give(group);
   for (const std::int32_t group : s.routed_groups) pool_.give(group);
   sequences_.erase(id);
+  if (id == watched_) watched_ = -1;
 }
 
 std::int64_t KvCache::entries(SequenceId id, std::int64_t layer) const {
@@ -162,22 +163,28 @@ KvCache::Tables KvCache::upload(Context& c, const std::vector<const std::vector<
 void KvCache::begin(Context& c, std::span<const NewRows> rows) {
   row_sequence_.clear();
   is_beginning_ = rows.size() == 1 && at(rows.front().sequence).tokens == 0;
+  row_token_.clear();
   std::vector<const std::vector<std::int32_t>*> blocks;
   std::vector<std::int32_t> sequences, lengths;
   for (const NewRows& n : rows) {
     Sequence& s = at(n.sequence);
     for (std::int64_t i = 0; i < n.rows; ++i) {
       row_sequence_.push_back(n.sequence);
+      row_token_.push_back(s.tokens);
       sequences.push_back(static_cast<std::int32_t>(blocks.size()));
       lengths.push_back(static_cast<std::int32_t>(++s.tokens));
     }
-    while (dense_ > 0 && static_cast<std::int64_t>(s.groups.size()) < blocks_for(s.tokens))
-      s.groups.push_back(pool_.take());
+    take_groups(s);
     blocks.push_back(&s.groups);
   }
   if (dense_ == 0) return;
   dense_tables_ = upload(c, blocks, sequences, lengths);
   dense_tables_.shape.stride = pool_.width();
+}
+
+void KvCache::take_groups(Sequence& s) {
+  while (dense_ > 0 && static_cast<std::int64_t>(s.groups.size()) < blocks_for(s.tokens))
+    s.groups.push_back(pool_.take());
 }
 
 std::int32_t KvCache::take_block(Sequence& s) {
@@ -202,10 +209,9 @@ void KvCache::assume(SequenceId id, std::int64_t tokens, std::int64_t entries) {
     throw InternalError("[cache] more entries than there are blocks for");
   Sequence& s = at(id);
   s.tokens = tokens;
-  while (dense_ > 0 && static_cast<std::int64_t>(s.groups.size()) < blocks_for(tokens))
-    s.groups.push_back(pool_.take());
+  take_groups(s);
   for (Layer& layer : s.routed) {
-    layer.entries = entries;
+    while (layer.entries < entries) add_entry(layer, layer.entries * tokens / entries);
     while (static_cast<std::int64_t>(layer.blocks.size()) < blocks_for(entries))
       layer.blocks.push_back(take_block(s));
   }
@@ -251,8 +257,10 @@ void KvCache::reserve(SequenceId id) {
 
 void KvCache::commit(SequenceId id, std::span<const std::uint8_t> kept) {
   Sequence& s = at(id);
+  for (std::size_t i = 0; i < s.routed.size(); ++i) {
+    if (kept[i] != 0) add_entry(s.routed[i], s.tokens);
+  }
   ++s.tokens;
-  for (std::size_t i = 0; i < s.routed.size(); ++i) s.routed[i].entries += kept[i] != 0 ? 1 : 0;
 }
 
 std::span<const std::int32_t> KvCache::blocks(SequenceId id, std::int64_t table) const {
@@ -282,9 +290,11 @@ void KvCache::expect(Context& c, std::int64_t layer_number, const Tensor& kept) 
     if (id != last) blocks.push_back(&layer.blocks);
     last = id;
     make_room(s, layer);
+    add_entry(layer, row_token_[static_cast<std::size_t>(row)]);
     sequences.push_back(static_cast<std::int32_t>(blocks.size()) - 1);
-    lengths.push_back(static_cast<std::int32_t>(++layer.entries));
+    lengths.push_back(static_cast<std::int32_t>(layer.entries));
   }
+  expected_rows_ = rows;
   routed_tables_ = upload(c, blocks, sequences, lengths);
 }
 
@@ -294,6 +304,7 @@ Tensor KvCache::attend(Context& c, std::int64_t layer, const Tensor& qkv, const 
   if (!is_routed_[l]) t.shape.offset = place_[l];
   if (kept.defined() && kept.size() != t.shape.rows)
     throw InternalError("[cache] rows that were not expected");
+  if (watched_ >= 0) keep_query(c, layer, qkv);
   Tensor out = c.empty({t.shape.rows, t.shape.heads * t.shape.head_dim});
   c.backend().cache_append(memory_, qkv, t.tables, t.sequences, t.lengths, t.shape);
   if (is_beginning_ && !is_routed_[l] && attends_without_cache(c, t.shape)) {

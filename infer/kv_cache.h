@@ -65,6 +65,36 @@ class KvCache final : public AttentionCache {
   /// And random numbers for all keys and values.
   void fill_random(Context& c) const;
 
+  // For speculative decoding (speculate/):
+
+  /// Takes back all but the first `tokens` tokens, and what routed layers kept of the others. The blocks stay
+  /// the sequence's: its next rows need them.
+  void truncate(SequenceId id, std::int64_t tokens);
+  /// Entries that a layer has of a sequence's first `tokens` tokens.
+  std::int64_t entries_of(SequenceId id, std::int64_t layer, std::int64_t tokens) const;
+  enum class Layers : std::uint8_t { All, Dense };
+  /// Adds to a sequence what another has of its tokens from `begin` to before `end`, in all layers or in the
+  /// dense ones alone, as if they had been computed there. There must be room (has_room).
+  void append_tokens(Context& c, SequenceId to, SequenceId from, std::int64_t begin, std::int64_t end,
+                     Layers layers = Layers::All);
+  /// Of a layer the entries to take, [kv_heads, n]: each key/value head may take others. n is the same for
+  /// all dense layers.
+  using Chosen = std::vector<std::int32_t>;
+  /// Adds chosen entries, by layer. They count as `tokens` tokens: n of the dense layers, where there are
+  /// any.
+  void append_chosen(Context& c, SequenceId to, SequenceId from, std::int64_t tokens,
+                     const std::vector<Chosen>& chosen);
+  /// Whether so many tokens, and at most `entries` entries in each routed layer, fit behind what a sequence
+  /// has, and leave `spare` groups.
+  bool has_room(SequenceId id, std::int64_t tokens, std::int64_t entries, std::int64_t spare = 0) const;
+  /// Keeps the newest row's queries of this sequence from now on, layer by layer.
+  void watch(SequenceId id);
+  /// How well chunks of `chunk` entries suit the newest query, [kv_heads, chunks]: the mean of their keys
+  /// times the sum of the group's queries. Of the sequence that is watched; empty: the layer has seen no row
+  /// of it since.
+  std::vector<float> chunk_scores(Context& c, std::int64_t layer, std::int64_t chunks,
+                                  std::int64_t chunk) const;
+
   // For a decoder (kernels/decoder.h), which does a step by itself:
 
   bool has(SequenceId id) const { return sequences_.contains(id); }
@@ -88,6 +118,12 @@ class KvCache final : public AttentionCache {
   struct Layer {  // of a routed layer of a sequence
     std::vector<std::int32_t> blocks;
     std::int64_t entries = 0;
+    std::vector<std::int32_t> tokens;  // of each entry which of the sequence's tokens it is, ascending
+  };
+  /// Entries that are to be copied, as their numbers in the pool.
+  struct Copies {
+    std::vector<std::vector<std::int32_t>> from;  // by key/value head
+    std::vector<std::int32_t> to;
   };
   struct Sequence {
     std::vector<std::int32_t> groups;  // of the dense layers
@@ -109,6 +145,15 @@ class KvCache final : public AttentionCache {
                 const std::vector<std::int32_t>& sequences, const std::vector<std::int32_t>& lengths) const;
   std::int32_t take_block(Sequence& s);
   void make_room(Sequence& s, Layer& layer);
+  void take_groups(Sequence& s);
+  const Layer* routed(const Sequence& s, std::int64_t layer) const;
+  std::int32_t number_of(const Sequence& s, std::int64_t layer, std::int64_t entry) const;
+  void add_entry(Layer& layer, std::int64_t token) {
+    ++layer.entries;
+    layer.tokens.push_back(static_cast<std::int32_t>(token));
+  }
+  void copy(Context& c, const Copies& copies) const;
+  void keep_query(Context& c, std::int64_t layer, const Tensor& qkv);
   static DType dtype(const Context& c, const Transformer& model);
   static std::int64_t block_bytes(Context& c, const KvCacheOptions& options, const Transformer& model);
   static std::int64_t groups_in(Context& c, const KvCacheOptions& options, const Transformer& model);
@@ -123,8 +168,12 @@ class KvCache final : public AttentionCache {
   Tensor memory_;
   std::map<SequenceId, Sequence> sequences_;
   SequenceId next_ = 0;
-  std::vector<SequenceId> row_sequence_;  // of the pass: by row
-  bool is_beginning_ = false;             // of the pass: its rows are the first of one sequence
+  std::vector<SequenceId> row_sequence_;     // of the pass: by row
+  std::vector<std::int64_t> row_token_;      // likewise: which token of its sequence
+  std::vector<std::int32_t> expected_rows_;  // of the layer that expect() was told of
+  SequenceId watched_ = -1;
+  std::vector<Tensor> queries_;  // by layer [1, (H+2G)d]; undefined: none yet
+  bool is_beginning_ = false;    // of the pass: its rows are the first of one sequence
   Tables dense_tables_;
   Tables routed_tables_;  // of the layer that expect() was told of
 };

@@ -84,6 +84,52 @@ double sum_of(std::span<const double> weights) {
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
+// Biases and penalties, on what the logits are. The greatest that is left.
+double adjust(std::span<const float> logits, const SamplingOptions& options, std::uint64_t position,
+              const TokenHistory& history, std::vector<double>& z) {
+  require_finite(logits, position);
+  z.assign(logits.begin(), logits.end());
+  for (const auto& [id, bias] : options.logit_bias) {
+    if (id >= 0 && static_cast<std::size_t>(id) < z.size()) z[static_cast<std::size_t>(id)] += bias;
+  }
+  if (options.penalises()) penalise(z, options, history);
+  const double greatest = *std::max_element(z.begin(), z.end());
+  if (!std::isfinite(greatest))
+    throw UserError(
+        fmt::format("Biases and penalties leave no token to choose for place {} of the text.", position));
+  return greatest;
+}
+
+// What a temperature above 0 makes of adjusted logits: weights of the ids `order`, most likely first, or of
+// all ids in turn, where that is empty.
+void weigh(std::vector<double>& z, double greatest, const SamplingOptions& options,
+           std::vector<double>& weights, std::vector<std::int32_t>& order) {
+  order.clear();
+  if (options.top_k == 0 && options.top_p >= 1 && options.min_p == 0) {
+    for (double& x : z) x = std::exp((x - greatest) / options.temperature);
+    weights.swap(z);
+    return;
+  }
+  order.resize(z.size());
+  std::iota(order.begin(), order.end(), 0);
+  const auto likelier = [&](std::int32_t a, std::int32_t b) {
+    const double x = z[static_cast<std::size_t>(a)], y = z[static_cast<std::size_t>(b)];
+    return x > y || (x == y && a < b);
+  };
+  const auto wanted =
+      options.top_k > 0 ? std::min(static_cast<std::size_t>(options.top_k), z.size()) : z.size();
+  std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(wanted), order.end(),
+                    likelier);
+  order.resize(wanted);
+  weights.resize(wanted);
+  for (std::size_t i = 0; i < wanted; ++i)
+    weights[i] = std::exp((z[static_cast<std::size_t>(order[i])] - greatest) / options.temperature);
+  weights.resize(cut(weights, options));
+  order.resize(weights.size());
+}
+
+}  // namespace
+
 // The first place whose weights, added up to it, exceed the share `u` of all. Blocks of weights are passed by
 // their sums.
 std::size_t draw(std::span<const double> weights, double u) {
@@ -106,8 +152,6 @@ std::size_t draw(std::span<const double> weights, double u) {
   return last;
 }
 
-}  // namespace
-
 double uniform(std::uint64_t seed, std::uint64_t position) {
   const std::uint64_t x = mix64(seed * kGoldenGamma + position * 0xD1342543DE82EF95U + kGoldenGamma);
   return static_cast<double>(x >> 11) * 0x1p-53;
@@ -115,44 +159,37 @@ double uniform(std::uint64_t seed, std::uint64_t position) {
 
 SampledToken sample(std::span<const float> logits, const SamplingOptions& options, std::uint64_t position,
                     const TokenHistory& history, bool logprob) {
-  require_finite(logits, position);
-  thread_local std::vector<double>
-      z;  // as large as the vocabulary: fresh memory for each token would cost more
-  z.assign(logits.begin(), logits.end());
-  for (const auto& [id, bias] : options.logit_bias) {
-    if (id >= 0 && static_cast<std::size_t>(id) < z.size()) z[static_cast<std::size_t>(id)] += bias;
-  }
-  if (options.penalises()) penalise(z, options, history);
-  const auto result = [&](std::int32_t id) {
-    return SampledToken{id, logprob ? at(logits, id) - log_total(logits) : NAN};
+  // As large as the vocabulary: fresh memory for each token would cost more.
+  thread_local std::vector<double> z, weights;
+  thread_local std::vector<std::int32_t> order;
+  const double greatest = adjust(logits, options, position, history, z);
+  const auto result = [&](std::size_t id) {
+    const auto token = static_cast<std::int32_t>(id);
+    return SampledToken{token, logprob ? at(logits, token) - log_total(logits) : NAN};
   };
-  const auto greatest = std::max_element(z.begin(), z.end());
-  if (!std::isfinite(*greatest))
-    throw UserError(
-        fmt::format("Biases and penalties leave no token to choose for place {} of the text.", position));
-  if (options.temperature <= 0) return result(static_cast<std::int32_t>(greatest - z.begin()));
+  if (options.temperature <= 0)
+    return result(static_cast<std::size_t>(std::find(z.begin(), z.end(), greatest) - z.begin()));
+  weigh(z, greatest, options, weights, order);
+  const std::size_t drawn = draw(weights, uniform(options.seed, position));
+  return result(order.empty() ? drawn : static_cast<std::size_t>(order[drawn]));
+}
 
-  if (options.top_k == 0 && options.top_p >= 1 && options.min_p == 0) {
-    const double top = *greatest;
-    for (double& x : z) x = std::exp((x - top) / options.temperature);
-    return result(static_cast<std::int32_t>(draw(z, uniform(options.seed, position))));
+void probabilities(std::span<const float> logits, const SamplingOptions& options, std::uint64_t position,
+                   const TokenHistory& history, std::vector<double>& p) {
+  thread_local std::vector<double> z, weights;
+  thread_local std::vector<std::int32_t> order;
+  const double greatest = adjust(logits, options, position, history, z);
+  const std::size_t vocab = logits.size();
+  if (options.temperature <= 0) {
+    p.assign(vocab, 0.0);
+    p[static_cast<std::size_t>(std::find(z.begin(), z.end(), greatest) - z.begin())] = 1;
+    return;
   }
-  std::vector<std::int32_t> order(z.size());
-  std::iota(order.begin(), order.end(), 0);
-  const auto likelier = [&](std::int32_t a, std::int32_t b) {
-    const double x = z[static_cast<std::size_t>(a)], y = z[static_cast<std::size_t>(b)];
-    return x > y || (x == y && a < b);
-  };
-  const auto wanted =
-      options.top_k > 0 ? std::min(static_cast<std::size_t>(options.top_k), z.size()) : z.size();
-  std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(wanted), order.end(),
-                    likelier);
-  order.resize(wanted);
-  std::vector<double> weights(wanted);
-  for (std::size_t i = 0; i < wanted; ++i)
-    weights[i] = std::exp((z[static_cast<std::size_t>(order[i])] - *greatest) / options.temperature);
-  weights.resize(cut(weights, options));
-  return result(order[draw(weights, uniform(options.seed, position))]);
+  weigh(z, greatest, options, weights, order);
+  const double whole = 1 / sum_of(weights);
+  p.assign(vocab, 0.0);
+  for (std::size_t i = 0; i < weights.size(); ++i)
+    p[order.empty() ? i : static_cast<std::size_t>(order[i])] = weights[i] * whole;
 }
 
 std::vector<SampledToken> most_likely(std::span<const float> logits, std::int64_t n) {

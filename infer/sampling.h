@@ -4,6 +4,7 @@
 // temperature divides; then top_k, top_p and min_p each leave out tokens, among those that are left.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <span>
@@ -52,12 +53,20 @@ struct SampledToken {
 SampledToken sample(std::span<const float> logits, const SamplingOptions& options, std::uint64_t position,
                     const TokenHistory& history = {}, bool logprob = true);
 
+/// What sample() draws from: of every id its probability, [V]. At temperature 0 that is 1 for the id that it
+/// gives. UserError as sample().
+void probabilities(std::span<const float> logits, const SamplingOptions& options, std::uint64_t position,
+                   const TokenHistory& history, std::vector<double>& p);
+
 /// The n most likely tokens and the logs of their probabilities, most likely first; of equal ones the lower
 /// id first.
 std::vector<SampledToken> most_likely(std::span<const float> logits, std::int64_t n);
 /// The log of a token's probability. UserError as sample().
 double logprob_of(std::span<const float> logits, std::int32_t id, std::uint64_t position);
 
+/// The place in which the share `u` of [0, 1) of all weights falls, these laid side by side; never one of
+/// weight 0. They are not negative, and not all 0.
+std::size_t draw(std::span<const double> weights, double u);
 /// A uniform number in [0, 1) from (seed, position).
 double uniform(std::uint64_t seed, std::uint64_t position);
 

@@ -329,6 +329,17 @@ class Backend {
   /// kv_heads, head_dim and bits count. out may alias qkv. InternalError: bits other than 4 and 8.
   virtual void cache_round_trip(View out, ConstView qkv, const CacheShape& s) = 0;
 
+  /// Entries become what others of the pool are, key and value, bit by bit: of key/value head g, entry to[i]
+  /// becomes entry from[g * entries + i]. from int32 [kv_heads, entries], to int32 [entries]: of entry i of
+  /// the pool's block b the number b * block + i. No entry is in both. Of the shape the rows, tables and
+  /// heads do not count.
+  virtual void cache_copy(View pool, ConstView from, ConstView to, std::int64_t entries,
+                          const CacheShape& s) = 0;
+  /// scores stat [kv_heads, chunks]: of a sequence's first chunks * chunk entries, chunk by chunk, the mean
+  /// of their keys times the sum of the group's query heads. query [H*d] after RoPE, table int32 [s.table].
+  virtual void cache_chunk_scores(View scores, ConstView pool, ConstView query, ConstView table,
+                                  std::int64_t chunks, std::int64_t chunk, const CacheShape& s) = 0;
+
   /// Chooses for each row of logits [rows, vocab] among the first `choices` ids. Waits for the device. False:
   /// nothing was done, this backend leaves it to the host.
   virtual bool choose_tokens(std::span<TokenPick> picks, ConstView logits, std::int64_t vocab,

@@ -144,6 +144,14 @@ class ForwardingBackend : public Backend {
   void cache_round_trip(View out, ConstView qkv, const CacheShape& s) override {
     inner_->cache_round_trip(out, qkv, s);
   }
+  void cache_copy(View pool, ConstView from, ConstView to, std::int64_t entries,
+                  const CacheShape& s) override {
+    inner_->cache_copy(pool, from, to, entries, s);
+  }
+  void cache_chunk_scores(View scores, ConstView pool, ConstView query, ConstView table, std::int64_t chunks,
+                          std::int64_t chunk, const CacheShape& s) override {
+    inner_->cache_chunk_scores(scores, pool, query, table, chunks, chunk, s);
+  }
   void cached_attention(View out, ConstView pool, ConstView qkv, ConstView tables, ConstView sequences,
                         ConstView lengths, const CacheShape& s) override {
     inner_->cached_attention(out, pool, qkv, tables, sequences, lengths, s);

@@ -107,6 +107,10 @@ class CudaBackend final : public Backend, public OwnMemory {
   void cached_attention(View out, ConstView pool, ConstView qkv, ConstView tables, ConstView sequences,
                         ConstView lengths, const CacheShape& s) override;
   void cache_round_trip(View out, ConstView qkv, const CacheShape& s) override;
+  void cache_copy(View pool, ConstView from, ConstView to, std::int64_t entries,
+                  const CacheShape& s) override;
+  void cache_chunk_scores(View scores, ConstView pool, ConstView query, ConstView table, std::int64_t chunks,
+                          std::int64_t chunk, const CacheShape& s) override;
   bool choose_tokens(std::span<TokenPick> picks, ConstView logits, std::int64_t vocab,
                      std::int64_t choices) override;
   std::unique_ptr<Decoder> make_decoder(const DecoderModel& model) override;

@@ -62,6 +62,8 @@ Transformer::Stream Transformer::routed_block(Context& c, std::int64_t layer, co
                                               const Rows& rows, const SelectionRule& rule,
                                               ForwardResult& result) const {
   const Tensor x = stream.delta.defined() ? ops::add(c, stream.x, stream.delta) : stream.x;
+  const auto* causal = std::get_if<Causal>(&rule);
+  if (causal != nullptr && causal->blocks == Causal::Blocks::Skipped) return {x, {}};
 
   RoutedLayer routed{layer, {}, {}, {}};
   {

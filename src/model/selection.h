@@ -19,6 +19,9 @@ struct TopK {};
 struct Causal {
   enum class Logit : std::uint8_t { Router, Predictor } logit = Logit::Router;
   double threshold = 0.5;
+  /// Skipped: routed blocks pass all tokens by, and are not even asked: the model as its own draft. Experts
+  /// are, where they are left.
+  enum class Blocks : std::uint8_t { Asked, Skipped } blocks = Blocks::Asked;
 };
 
 /// Top-k on Gaussian noise: the paper's control. A pure function of (seed, step, layer): layer l draws from

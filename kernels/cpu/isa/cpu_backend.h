@@ -80,6 +80,10 @@ class CpuBackend final : public Backend {
   void cached_attention(View out, ConstView pool, ConstView qkv, ConstView tables, ConstView sequences,
                         ConstView lengths, const CacheShape& s) override;
   void cache_round_trip(View out, ConstView qkv, const CacheShape& s) override;
+  void cache_copy(View pool, ConstView from, ConstView to, std::int64_t entries,
+                  const CacheShape& s) override;
+  void cache_chunk_scores(View scores, ConstView pool, ConstView query, ConstView table, std::int64_t chunks,
+                          std::int64_t chunk, const CacheShape& s) override;
   void swiglu_forward(View h, ConstView gate_up, std::int64_t rows, std::int64_t hidden) override;
   void swiglu_backward(View dgate_up, ConstView dh, ConstView gate_up, std::int64_t rows,
                        std::int64_t hidden) override;

@@ -1,0 +1,68 @@
+#include "infer/speculate/cached_model.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include <fmt/format.h>
+
+#include "kernels/error.h"
+#include "src/ops/routing.h"
+
+namespace fathom {
+
+std::size_t common_prefix(std::span<const std::int32_t> a, std::span<const std::int32_t> b) {
+  const std::size_t n = std::min(a.size(), b.size());
+  return static_cast<std::size_t>(
+      std::mismatch(a.begin(), a.begin() + static_cast<std::ptrdiff_t>(n), b.begin()).first - a.begin());
+}
+
+std::vector<float> CachedModel::add(SequenceId sequence, std::span<const std::int32_t> tokens,
+                                    std::int64_t position, std::int64_t wanted) const {
+  const NoGrad no_grad(c);
+  const auto size = static_cast<std::int64_t>(tokens.size());
+  std::vector<float> found;
+  // The rows that are wanted come in one pass.
+  const std::int64_t before = size - std::max<std::int64_t>(wanted, std::min(size, max_rows));
+  for (std::int64_t done = 0; done < size;) {
+    const std::int64_t n = done < before ? std::min(max_rows, before - done) : size - done;
+    HostBatch host;
+    host.batch = 1;
+    host.seq = n;
+    host.tokens.assign(tokens.begin() + done, tokens.begin() + done + n);
+    host.positions.resize(static_cast<std::size_t>(n));
+    std::iota(host.positions.begin(), host.positions.end(), static_cast<std::int32_t>(position + done));
+    host.documents.assign(static_cast<std::size_t>(n), 0);
+    const NewRows rows{sequence, n};
+    if (!cache.fits({&rows, 1})) {
+      throw UserError(
+          fmt::format("The cache ({} blocks of {}) holds no more than the {} tokens of this text.",
+                      cache.pool().blocks(), cache.block(), position + done),
+          "Give the cache more memory.");
+    }
+    if (whole != nullptr && size == 1 && wanted == 1 && position == cache.tokens(sequence)) {
+      const StepRow row{.sequence = sequence, .token = tokens[0], .position = position};
+      whole->run({&row, 1});
+      found = whole->logits(0);
+      found.resize(static_cast<std::size_t>(vocab));
+      return found;
+    }
+    Batch batch = upload(c, host);
+    batch.cache = &cache;
+    cache.begin(c, {&rows, 1});
+    const ForwardResult result = model.forward(c, batch, rule);
+    done += n;
+    if (done < size || wanted == 0) continue;
+    std::vector<std::int32_t> last(static_cast<std::size_t>(wanted));
+    std::iota(last.begin(), last.end(), static_cast<std::int32_t>(n - wanted));
+    const Tensor at = c.empty({wanted}, DType::I32);
+    from_host(c.backend(), at, last);
+    const std::vector<float> all =
+        to_floats(c.backend(), model.logits(c, ops::gather_rows(c, result.hidden, at)));
+    const auto width = static_cast<std::ptrdiff_t>(model.config().vocab_size);
+    for (std::int64_t i = 0; i < wanted; ++i)
+      found.insert(found.end(), all.begin() + i * width, all.begin() + i * width + vocab);
+  }
+  return found;
+}
+
+}  // namespace fathom

@@ -1,0 +1,67 @@
+// A model and a cache of its keys and values, in which speculative decoding keeps its sequences.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "infer/kv_cache.h"
+#include "infer/whole_step.h"
+#include "src/model/transformer.h"
+
+namespace fathom {
+
+struct CachedModel {
+  Context& c;
+  const Transformer& model;
+  Causal rule;
+  KvCache& cache;
+  std::int64_t vocab = 0;     // ids below are chosen
+  std::int64_t max_rows = 0;  // of a pass
+  /// Not null: steps over one row at a time, of sequences that have all of their tokens (whole_step.h); made
+  /// for this model, rule and cache.
+  WholeStep* whole = nullptr;
+
+  /// Adds tokens to a sequence, the first of them at `position` of its text, in passes of at most max_rows.
+  /// Logits of the last `wanted` rows, [wanted * vocab]. UserError: the cache has no room for them.
+  std::vector<float> add(SequenceId sequence, std::span<const std::int32_t> tokens, std::int64_t position,
+                         std::int64_t wanted) const;
+};
+
+/// A sequence of a cache, which goes with it.
+class OwnSequence {
+ public:
+  OwnSequence() = default;
+  explicit OwnSequence(KvCache& cache) : cache_(&cache), id_(cache.add()) {}
+  ~OwnSequence() { release(); }
+  OwnSequence(OwnSequence&& other) noexcept
+      : cache_(std::exchange(other.cache_, nullptr)), id_(std::exchange(other.id_, -1)) {}
+  OwnSequence& operator=(OwnSequence&& other) noexcept {
+    if (this != &other) {
+      release();
+      cache_ = std::exchange(other.cache_, nullptr);
+      id_ = std::exchange(other.id_, -1);
+    }
+    return *this;
+  }
+  OwnSequence(const OwnSequence&) = delete;
+  OwnSequence& operator=(const OwnSequence&) = delete;
+
+  void release() {
+    if (cache_ != nullptr) cache_->remove(id_);
+    cache_ = nullptr;
+    id_ = -1;
+  }
+  bool exists() const { return cache_ != nullptr; }
+  SequenceId id() const { return id_; }
+
+ private:
+  KvCache* cache_ = nullptr;
+  SequenceId id_ = -1;
+};
+
+/// How many tokens two texts have in common, from the first on.
+std::size_t common_prefix(std::span<const std::int32_t> a, std::span<const std::int32_t> b);
+
+}  // namespace fathom

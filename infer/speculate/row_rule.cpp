@@ -1,0 +1,41 @@
+#include "infer/speculate/row_rule.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "infer/speculate/chance.h"
+
+namespace fathom {
+
+Row RowRule::row(std::span<const float> logits, std::span<const std::int32_t> text,
+                 bool wants_sureness) const {
+  const auto prompt = static_cast<std::size_t>(prompt_);
+  const TokenHistory history{text.first(prompt), text.subspan(prompt)};
+  Row row;
+  if (sampling_.temperature <= 0) {
+    const SampledToken token = sample(logits, sampling_, text.size(), history, wants_sureness);
+    row.only = token.id;
+    row.sure = wants_sureness ? std::exp(token.logprob) : 1;
+    return row;
+  }
+  probabilities(logits, sampling_, text.size(), history, row.p);
+  if (!chooses()) return row;
+  row.only = gumbel_choice(row.p, sampling_.seed, static_cast<std::int64_t>(text.size()));
+  row.sure = row.p[static_cast<std::size_t>(row.only)];
+  row.p.clear();
+  return row;
+}
+
+Row RowRule::certainly(std::int32_t id, std::int64_t vocab, double sure) const {
+  Row row;
+  row.sure = sure;
+  if (chooses()) {
+    row.only = id;
+  } else {
+    row.p.assign(static_cast<std::size_t>(vocab), 0.0);
+    row.p[static_cast<std::size_t>(id)] = 1;
+  }
+  return row;
+}
+
+}  // namespace fathom

@@ -1,0 +1,38 @@
+// From a model's logits to the rows of a chain: one way for the draft, the target and what is between.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "infer/sampling.h"
+#include "infer/speculate/level.h"
+
+namespace fathom {
+
+class RowRule {
+ public:
+  /// How a token comes of a row.
+  enum class Tokens : std::uint8_t {
+    Drawn,       // by the chain's chance
+    SharedNoise  // by noise of (seed, position) that all levels share: the text does not depend on the draft
+  };
+  /// `prompt`: so many tokens of the text are the prompt's, for the penalties. At temperature 0 the likeliest
+  /// token is chosen, whatever `tokens` says.
+  RowRule(SamplingOptions sampling, Tokens tokens, std::int64_t prompt)
+      : sampling_(std::move(sampling)), tokens_(tokens), prompt_(prompt) {}
+
+  /// What follows `text`, of logits [V]. `wants_sureness`: of a draft, whose Row::sure somebody reads.
+  /// UserError as sample().
+  Row row(std::span<const float> logits, std::span<const std::int32_t> text, bool wants_sureness) const;
+  /// A guess that one token follows.
+  Row certainly(std::int32_t id, std::int64_t vocab, double sure) const;
+
+ private:
+  bool chooses() const { return sampling_.temperature <= 0 || tokens_ == Tokens::SharedNoise; }
+
+  SamplingOptions sampling_;
+  Tokens tokens_;
+  std::int64_t prompt_;
+};
+
+}  // namespace fathom

@@ -1,0 +1,44 @@
+#include "infer/speculate/target_level.h"
+
+#include <algorithm>
+
+namespace fathom {
+
+TargetLevel::TargetLevel(const CachedModel& m, const RowRule& rule) : m_(m), rule_(rule), sequence_(m.cache) {
+  m_.cache.watch(sequence_.id());
+}
+
+void TargetLevel::keep(std::int64_t tokens) {
+  if (tokens == static_cast<std::int64_t>(ids_.size())) return;
+  m_.cache.truncate(sequence_.id(), tokens);
+  ids_.resize(static_cast<std::size_t>(tokens));
+}
+
+void TargetLevel::read(std::span<const std::int32_t> text) {
+  const std::span<const std::int32_t> all = text.first(text.size() - 1);
+  m_.add(sequence_.id(), all.subspan(ids_.size()), static_cast<std::int64_t>(ids_.size()), 0);
+  ids_.assign(all.begin(), all.end());
+}
+
+bool TargetLevel::rows(std::span<const std::int32_t> text, std::int64_t proposed, std::vector<Row>& rows) {
+  const std::size_t first = text.size() - 1 - static_cast<std::size_t>(proposed);
+  const std::size_t common =
+      settled_ + common_prefix(std::span(ids_).subspan(settled_), text.subspan(settled_));
+  keep(static_cast<std::int64_t>(std::min(common, first)));
+  const std::vector<float> logits =
+      m_.add(sequence_.id(), text.subspan(ids_.size()), static_cast<std::int64_t>(ids_.size()), proposed + 1);
+  ids_.insert(ids_.end(), text.begin() + static_cast<std::ptrdiff_t>(ids_.size()), text.end());
+  const auto vocab = static_cast<std::size_t>(m_.vocab);
+  for (std::size_t i = 0; i <= static_cast<std::size_t>(proposed); ++i)
+    rows.push_back(rule_.row(std::span(logits).subspan(i * vocab, vocab), text.first(first + 1 + i), false));
+  return true;
+}
+
+void TargetLevel::settle(std::span<const std::int32_t> text) {
+  const std::size_t common =
+      settled_ + common_prefix(std::span(ids_).subspan(settled_), text.subspan(settled_));
+  settled_ = std::min(common, text.size() - 1);
+  keep(static_cast<std::int64_t>(settled_));
+}
+
+}  // namespace fathom

@@ -1,0 +1,38 @@
+// The model whose text is wanted: all of its keys and values, and nothing but its own rows.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "infer/speculate/cached_model.h"
+#include "infer/speculate/row_rule.h"
+
+namespace fathom {
+
+/// Rows of a pass over proposals, at most: others leave room for so many.
+inline constexpr std::int64_t kMostVerified = 32;
+
+class TargetLevel final : public Level {
+ public:
+  TargetLevel(const CachedModel& m, const RowRule& rule);
+
+  /// The keys and values of a text but its last token.
+  void read(std::span<const std::int32_t> text);
+  bool rows(std::span<const std::int32_t> text, std::int64_t proposed, std::vector<Row>& rows) override;
+  /// Takes the rows back that belong to proposals that were not taken.
+  void settle(std::span<const std::int32_t> text) override;
+
+  SequenceId sequence() const { return sequence_.id(); }
+  const CachedModel& cached() const { return m_; }
+
+ private:
+  void keep(std::int64_t tokens);
+
+  CachedModel m_;
+  const RowRule& rule_;
+  OwnSequence sequence_;
+  std::vector<std::int32_t> ids_;  // that the cache has
+  std::size_t settled_ = 0;        // of them, how many do not change any more
+};
+
+}  // namespace fathom

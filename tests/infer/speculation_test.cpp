@@ -1,0 +1,492 @@
+// Speculative decoding through the models: greedy texts and texts under shared noise are the target's own,
+// token for token in the row-invariant mode, whatever proposes; drawn texts have its distribution; and
+// nothing of a text stays in the caches.
+#include "infer/speculate/speculation.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <map>
+
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+
+#include "infer/generate.h"
+#include "infer/quant/quantize_model.h"
+#include "kernels/error.h"
+#include "tests/devices.h"
+#include "tests/infer/all_outcomes.h"
+#include "tests/infer/tiny_models.h"
+#include "tests/quant/round_to_nearest.h"
+
+namespace fathom {
+namespace {
+
+using namespace tiny_models;
+using Ids = std::vector<std::int32_t>;
+using Method = SpeculationOptions::Method;
+using Draft = SpeculationOptions::Draft;
+using ::testing::HasSubstr;
+
+constexpr std::int64_t kContext = 400;
+
+struct Way {
+  std::string name;
+  SpeculationOptions options;
+};
+
+SpeculationOptions options_of(Method method, Draft draft, std::int64_t proposals, std::int64_t between = 1) {
+  SpeculationOptions o;
+  o.method = method;
+  o.draft = draft;
+  o.retrieval = {.budget = 48, .chunk = 4};
+  o.window = {.sinks = 4, .recent = 24};
+  o.proposals = proposals;
+  o.proposals_between = between;
+  return o;
+}
+
+std::vector<Way> ways(bool skips) {
+  std::vector<Way> all = {{"plain", options_of(Method::Plain, Draft::Ngram, 1)},
+                          {"ngram", options_of(Method::Ngram, Draft::Ngram, 4)},
+                          {"retrieval", options_of(Method::Retrieval, Draft::Ngram, 6)},
+                          {"retrieval_auto", options_of(Method::Retrieval, Draft::Ngram, 0)},
+                          {"draft", options_of(Method::Draft, Draft::Model, 3)},
+                          {"triforce_model", options_of(Method::Triforce, Draft::Model, 6, 2)},
+                          {"triforce_auto", options_of(Method::Triforce, Draft::Model, 0)},
+                          {"triforce_ngram", options_of(Method::Triforce, Draft::Ngram, 5, 3)}};
+  if (skips) {
+    all.push_back({"self_skip", options_of(Method::Draft, Draft::SelfSkip, 4)});
+    all.push_back({"triforce_self_skip", options_of(Method::Triforce, Draft::SelfSkip, 6, 1)});
+  }
+  return all;
+}
+
+bool skips(const Transformer& model) {
+  const auto routed = static_cast<std::int64_t>(model.routed_layers().size());
+  return routed > 0 && routed < model.config().depth;
+}
+
+KvCacheOptions cache_of(Context& c, const Transformer& model, std::int64_t tokens) {
+  return {.block = 16, .bytes = KvCache::entry_bytes(c, model) * tokens * 5};
+}
+
+/// A target, a draft, and their caches.
+struct Bench {
+  Context& c;
+  const Transformer& model;
+  Model draft;
+  KvCache cache, draft_cache;
+  CachedModel target, small;
+
+  Bench(Context& context, const Transformer& of, const Causal& rule, std::uint64_t draft_seed = 6,
+        std::int64_t tokens = 2 * kContext)
+      : c(context),
+        model(of),
+        draft(context.shared_backend(), context.compute_dtype(), depth(CausalMethod::Aux), kContext,
+              draft_seed),
+        cache(c, model, cache_of(c, model, tokens)),
+        draft_cache(draft.c, draft.model, cache_of(draft.c, draft.model, kContext)),
+        target{c, model, rule, cache, kVocab, 50},
+        small{draft.c, draft.model, draft.rule, draft_cache, kVocab, 50} {}
+
+  bool is_free() const {
+    return cache.pool().free_groups() == cache.pool().groups() &&
+           draft_cache.pool().free_groups() == draft_cache.pool().groups();
+  }
+};
+
+struct Text {
+  Ids ids;
+  Finish finish = Finish::None;
+  SpeculationReport report;
+};
+
+Text speculate(Bench& b, const SpeculationOptions& o, const Request& request) {
+  Text text;
+  Speculation s(b.target, &b.small, o, request);
+  while (text.finish == Finish::None) {
+    const Speculation::Step step = s.step();
+    text.ids.insert(text.ids.end(), step.tokens.begin(), step.tokens.end());
+    text.finish = step.finish;
+  }
+  text.report = s.report();
+  return text;
+}
+
+Text plain(Context& c, const Transformer& model, const Causal& rule, const Request& request) {
+  EngineOptions o;
+  o.rule = rule;
+  o.cache = cache_of(c, model, 2 * kContext);
+  o.vocab = kVocab;
+  Engine engine(c, model, o);
+  engine.submit(request);
+  Text text;
+  while (!engine.idle()) {
+    for (const Event& e : engine.step()) {
+      if (e.has_token) text.ids.push_back(e.token.id);
+      text.finish = e.finish;
+    }
+  }
+  return text;
+}
+
+Ids random_ids(std::int64_t n, unsigned seed) {
+  std::mt19937_64 r(seed);
+  Ids ids(static_cast<std::size_t>(n));
+  for (std::int32_t& id : ids) id = static_cast<std::int32_t>(r() % kVocab);
+  return ids;
+}
+
+std::vector<Request> requests() {
+  std::vector<Request> all;
+  all.push_back({.prompt = random_ids(150, 1), .max_tokens = 90});
+  all.push_back({.prompt = random_ids(1, 2), .max_tokens = 120});
+  all.push_back({.prompt = random_ids(70, 3), .max_tokens = 60, .stop_tokens = {3, 17}});
+  all.push_back({.prompt = random_ids(kContext - 9, 4), .max_tokens = 60});
+  all.push_back({.prompt = random_ids(kContext, 5), .max_tokens = 60});
+  all.push_back({.prompt = random_ids(40, 6), .max_tokens = 70});
+  all.back().sampling.repetition_penalty = 1.4;
+  all.back().sampling.logit_bias = {{4, 1.0}};
+  all.push_back({.prompt = random_ids(40, 7), .max_tokens = 1});
+  for (Request& r : all) r.sampling.temperature = 0;
+  return all;
+}
+
+void expect_greedy_texts(Context& c, const Transformer& model, const Causal& rule, std::size_t count = 99) {
+  Bench b(c, model, rule);
+  for (std::size_t i = 0; i < std::min(count, requests().size()); ++i) {
+    const Request request = requests()[i];
+    const Text expected = plain(c, model, rule, request);
+    for (const Way& way : ways(skips(model))) {
+      SCOPED_TRACE(fmt::format("{}, request {}", way.name, i));
+      const Text text = speculate(b, way.options, request);
+      ASSERT_EQ(text.ids, expected.ids);
+      EXPECT_EQ(text.finish, expected.finish);
+      EXPECT_TRUE(b.is_free());
+    }
+  }
+}
+
+class SpeculationKinds : public ::testing::TestWithParam<Case> {};
+
+TEST_P(SpeculationKinds, GreedyTextsAreThoseOfPlainDecoding) {
+  Model m(make_cpu_backend({.invariant = true}, 1), DType::F32, GetParam().routing, kContext);
+  for (const int bits : {16, 8, 4}) {
+    SCOPED_TRACE(bits);
+    m.model.set_kv_bits(bits);
+    expect_greedy_texts(m.c, m.model, m.rule);
+    if (HasFailure()) return;
+  }
+}
+
+TEST_P(SpeculationKinds, GreedyTextsOfQuantizedTargetsAreThoseOfPlainDecoding) {
+  Model m(make_cpu_backend({.invariant = true}, 1), DType::F32, GetParam().routing, kContext);
+  Quantization q;
+  q.bits = 4;
+  q.kv = 4;
+  const QuantizedModel few = quantize_model(m.c, m.model, q, quant_test::round_to_nearest);
+  expect_greedy_texts(m.c, *few.model, m.rule);
+}
+
+TEST_P(SpeculationKinds, TextsUnderSharedNoiseDoNotDependOnTheDraft) {
+  Model m(make_cpu_backend({.invariant = true}, 1), DType::F32, GetParam().routing, kContext);
+  Bench b(m.c, m.model, m.rule);
+  std::vector<Ids> different;
+  for (const std::uint64_t seed : {1U, 2U}) {
+    Request request{.prompt = random_ids(130, 1), .max_tokens = 100};
+    request.sampling = {.temperature = 0.9, .top_p = 0.95, .presence_penalty = 0.3, .seed = seed};
+    Ids first;
+    for (Way way : ways(skips(m.model))) {
+      SCOPED_TRACE(way.name);
+      way.options.tokens = RowRule::Tokens::SharedNoise;
+      const Text text = speculate(b, way.options, request);
+      if (first.empty()) first = text.ids;
+      ASSERT_EQ(text.ids, first);
+    }
+    different.push_back(first);
+  }
+  EXPECT_NE(different[0], different[1]);
+}
+
+/// Whether the text's last token is one of two that are as good as each other, or hangs on a decision that
+/// is.
+bool is_near_tie(Model& m, const Ids& text) {
+  const Ids before(text.begin(), text.end() - 1);
+  std::vector<float> logits = causal_logits(m.c, m.model, before, m.rule);
+  logits.erase(logits.begin(), logits.end() - kVocab);
+  std::sort(logits.begin(), logits.end(), std::greater<>());
+  return logits[0] - logits[1] < 1e-3 || margins(m, before).back() < 1e-4;
+}
+
+// Elsewhere a row's rounding depends on how many rows a pass has.
+TEST_P(SpeculationKinds, InTheFastModeGreedyTextsPartAtNearTiesAlone) {
+  Model m(make_cpu_backend({}, 1), DType::F32, GetParam().routing, kContext);
+  Bench b(m.c, m.model, m.rule);
+  int parted = 0;
+  for (std::size_t i = 0; i < 3; ++i) {
+    const Request request = requests()[i];
+    const Text expected = plain(m.c, m.model, m.rule, request);
+    for (const Way& way : ways(skips(m.model))) {
+      const Text text = speculate(b, way.options, request);
+      const std::size_t same = common_prefix(text.ids, expected.ids);
+      if (same == text.ids.size() && same == expected.ids.size()) continue;
+      ++parted;
+      Ids whole = request.prompt;
+      whole.insert(whole.end(), expected.ids.begin(),
+                   expected.ids.begin() + static_cast<std::ptrdiff_t>(same));
+      whole.push_back(0);
+      EXPECT_TRUE(is_near_tie(m, whole)) << way.name << ", request " << i << ", token " << same;
+    }
+  }
+  RecordProperty("parted", parted);
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, SpeculationKinds, ::testing::ValuesIn(cases()),
+                         [](const auto& kind) { return kind.param.name; });
+
+/// What plain sampling writes after a prompt, from the whole pass's logits.
+outcomes::Texts sampled_texts(Model& m, std::int64_t vocab, const Request& request) {
+  outcomes::Texts open{{Ids{}, 1.0}};
+  for (std::int64_t n = 0; n < request.max_tokens; ++n) {
+    outcomes::Texts longer;
+    for (const auto& [text, weight] : open) {
+      Ids whole = request.prompt;
+      whole.insert(whole.end(), text.begin(), text.end());
+      const std::vector<float> logits = causal_logits(m.c, m.model, whole, m.rule);
+      const std::span<const float> last(logits.data() + (whole.size() - 1) * kVocab,
+                                        static_cast<std::size_t>(vocab));
+      std::vector<double> p;
+      probabilities(last, request.sampling, whole.size(), {request.prompt, text}, p);
+      for (std::size_t v = 0; v < p.size(); ++v) {
+        if (p[v] <= 0) continue;
+        Ids next = text;
+        next.push_back(static_cast<std::int32_t>(v));
+        longer[next] += weight * p[v];
+      }
+    }
+    open = std::move(longer);
+  }
+  return open;
+}
+
+// The whole of it: models, caches, retrieval and rollback, with all outcomes of all random numbers.
+TEST_P(SpeculationKinds, TextsAreDistributedAsPlainSamplingHasThem) {
+  constexpr std::int64_t kFew = 2;  // ids that are chosen
+  Model m(make_cpu_backend({.invariant = true}, 1), DType::F32, GetParam().routing, kContext);
+  Bench b(m.c, m.model, m.rule);
+  b.target.vocab = b.small.vocab = kFew;
+  Request request{.max_tokens = 4};
+  for (std::int32_t i = 0; i < 30; ++i) request.prompt.push_back(i * i % 3 % static_cast<std::int32_t>(kFew));
+  request.sampling = {.temperature = 1.5, .top_p = 0.97, .presence_penalty = 0.2};
+  const outcomes::Texts expected = sampled_texts(m, kFew, request);
+  for (Way way : ways(skips(m.model))) {
+    way.options.retrieval = {.budget = 16, .chunk = 2};
+    way.options.window = {.sinks = 2, .recent = 6};
+    way.options.proposals = std::min<std::int64_t>(way.options.proposals, 2);
+    way.options.plain_first = 0;
+    if (way.options.proposals == 0) continue;  // the clock decides: no two runs are the same
+    outcomes::AllOutcomes chance;
+    outcomes::Texts found;
+    std::int64_t runs = 0;
+    do {
+      Speculation s(b.target, &b.small, way.options, request, &chance);
+      Ids text;
+      for (Finish f = Finish::None; f == Finish::None;) {
+        const Speculation::Step step = s.step();
+        text.insert(text.end(), step.tokens.begin(), step.tokens.end());
+        f = step.finish;
+      }
+      found[text] += chance.weight();
+      ++runs;
+    } while (chance.next());
+    EXPECT_LT(outcomes::total_variation(found, expected), 1e-9) << way.name;
+    if (way.options.method != Method::Plain) {
+      EXPECT_GE(runs, std::ssize(expected)) << way.name;
+    }
+  }
+}
+
+class CudaSpeculationKinds : public ::testing::TestWithParam<Case> {};
+
+TEST_P(CudaSpeculationKinds, GreedyTextsAreThoseOfPlainDecoding) {
+  const testing_support::OpenedDevice opened =
+      testing_support::open_device(testing_support::Device::Cuda, {.invariant = true});
+  testing_support::skip_without(opened);
+  if (!opened.backend) return;
+  for (const auto& [dtype, bits] :
+       {std::pair{DType::F32, 16}, {DType::BF16, 16}, {DType::BF16, 8}, {DType::BF16, 4}}) {
+    SCOPED_TRACE(fmt::format("{} {}", name_of(dtype), bits));
+    Model m(opened.backend, dtype, GetParam().routing, kContext);
+    m.model.set_kv_bits(bits);
+    expect_greedy_texts(m.c, m.model, m.rule, 3);
+    if (HasFailure()) return;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, CudaSpeculationKinds, ::testing::ValuesIn(cases()),
+                         [](const auto& kind) { return kind.param.name; });
+
+// Where levels agree, what is proposed is taken.
+TEST(Speculation, TakesWhatALevelThatAgreesProposes) {
+  Model m(make_cpu_backend({.invariant = true}, 1), DType::F32, depth(CausalMethod::Aux), kContext);
+  Bench b(m.c, m.model, m.rule, 5);  // the draft is the target
+  Request request{.prompt = random_ids(30, 1), .max_tokens = 84};
+  request.sampling.temperature = 1;
+  SpeculationOptions o = options_of(Method::Draft, Draft::Model, 5);
+  o.window = {.sinks = 8, .recent = 300};
+  const Text by_draft = speculate(b, o, request);
+  EXPECT_EQ(by_draft.report.levels.back().counts.accepted, by_draft.report.levels.back().counts.tested);
+  EXPECT_GT(by_draft.report.tokens_a_pass(), 5);
+  o = options_of(Method::Retrieval, Draft::Ngram, 5);
+  o.retrieval.budget = 200;
+  const Text by_retrieval = speculate(b, o, request);
+  EXPECT_GT(by_retrieval.report.tokens_a_pass(), 5);
+  EXPECT_EQ(by_retrieval.report.levels[0].name, "retrieval");
+  EXPECT_GT(by_retrieval.report.speedup(), 0);
+}
+
+std::int64_t draws(std::int64_t usual) {
+  const char* given = std::getenv("FATHOM_SPECULATION_DRAWS");
+  return given == nullptr ? usual : std::atoll(given);
+}
+
+// Pairs of tokens, by chance: of plain decoding and of each way; a chi-squared of two samples.
+TEST(Speculation, DrawnTextsHaveTheDistributionOfPlainDecoding) {
+  Model m(make_cpu_backend({}, 1), DType::F32, depth(CausalMethod::Predictor), kContext);
+  Bench b(m.c, m.model, m.rule);
+  const std::int64_t n = draws(400);
+  Request request{.prompt = random_ids(60, 1), .max_tokens = 5};
+  request.sampling = {.temperature = 0.7, .top_k = 4};
+  std::map<std::string, std::map<Ids, std::int64_t>> counts;
+  for (std::int64_t i = 0; i < n; ++i) {
+    request.sampling.seed = static_cast<std::uint64_t>(i);
+    const Ids text = plain(m.c, m.model, m.rule, request).ids;
+    ++counts["engine"][{text[2], text[3], text[4]}];
+  }
+  for (const Way& way : ways(true)) {
+    for (std::int64_t i = 0; i < n; ++i) {
+      request.sampling.seed = static_cast<std::uint64_t>(1000000 + i);
+      const Ids text = speculate(b, way.options, request).ids;
+      ++counts[way.name][{text[2], text[3], text[4]}];
+    }
+    double chi = 0, degrees = -1, rare_a = 0, rare_b = 0;
+    const auto add = [&](double x, double y) {
+      chi += (x - y) * (x - y) / (x + y);
+      ++degrees;
+    };
+    std::map<Ids, std::int64_t> all = counts["engine"];
+    for (const auto& [text, count] : counts[way.name]) all[text] += count;
+    for (const auto& [text, count] : all) {
+      const auto x = static_cast<double>(counts["engine"][text]),
+                 y = static_cast<double>(counts[way.name][text]);
+      if (count < 10) {
+        rare_a += x, rare_b += y;
+      } else {
+        add(x, y);
+      }
+    }
+    if (rare_a + rare_b > 0) add(rare_a, rare_b);
+    EXPECT_GT(degrees, 4);
+    EXPECT_LT(chi, degrees + 4.5 * std::sqrt(2 * degrees)) << way.name << ", " << degrees << " degrees";
+  }
+}
+
+TEST(Speculation, NothingStaysOfATextThatIsGivenUp) {
+  Model m(make_cpu_backend({}, 1), DType::F32, depth(CausalMethod::Aux), kContext);
+  Bench b(m.c, m.model, m.rule);
+  for (const Way& way : ways(true)) {
+    for (int steps = 0; steps < 4; ++steps) {
+      Speculation s(b.target, &b.small, way.options, {.prompt = random_ids(100, 1)});
+      for (int i = 0; i < steps; ++i) s.step();
+    }
+    EXPECT_TRUE(b.is_free()) << way.name;
+  }
+}
+
+// Levels that find no room say nothing; the text is what it is, until the target itself is at the end of it.
+TEST(Speculation, WhereMemoryEndsTheTextIsStillTheTargets) {
+  Model m(make_cpu_backend({.invariant = true}, 1), DType::F32, depth(CausalMethod::Aux), kContext);
+  Request request{.prompt = random_ids(100, 1), .max_tokens = 150};
+  request.sampling.temperature = 0;
+  const Text expected = plain(m.c, m.model, m.rule, request);
+  int whole = 0, cut = 0;
+  for (std::int64_t tokens = 120; tokens < 520; tokens += 40) {
+    Bench b(m.c, m.model, m.rule, 6, tokens);
+    for (const Way& way : ways(true)) {
+      SCOPED_TRACE(fmt::format("{} with room for {}", way.name, tokens));
+      Ids ids;
+      try {
+        Speculation s(b.target, &b.small, way.options, request);
+        for (Finish f = Finish::None; f == Finish::None;) {
+          const Speculation::Step step = s.step();
+          ids.insert(ids.end(), step.tokens.begin(), step.tokens.end());
+          f = step.finish;
+        }
+        ++whole;
+        EXPECT_EQ(ids, expected.ids);
+      } catch (const UserError& e) {
+        ++cut;
+        EXPECT_THAT(e.what(), HasSubstr("ache ("));
+        EXPECT_EQ(ids, Ids(expected.ids.begin(), expected.ids.begin() + std::ssize(ids)));
+      }
+      EXPECT_TRUE(b.is_free());
+    }
+  }
+  EXPECT_GT(whole, 10);
+  EXPECT_GT(cut, 5);
+}
+
+void expect_refused(Bench& b, const SpeculationOptions& o, const Request& request, const std::string& why) {
+  try {
+    const Speculation s(b.target, &b.small, o, request);
+    ADD_FAILURE() << "no error: " << why;
+  } catch (const UserError& e) {
+    EXPECT_THAT(e.what(), HasSubstr(why));
+  }
+  EXPECT_TRUE(b.is_free());
+}
+
+TEST(Speculation, SaysWhatCannotBe) {
+  Model m(make_cpu_backend({}, 1), DType::F32, depth(CausalMethod::Aux), kContext);
+  Bench b(m.c, m.model, m.rule);
+  const Request request{.prompt = random_ids(30, 1), .max_tokens = 10};
+  SpeculationOptions o = options_of(Method::Retrieval, Draft::Ngram, 4);
+  o.retrieval.budget = kContext;
+  expect_refused(b, o, request, "leaves nothing out of this model's context of 400");
+  o.retrieval = {.budget = 24, .chunk = 8};
+  expect_refused(b, o, request, "less than four chunks of 8");
+  o = options_of(Method::Retrieval, Draft::Ngram, 17);
+  expect_refused(b, o, request, "number of proposals");
+  o = options_of(Method::Ngram, Draft::Ngram, 4);
+  expect_refused(b, o, {.prompt = {}}, "prompt is empty");
+  expect_refused(b, o, {.prompt = {99}}, "outside the vocabulary");
+  expect_refused(b, o, {.prompt = {1}, .logprobs = true}, "log-probabilities");
+  o = options_of(Method::Retrieval, Draft::Ngram, 4);
+  Bench narrow(m.c, m.model, m.rule, 6, 24);
+  expect_refused(narrow, o, request, "has no room for 48 entries that are retrieved beside the 30 tokens");
+
+  o = options_of(Method::Draft, Draft::SelfSkip, 4);
+  Model dense(make_cpu_backend({}, 1), DType::F32, {}, kContext);
+  Bench of_dense(dense.c, dense.model, dense.rule);
+  expect_refused(of_dense, o, request, "no routed blocks");
+  RoutingConfig everywhere = depth(CausalMethod::Aux, 1);
+  everywhere.first = 0;
+  Model routed(make_cpu_backend({}, 1), DType::F32, everywhere, kContext);
+  Bench of_routed(routed.c, routed.model, routed.rule);
+  expect_refused(of_routed, o, request, "All blocks of this model are routed");
+
+  o = options_of(Method::Draft, Draft::Model, 4);
+  Model short_draft(make_cpu_backend({}, 1), DType::F32, {}, 35);
+  KvCache cache(short_draft.c, short_draft.model, cache_of(short_draft.c, short_draft.model, 64));
+  const CachedModel small{short_draft.c, short_draft.model, {}, cache, kVocab, 50};
+  try {
+    const Speculation s(b.target, &small, o, request);
+    ADD_FAILURE() << "no error";
+  } catch (const UserError& e) {
+    EXPECT_THAT(e.what(), HasSubstr("The draft's context is 35 tokens, and this text may come to 40"));
+  }
+}
+
+}  // namespace
+}  // namespace fathom
