@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace fathom {
 
@@ -12,8 +13,8 @@ constexpr double kForgetAcceptance = 0.98;  // from proposal to proposal
 constexpr double kGuess = 0.7;              // acceptance before any was seen,
 constexpr double kGuessWeight = 4;          // worth so many proposals
 constexpr std::int64_t kTriesFirst = 6;     // cycles that show what proposals do
-constexpr std::int64_t kTries[] = {6, 2};   // proposals of a try: of two numbers, so that the line has a slope
-constexpr std::int64_t kTryEvery = 64;      // plain cycles
+constexpr std::int64_t kTries[] = {6, 2};  // proposals of a try: of two numbers, so that the line has a slope
+constexpr std::int64_t kTryEvery = 64;     // plain cycles
 constexpr std::int64_t kTriesAgain = 2;
 constexpr double kWorth = 0.98;  // seconds a token, against plain ones: what it takes to be worth it
 
@@ -114,6 +115,7 @@ void AdaptivePace::tested(std::int64_t level, double sure, bool accepted) {
 
 void AdaptivePace::passed(std::int64_t level, std::int64_t n, double seconds) {
   Of& o = at(level);
+  if (!std::exchange(o.began, true)) return;
   if (n == 0 || o.single.weight == 0) {
     o.single.add(n == 0 ? seconds : seconds / static_cast<double>(n + 1), kForgetCost);
   } else {
