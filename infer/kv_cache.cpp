@@ -108,7 +108,7 @@ void KvCache::remove(SequenceId id) {
   for (const std::int32_t group : s.groups) pool_.give(group);
   for (const std::int32_t group : s.routed_groups) pool_.give(group);
   sequences_.erase(id);
-  if (id == watched_) watched_ = -1;
+  queries_.erase(id);
 }
 
 std::int64_t KvCache::entries(SequenceId id, std::int64_t layer) const {
@@ -304,7 +304,7 @@ Tensor KvCache::attend(Context& c, std::int64_t layer, const Tensor& qkv, const 
   if (!is_routed_[l]) t.shape.offset = place_[l];
   if (kept.defined() && kept.size() != t.shape.rows)
     throw InternalError("[cache] rows that were not expected");
-  if (watched_ >= 0) keep_query(c, layer, qkv);
+  if (!queries_.empty()) keep_queries(c, layer, qkv);
   Tensor out = c.empty({t.shape.rows, t.shape.heads * t.shape.head_dim});
   c.backend().cache_append(memory_, qkv, t.tables, t.sequences, t.lengths, t.shape);
   if (is_beginning_ && !is_routed_[l] && attends_without_cache(c, t.shape)) {

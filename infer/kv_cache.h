@@ -87,12 +87,12 @@ class KvCache final : public AttentionCache {
   /// Whether so many tokens, and at most `entries` entries in each routed layer, fit behind what a sequence
   /// has, and leave `spare` groups.
   bool has_room(SequenceId id, std::int64_t tokens, std::int64_t entries, std::int64_t spare = 0) const;
-  /// Keeps the newest row's queries of this sequence from now on, layer by layer.
+  /// Keeps the queries of this sequence's newest row from now on, layer by layer.
   void watch(SequenceId id);
-  /// How well chunks of `chunk` entries suit the newest query, [kv_heads, chunks]: the mean of their keys
-  /// times the sum of the group's queries. Of the sequence that is watched; empty: the layer has seen no row
-  /// of it since.
-  std::vector<float> chunk_scores(Context& c, std::int64_t layer, std::int64_t chunks,
+  /// How well chunks of `chunk` entries suit that query, [kv_heads, chunks]: the mean of their keys times the
+  /// sum of the group's queries. Empty: the sequence is not watched, or the layer has seen no row of it
+  /// since.
+  std::vector<float> chunk_scores(Context& c, SequenceId id, std::int64_t layer, std::int64_t chunks,
                                   std::int64_t chunk) const;
 
   // For a decoder (kernels/decoder.h), which does a step by itself:
@@ -153,7 +153,7 @@ class KvCache final : public AttentionCache {
     layer.tokens.push_back(static_cast<std::int32_t>(token));
   }
   void copy(Context& c, const Copies& copies) const;
-  void keep_query(Context& c, std::int64_t layer, const Tensor& qkv);
+  void keep_queries(Context& c, std::int64_t layer, const Tensor& qkv);
   static DType dtype(const Context& c, const Transformer& model);
   static std::int64_t block_bytes(Context& c, const KvCacheOptions& options, const Transformer& model);
   static std::int64_t groups_in(Context& c, const KvCacheOptions& options, const Transformer& model);
@@ -171,9 +171,9 @@ class KvCache final : public AttentionCache {
   std::vector<SequenceId> row_sequence_;     // of the pass: by row
   std::vector<std::int64_t> row_token_;      // likewise: which token of its sequence
   std::vector<std::int32_t> expected_rows_;  // of the layer that expect() was told of
-  SequenceId watched_ = -1;
-  std::vector<Tensor> queries_;  // by layer [1, (H+2G)d]; undefined: none yet
-  bool is_beginning_ = false;    // of the pass: its rows are the first of one sequence
+  /// Of those that are watched, by layer [1, (H+2G)d]; undefined: none yet.
+  std::map<SequenceId, std::vector<Tensor>> queries_;
+  bool is_beginning_ = false;  // of the pass: its rows are the first of one sequence
   Tables dense_tables_;
   Tables routed_tables_;  // of the layer that expect() was told of
 };

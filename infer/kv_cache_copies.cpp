@@ -1,6 +1,7 @@
 // What speculative decoding does with a cache: rows that are taken back, sequences that are made of others'
 // entries, and scores of chunks.
 #include <algorithm>
+#include <utility>
 
 #include "infer/kv_cache.h"
 #include "kernels/error.h"
@@ -118,29 +119,30 @@ bool KvCache::has_room(SequenceId id, std::int64_t tokens, std::int64_t entries,
   return missing_groups(id, at(id).tokens + tokens, entries) + spare <= pool_.free_groups();
 }
 
-void KvCache::watch(SequenceId id) {
-  watched_ = id;
-  queries_.assign(place_.size(), {});
-}
+void KvCache::watch(SequenceId id) { queries_[id].resize(place_.size()); }
 
-void KvCache::keep_query(Context& c, std::int64_t layer, const Tensor& qkv) {
-  const bool routed = is_routed_[static_cast<std::size_t>(layer)];
+void KvCache::keep_queries(Context& c, std::int64_t layer, const Tensor& qkv) {
+  const auto l = static_cast<std::size_t>(layer);
+  SequenceId last = -1;  // rows of a sequence stand together
   for (std::int64_t row = qkv.dim(0); row-- > 0;) {
-    const auto of_pass =
-        static_cast<std::size_t>(routed ? expected_rows_[static_cast<std::size_t>(row)] : row);
-    if (row_sequence_[of_pass] != watched_) continue;
-    Tensor& query = queries_[static_cast<std::size_t>(layer)];
+    const auto at_row = static_cast<std::size_t>(row);
+    const auto of_pass = is_routed_[l] ? static_cast<std::size_t>(expected_rows_[at_row]) : at_row;
+    const SequenceId id = row_sequence_[of_pass];
+    if (std::exchange(last, id) == id) continue;
+    const auto watched = queries_.find(id);
+    if (watched == queries_.end()) continue;
+    Tensor& query = watched->second[l];
     if (!query.defined()) query = c.empty({1, qkv.dim(1)});
     c.backend().copy(query, qkv.rows(row, row + 1));
-    return;
   }
 }
 
-std::vector<float> KvCache::chunk_scores(Context& c, std::int64_t layer, std::int64_t chunks,
+std::vector<float> KvCache::chunk_scores(Context& c, SequenceId id, std::int64_t layer, std::int64_t chunks,
                                          std::int64_t chunk) const {
   const auto l = static_cast<std::size_t>(layer);
-  if (watched_ < 0 || !queries_[l].defined() || chunks == 0) return {};
-  const Sequence& s = at(watched_);
+  const auto watched = queries_.find(id);
+  if (watched == queries_.end() || !watched->second[l].defined() || chunks == 0) return {};
+  const Sequence& s = at(id);
   const Layer* r = routed(s, layer);
   const std::vector<std::int32_t>& blocks = r != nullptr ? r->blocks : s.groups;
   CacheShape shape = shape_;
@@ -150,7 +152,7 @@ std::vector<float> KvCache::chunk_scores(Context& c, std::int64_t layer, std::in
   const Tensor table = c.empty({shape.table}, DType::I32, MemoryTag::Data);
   from_host(c.backend(), table, blocks);
   const Tensor scores = c.empty_stat({shape.kv_heads * chunks});
-  const ConstView row = queries_[l];
+  const ConstView row = watched->second[l];
   const ConstView query{row.data, shape.heads * shape.head_dim, row.dtype};
   c.backend().cache_chunk_scores(scores, memory_, query, table, chunks, chunk, shape);
   return to_floats(c.backend(), scores);

@@ -117,7 +117,7 @@ bool Chain::ask(std::int64_t level, std::span<const std::int32_t> text, std::int
   if (static_cast<std::int64_t>(rows.size()) != proposed + 1)
     throw InternalError("[chain] a level has another number of rows");
   ++count.passes;
-  if (proposed == 0) ++count.plain_passes, count.plain_seconds += seconds;
+  if (proposed == 0 && count.passes > 1) ++count.plain_passes, count.plain_seconds += seconds;
   pace_.passed(level, proposed, seconds);
   return true;
 }

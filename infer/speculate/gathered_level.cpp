@@ -142,7 +142,7 @@ KvCache::Chosen RetrievalLevel::choose(std::int64_t layer, std::int64_t entries)
   }
   const std::int64_t latest = std::clamp<std::int64_t>(kLatest / chunk, 1, wanted / 2);
   const std::int64_t first_of_latest = chunks - latest;
-  const std::vector<float> scores = m.cache.chunk_scores(m.c, layer, chunks, chunk);
+  const std::vector<float> scores = m.cache.chunk_scores(m.c, target(), layer, chunks, chunk);
   for (std::int64_t g = 0; g < heads; ++g) {
     std::vector<std::int64_t> order(static_cast<std::size_t>(first_of_latest - 1));
     std::iota(order.begin(), order.end(), 1);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace fathom {
 
@@ -114,6 +115,7 @@ void AdaptivePace::tested(std::int64_t level, double sure, bool accepted) {
 
 void AdaptivePace::passed(std::int64_t level, std::int64_t n, double seconds) {
   Of& o = at(level);
+  if (!std::exchange(o.began, true)) return;
   if (n == 0 || o.single.weight == 0) {
     o.single.add(n == 0 ? seconds : seconds / static_cast<double>(n + 1), kForgetCost);
   } else {

@@ -44,7 +44,7 @@ class FixedPace final : public Pace {
 };
 
 /// Plain passes of the last level at the beginning, by which others are measured.
-inline constexpr std::int64_t kPlainFirst = 2;
+inline constexpr std::int64_t kPlainFirst = 4;
 
 /// A level's tokens cost (what its proposals cost + its pass) / (tokens that come of it), which is least at
 /// some number of proposals; for the last level that may be 0: then the text goes on plainly, and every so
@@ -92,6 +92,7 @@ class AdaptivePace final : public Pace {
     Mean accepted;
     Mean single;  // seconds of a pass over nothing that was proposed
     Line several;
+    bool began = false;   // its first pass is over, which is slower than others
     double rate = 0;      // tokens a second, at its best number of proposals
     double all_pass = 1;  // of the proposals at hand
     double next_cost = 0;

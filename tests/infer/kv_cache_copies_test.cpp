@@ -136,12 +136,12 @@ TEST_P(KvCacheCopies, ChunksAreScoredByTheNewestQueryOfTheSequence) {
   const CachedModel cm = cached(m, cache);
   const SequenceId a = cache.add(), b = cache.add();
   cache.watch(a);
-  EXPECT_TRUE(cache.chunk_scores(m.c, 0, 1, 1).empty());
+  EXPECT_TRUE(cache.chunk_scores(m.c, a, 0, 1, 1).empty());
   cm.add(a, random_ids(60, 1), 0, 0);
   const auto scores = [&](std::int64_t chunk) {
     std::vector<std::vector<float>> all;
     for (std::int64_t l = 0; l < m.model.config().depth; ++l)
-      all.push_back(cache.chunk_scores(m.c, l, cache.entries(a, l) / chunk, chunk));
+      all.push_back(cache.chunk_scores(m.c, a, l, cache.entries(a, l) / chunk, chunk));
     return all;
   };
   const auto before = scores(1), wide = scores(4);

@@ -104,6 +104,14 @@ TEST_F(SpeculativeCommands, SaysWhatCannotBe) {
   e.trained("mod", "short", "--set model.max_seq_len=16 --set train.seq_len=16");
   refused("run -p 'a longer text' -n 40 --speculate draft --draft short", 1,
           {"draft's context is 16 tokens"});
+  // Another tokenizer.
+  for (const char* command : {"tokenizer train text.jsonl --vocab 400 -o bpe.model",
+                              "data prepare text.jsonl --tokenizer bpe.model --valid-fraction 0.1 -o bpe.h5"})
+    ASSERT_EQ(fathom_command(e, command).status, 0) << command;
+  e.trained("dense", "other",
+            "--set data.train=bpe.h5 --set data.valid=bpe.valid.h5 --set data.tokenizer=bpe.model");
+  refused("run -p x -n 4 --speculate draft --draft other", 1,
+          {"The draft other has the tokenizer", "has bytes", "both need the same"});
   e.trained("mod", "topk", "--set routing.causal.method=none");
   refused("topk -p x --speculate triforce", 1, {"cannot be decoded"});
 }

@@ -1,0 +1,72 @@
+// Speculative decoding whose single rows are whole steps of the GPU, between passes over proposals and rows
+// that are taken back: every token is the most likely one behind the text before it, or as good as that.
+#include "infer/speculate/speculation.h"
+#include "tests/infer/cuda/whole_step_models.h"
+
+namespace fathom {
+namespace {
+
+using namespace whole_step_test;
+using Method = SpeculationOptions::Method;
+
+constexpr std::int64_t kContext = 320;
+
+class CudaSpeculationSteps : public testing_support::OnCuda<::testing::TestWithParam<Case>> {};
+
+TEST_P(CudaSpeculationSteps, ChooseWhatTheWholePassFindsLikeliest) {
+  Pair p(shared_cuda(), GetParam(), kContext);
+  const Transformer& model = p.model();
+  const std::int64_t layers = model.config().depth;
+  KvCache cache(p.gpu, model,
+                {.block = 16, .bytes = KvCache::entry_bytes(p.gpu, model) * layers * 4 * kContext});
+  const auto whole = WholeStep::open(p.gpu, model, p.rule, cache, kVocab, 1);
+  if (whole == nullptr) GTEST_SKIP() << "This GPU has no whole steps.";
+  const CachedModel target{p.gpu, model, p.rule, cache, kVocab, 64, whole.get()};
+  Request request{.max_tokens = 90};
+  request.sampling.temperature = 0;
+  std::mt19937_64 r(3);
+  for (int i = 0; i < 120; ++i) request.prompt.push_back(static_cast<std::int32_t>(r() % 40));
+
+  for (const auto& [method, proposals] :
+       std::vector<std::pair<Method, std::int64_t>>{{Method::Plain, 1},
+                                                    {Method::Ngram, 3},
+                                                    {Method::Ngram, 0},
+                                                    {Method::Retrieval, 2},
+                                                    {Method::Retrieval, 0}}) {
+    SpeculationOptions o;
+    o.method = method;
+    o.proposals = proposals;
+    o.retrieval = {.budget = 64, .chunk = 4};
+    Ids ids = request.prompt;
+    {
+      Speculation s(target, nullptr, o, request);
+      for (Finish f = Finish::None; f == Finish::None;) {
+        const Speculation::Step step = s.step();
+        ids.insert(ids.end(), step.tokens.begin(), step.tokens.end());
+        f = step.finish;
+      }
+    }
+    EXPECT_EQ(cache.pool().free_groups(), cache.pool().groups());
+    ASSERT_EQ(ids.size(), request.prompt.size() + 90);
+    const std::vector<float> logits = causal_logits(p.cpu, p.on_cpu, ids, p.rule);
+    for (std::size_t i = request.prompt.size(); i < ids.size(); ++i) {
+      const std::span<const float> row(logits.data() + (i - 1) * kVocab, kVocab);
+      const auto [least, most] = std::minmax_element(row.begin(), row.end());
+      const float chosen = row[static_cast<std::size_t>(ids[i])];
+      ASSERT_LT(*most - chosen, 0.03F * std::max(*most, -*least))
+          << "method " << static_cast<int>(method) << ", " << proposals << " proposals, token " << i;
+    }
+  }
+}
+
+std::vector<Case> cases() {
+  return {{"dense", 256, 4, 2, 512, true, true, {}},
+          {"mod", 256, 4, 2, 512, true, true, depth(CausalMethod::Predictor, 2, Gate::Sigmoid)},
+          {"mod_raw", 256, 4, 4, 512, false, false, depth(CausalMethod::Aux, 2, Gate::Raw)}};
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, CudaSpeculationSteps, ::testing::ValuesIn(cases()),
+                         [](const auto& kind) { return kind.param.name; });
+
+}  // namespace
+}  // namespace fathom
