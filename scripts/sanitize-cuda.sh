@@ -135,8 +135,8 @@ settings_of() {
 }
 # A product's algorithm is chosen by timing its candidates. Under racecheck that is most of the time, and NVIDIA's
 # kernels only: both below make the choices beforehand, and racecheck finds them on disk.
-# It also keeps what it knows of a launch on the host until the device has been waited for: a captured step in one piece
-# wanted over 120 GB of memory, so under racecheck every launch is waited for, and the steps go op by op.
+# It also takes more of the host's memory with every launch, up to 126 GB in one training's two steps: so under racecheck a
+# training has two blocks and one micro-batch a step. Run one at a time where memory is short.
 # steps TOOL KIND: three steps, an evaluation and a checkpoint, of few tokens.
 steps() {
   local tool="$1" kind="$2" config=d2-mod.yaml settings
@@ -147,7 +147,7 @@ steps() {
     train.eval_tokens=256 train.precision=bf16 "${settings[@]}")
   local command=("$build/fathom" train "configs/$config" --device cuda "${settings[@]/#/--set=}")
   if [[ $tool == racecheck ]]; then
-    command+=(--set=train.batch_tokens=128)
+    command+=(--set=train.batch_tokens=128 --set=model.depth=2)
     "${command[@]}" --run-dir "$work/choices-$kind" >/dev/null 2>&1 || true
   fi
   run "$tool" "train-$kind" "${command[@]}" --run-dir "$work/$tool-$kind"
