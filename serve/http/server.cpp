@@ -29,6 +29,7 @@ void Sessions::remove(Session* session) {
   const auto found = open_.find(session);
   if (found == open_.end()) return;
   if (found->second.idle) idle_.erase(*found->second.idle);
+  if (found->second.is_going) --going_;
   open_.erase(found);
   handler_.connections(static_cast<std::int64_t>(open_.size()));
 }
@@ -36,16 +37,22 @@ void Sessions::remove(Session* session) {
 void Sessions::set_idle(Session* session, bool idle) {
   const std::lock_guard lock(mutex_);
   const auto found = open_.find(session);
-  if (found == open_.end()) return;
+  if (found == open_.end() || found->second.is_going) return;
   auto& place = found->second.idle;
   if (place) idle_.erase(*place);
   place.reset();
   if (idle) place = idle_.insert(idle_.end(), session);
 }
 
-std::shared_ptr<Session> Sessions::longest_idle() const {
+std::shared_ptr<Session> Sessions::surplus(std::int64_t most) {
   const std::lock_guard lock(mutex_);
-  return idle_.empty() ? nullptr : open_.at(idle_.front()).session.lock();
+  if (static_cast<std::int64_t>(open_.size()) - going_ <= most || idle_.empty()) return nullptr;
+  Entry& entry = open_.at(idle_.front());
+  idle_.pop_front();
+  entry.idle.reset();
+  entry.is_going = true;
+  ++going_;
+  return entry.session.lock();
 }
 
 std::vector<std::shared_ptr<Session>> Sessions::all() const {
@@ -123,12 +130,12 @@ struct HttpServer::Impl {
         const auto session = std::make_shared<Session>(std::move(socket), options, handler, sessions);
         sessions.add(session);
         session->start();
-        if (sessions.count() > options.connections) close_longest_idle();
+        close_idle(options.connections);
         return accept();
       }
       if (e == asio::error::no_descriptors || e == asio::error::no_buffer_space ||
           e == asio::error::no_memory) {
-        close_longest_idle();
+        close_idle(sessions.count() - 1);
         pause.expires_after(std::chrono::milliseconds(20));
         pause.async_wait([this](error_code) { accept(); });
         return;
@@ -137,8 +144,8 @@ struct HttpServer::Impl {
     });
   }
 
-  void close_longest_idle() const {
-    if (const auto session = sessions.longest_idle())
+  void close_idle(std::int64_t most) {
+    while (const auto session = sessions.surplus(most))
       asio::post(session->executor(), [session] { session->close_when_idle(); });
   }
 

@@ -116,6 +116,7 @@ void Session::on_header(error_code e) {
   if (HttpRequest request = head(); !handler_.admit(request, refusal)) {
     const bool body_follows = !parser_->is_done();
     closes_ = closes_ || body_follows;  // nobody reads it
+    is_unread_ = body_follows;
     current_ = begin_exchange(std::move(request));
     return current_->reply(std::move(refusal));
   }
@@ -163,7 +164,7 @@ std::shared_ptr<Exchange> Session::begin_exchange(HttpRequest request) {
 void Session::refuse(error_code e) {
   if (e == http::error::end_of_stream || e.category() != make_error_code(http::error::bad_method).category())
     return lost("");
-  closes_ = true;
+  closes_ = is_unread_ = true;
   if (e == http::error::partial_message) return lost("");
   int status = 400;
   std::string why = fmt::format("The request is not HTTP/1.1: {}.", e.message());
@@ -252,7 +253,7 @@ void Session::on_written(error_code e) {
 void Session::finish_answer() {
   if (closed_) return;
   report("");
-  if (closes_) return linger();
+  if (closes_) return is_unread_ || buffer_.size() > 0 ? linger() : lost("");
   if (reading_) {  // the read that watched for the client's leaving waits for its next request
     in_request_ = false;
     sessions_.set_idle(this, true);

@@ -35,7 +35,9 @@ class Sessions {
   void add(const std::shared_ptr<Session>& session);
   void remove(Session* session);
   void set_idle(Session* session, bool idle);
-  std::shared_ptr<Session> longest_idle() const;
+  /// Above `most` connections, the one that has been idle for longest, which is to close then and does not
+  /// count any more; else null, and also when none is idle.
+  std::shared_ptr<Session> surplus(std::int64_t most);
   std::vector<std::shared_ptr<Session>> all() const;
   std::int64_t count() const;
 
@@ -43,11 +45,13 @@ class Sessions {
   struct Entry {
     std::weak_ptr<Session> session;
     std::optional<std::list<Session*>::iterator> idle;
+    bool is_going = false;
   };
   HttpHandler& handler_;
   mutable std::mutex mutex_;
   std::unordered_map<Session*, Entry> open_;
   std::list<Session*> idle_;
+  std::int64_t going_ = 0;
 };
 
 class Exchange;
@@ -113,7 +117,8 @@ class Session : public std::enable_shared_from_this<Session> {
   bool lingers_ = false;
   std::size_t lingered_ = 0;
   bool closed_ = false;
-  bool closes_ = false;  // after this answer
+  bool closes_ = false;     // after this answer
+  bool is_unread_ = false;  // of the request, some is on its way yet
 
   std::shared_ptr<Exchange> current_;
   bool is_head_ = false, knows_chunks_ = false;  // of the request

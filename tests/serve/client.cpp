@@ -86,7 +86,8 @@ Response Connection::read(double seconds) {
     r.headers[name] = line.substr(colon + 2, line.size() - colon - 3);
   }
   if (r.status == 100) return read(seconds);
-  if (r.headers["transfer-encoding"] == "chunked") {
+  if (const auto how = r.headers.find("transfer-encoding");
+      how != r.headers.end() && how->second == "chunked") {
     for (;;) {
       std::size_t end = 0;
       while ((end = buffer_.find("\r\n")) == std::string::npos) {

@@ -124,14 +124,18 @@ class TinyServer {
     const std::size_t at = text.find("\n" + name + " ");
     return at == std::string::npos ? NAN : std::stod(text.substr(at + name.size() + 2));
   }
-  /// Waits until nothing runs or waits; whether all blocks are free then.
-  bool all_blocks_free() const {
+  /// Waits until a series has a value.
+  bool comes_to(const std::string& name, double value) const {
     for (int i = 0; i < 5000; ++i) {
-      if (metric("fathom_requests_running") == 0 && metric("fathom_requests_waiting") == 0)
-        return metric("fathom_kv_cache_free_blocks") == metric("fathom_kv_cache_blocks");
+      if (metric(name) == value) return true;
       std::this_thread::sleep_for(std::chrono::milliseconds(2));
     }
     return false;
+  }
+  /// Waits until nothing runs or waits, and all blocks are free.
+  bool all_blocks_free() const {
+    return comes_to("fathom_requests_running", 0) && comes_to("fathom_requests_waiting", 0) &&
+           comes_to("fathom_kv_cache_free_blocks", metric("fathom_kv_cache_blocks"));
   }
 
  private:
