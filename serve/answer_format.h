@@ -59,5 +59,7 @@ class AnswerFormat {
 
 /// /v1/completions: log-probabilities as parallel lists of tokens, token_logprobs, top_logprobs, text_offset.
 std::unique_ptr<AnswerFormat> completion_format(int logprobs, const TokenTexts& texts);
+/// /v1/chat/completions: messages and deltas; log-probabilities as a list of tokens with their bytes.
+std::unique_ptr<AnswerFormat> chat_format(bool logprobs, const TokenTexts& texts);
 
 }  // namespace fathom::serve

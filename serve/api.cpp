@@ -9,6 +9,7 @@
 #include <spdlog/spdlog.h>
 
 #include "kernels/error.h"
+#include "serve/chat_request.h"
 #include "serve/json_fields.h"
 #include "src/core/build_info.h"
 #include "src/core/splitmix64.h"
@@ -36,7 +37,7 @@ json model_json(const ServedModel& model) {
 
 }  // namespace
 
-enum class Page : std::uint8_t { Health, Version, Metrics, Models, Tokenize, Detokenize, Completions };
+enum class Page : std::uint8_t { Health, Version, Metrics, Models, Tokenize, Detokenize, Completions, Chat };
 
 struct Api::Route {
   std::string_view path;
@@ -56,6 +57,7 @@ const Api::Route* Api::find_route(std::string_view path) {
       Route{"/tokenize", "POST", Page::Tokenize, true},
       Route{"/detokenize", "POST", Page::Detokenize, true},
       Route{"/v1/completions", "POST", Page::Completions, true},
+      Route{"/v1/chat/completions", "POST", Page::Chat, true},
   };
   for (const Route& route : kRoutes) {
     if (route.is_prefix ? path.substr(0, route.path.size()) == route.path && path.size() > route.path.size()
@@ -171,6 +173,8 @@ void Api::answer(const std::shared_ptr<HttpExchange>& exchange) {
       return exchange->reply(detokenize(request, *to.model));
     case Page::Completions:
       return complete(exchange, to);
+    case Page::Chat:
+      return chat(exchange, to);
   }
 }
 
@@ -232,9 +236,15 @@ HttpReply Api::detokenize(const HttpRequest& request, const ServedModel& model) 
   return json_reply({{"prompt", replace_invalid_utf8(model.tokenizer->decode(ids))}});
 }
 
-AnswerHead Api::new_head(const char* prefix, const ServedModel& model) const {
-  const std::uint64_t id = mix64(ids_.fetch_add(kGoldenGamma));
-  return {fmt::format("{}-{:016x}", prefix, id), static_cast<std::int64_t>(std::time(nullptr)), model.name};
+AnswerPlan Api::new_plan(const char* prefix, const AnswerOptions& options, const ServedModel& model) const {
+  AnswerPlan plan;
+  plan.head = {fmt::format("{}-{:016x}", prefix, mix64(ids_.fetch_add(kGoldenGamma))),
+               static_cast<std::int64_t>(std::time(nullptr)), model.name};
+  plan.n = options.n;
+  plan.stream = options.stream;
+  plan.include_usage = options.include_usage;
+  plan.logprobs = options.logprobs >= 0;
+  return plan;
 }
 
 void Api::complete(const std::shared_ptr<HttpExchange>& exchange, const Opened& to) {
@@ -242,18 +252,34 @@ void Api::complete(const std::shared_ptr<HttpExchange>& exchange, const Opened& 
   const CompletionRequest request = parse_completion(exchange->request().body, model.limits);
   const AnswerOptions& o = request.options;
   check_model(o.model, model);
+  AnswerPlan plan = new_plan("cmpl", o, model);
+  plan.format = completion_format(o.logprobs, model.token_texts);
+  plan.prompts = prepare_prompts(request, model, o.max_tokens.value_or(0));
+  plan.echo = request.echo;
   // What nobody asked for does not make a prompt too long: the engine ends a text where the context does.
   const std::int64_t max_tokens = o.max_tokens.value_or(kDefaultMaxTokens);
-  AnswerPlan plan;
-  plan.prompts = prepare_prompts(request, model, o.max_tokens.value_or(0));
-  plan.head = new_head("cmpl", model);
-  plan.format = completion_format(o.logprobs, model.token_texts);
-  plan.n = o.n;
-  plan.echo = request.echo;
-  plan.stream = o.stream;
-  plan.include_usage = o.include_usage;
-  plan.logprobs = o.logprobs >= 0;
   std::vector<TextRequest> texts = texts_of(plan.prompts, o, max_tokens, request.echo, model);
+  start(exchange, std::move(plan), std::move(texts), to);
+}
+
+void Api::chat(const std::shared_ptr<HttpExchange>& exchange, const Opened& to) {
+  const ServedModel& model = *to.model;
+  ChatRequest request = parse_chat(exchange->request().body, model.limits);
+  AnswerOptions& o = request.options;
+  check_model(o.model, model);
+  o.stops.emplace_back(kChatStop);
+  AnswerPlan plan = new_plan("chatcmpl", o, model);
+  plan.format = chat_format(plan.logprobs, model.token_texts);
+  CompletionRequest as_text;
+  as_text.prompts = {{.text = chat_prompt(request.messages)}};
+  try {
+    plan.prompts = prepare_prompts(as_text, model, o.max_tokens.value_or(1));
+  } catch (const ApiError& e) {
+    throw bad_field("messages", e.what(), e.parts().code);
+  }
+  const std::int64_t room = model.limits.context - static_cast<std::int64_t>(plan.prompts[0].ids.size());
+  std::vector<TextRequest> texts = texts_of(plan.prompts, o, o.max_tokens.value_or(room), false, model);
+  for (TextRequest& text : texts) text.trims = true;
   start(exchange, std::move(plan), std::move(texts), to);
 }
 

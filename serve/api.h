@@ -56,7 +56,7 @@ class Api final : public HttpHandler {
   void admit_or_throw(const HttpRequest& head) const;
   std::vector<HttpHeader> cors_headers(const HttpRequest& request) const;
   void answer(const std::shared_ptr<HttpExchange>& exchange);
-  AnswerHead new_head(const char* prefix, const ServedModel& model) const;
+  AnswerPlan new_plan(const char* prefix, const AnswerOptions& options, const ServedModel& model) const;
   void start(const std::shared_ptr<HttpExchange>& exchange, AnswerPlan plan, std::vector<TextRequest> texts,
              const Opened& to);
 
@@ -68,6 +68,7 @@ class Api final : public HttpHandler {
   static HttpReply tokenize(const HttpRequest& request, const ServedModel& model);
   static HttpReply detokenize(const HttpRequest& request, const ServedModel& model);
   void complete(const std::shared_ptr<HttpExchange>& exchange, const Opened& to);
+  void chat(const std::shared_ptr<HttpExchange>& exchange, const Opened& to);
 
   ApiOptions options_;
   ServeMetrics& metrics_;
