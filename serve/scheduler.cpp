@@ -133,6 +133,9 @@ void Scheduler::start(JobId id, OpenJob job) {
     }
   } catch (const UserError& e) {
     fail(id, ApiError(e.what(), {}));
+  } catch (const std::exception& e) {
+    spdlog::error("A request could not be begun: {}", e.what());
+    fail(id, server_error("The request could not be begun."));
   }
 }
 

@@ -23,7 +23,7 @@ std::vector<std::int32_t> encode(const std::string& text, bool special, const To
 }
 
 std::uint64_t random_seed() {
-  static std::random_device device;
+  thread_local std::random_device device;
   return (static_cast<std::uint64_t>(device()) << 32) | device();
 }
 

@@ -221,8 +221,8 @@ void Session::end_answer() {
 
 void Session::send(std::string data) {
   if (closed_) return;
-  // A whole answer is as large as it is; a stream whose client does not read ends here.
-  if (is_stream_ && pending_.size() + data.size() > options_.unsent_bytes) return lost("unread");
+  // A whole answer, or a piece, is as large as it is; a stream whose client does not read ends here.
+  if (is_stream_ && pending_.size() > options_.unsent_bytes) return lost("unread");
   if (pending_.empty()) {
     pending_ = std::move(data);
   } else {
