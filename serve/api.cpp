@@ -11,6 +11,7 @@
 #include "kernels/error.h"
 #include "serve/chat_request.h"
 #include "serve/json_fields.h"
+#include "serve/page.h"
 #include "src/core/build_info.h"
 #include "src/core/splitmix64.h"
 #include "src/io/utf8.h"
@@ -37,7 +38,17 @@ json model_json(const ServedModel& model) {
 
 }  // namespace
 
-enum class Page : std::uint8_t { Health, Version, Metrics, Models, Tokenize, Detokenize, Completions, Chat };
+enum class Page : std::uint8_t {
+  Root,
+  Health,
+  Version,
+  Metrics,
+  Models,
+  Tokenize,
+  Detokenize,
+  Completions,
+  Chat
+};
 
 struct Api::Route {
   std::string_view path;
@@ -49,6 +60,7 @@ struct Api::Route {
 
 const Api::Route* Api::find_route(std::string_view path) {
   static constexpr std::array kRoutes = {
+      Route{"/", "GET", Page::Root, false},
       Route{"/health", "GET", Page::Health, false},
       Route{"/version", "GET", Page::Version, false},
       Route{"/metrics", "GET", Page::Metrics, false},
@@ -108,7 +120,7 @@ bool Api::admit(const HttpRequest& head, HttpReply& refusal) {
 
 void Api::admit_or_throw(const HttpRequest& head) const {
   const Route* route = find_route(head.path);
-  const bool is_open = route != nullptr && route->page == Page::Health;
+  const bool is_open = route != nullptr && (route->page == Page::Health || route->page == Page::Root);
   if (!is_open && !options_.keys.admit(head.authorization))
     throw ApiError("An API key is needed, as the header 'Authorization: Bearer KEY', and this is none.",
                    {.status = 401, .code = "invalid_api_key"});
@@ -159,6 +171,8 @@ void Api::answer(const std::shared_ptr<HttpExchange>& exchange) {
   const Opened to = opened();
   if (route.needs_model && to.model == nullptr) throw unavailable("The server is stopping.", 10);
   switch (route.page) {
+    case Page::Root:
+      return exchange->reply(page_reply());
     case Page::Health:
       return exchange->reply(health());
     case Page::Version:

@@ -251,6 +251,11 @@ TEST_F(Completions, OfManyClientsAreThoseOfEachAlone) {
 TEST_F(Completions, OtherRoutes) {
   const std::uint16_t port = server_->port();
   EXPECT_EQ(get(port, "/health").status, 200);
+  const Response page = get(port, "/");
+  EXPECT_EQ(page.status, 200);
+  EXPECT_THAT(page.headers.at("content-security-policy"), HasSubstr("default-src 'none'"));
+  for (const char* outside : {"src=", "href=", "http:", "https:", "@import", "url("})
+    EXPECT_EQ(page.body.find(outside), std::string::npos) << outside;
   EXPECT_EQ(get(port, "/v1/models").json()["data"][0]["id"], "tiny");
   EXPECT_EQ(get(port, "/v1/models/tiny").json()["id"], "tiny");
   EXPECT_EQ(get(port, "/v1/models/other").status, 404);
