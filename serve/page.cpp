@@ -83,7 +83,7 @@ async function write() {
   $("answer").replaceChildren(prompt, answer);
   const begun = performance.now();
   let first = 0, pieces = 0, usage = null;
-  const rate = () => first ? pieces + " pieces, " + (1000 * pieces / Math.max(1, performance.now() - first)).toFixed(0) +
+  const rate = () => first ? pieces + " pieces, " + (1000 * pieces / Math.max(1, performance.now() - begun)).toFixed(0) +
     " a second, the first after " + (first - begun).toFixed(0) + " ms" : "";
   try {
     const r = await fetch("v1/completions", {method: "POST", signal: going.signal, headers: headers(),
