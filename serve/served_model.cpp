@@ -48,7 +48,9 @@ std::vector<PreparedPrompt> prepare_prompts(const CompletionRequest& request, co
       p.ids = encode(input.text, request.add_special_tokens, *model.tokenizer);
     }
     const auto length = static_cast<std::int64_t>(p.ids.size());
-    if (length + max_tokens > model.limits.context) {
+    // Nothing follows from the last token of a prompt that is only scored, so it needs no place.
+    const std::int64_t scored_only = request.options.max_tokens == 0 ? 1 : 0;
+    if (length + max_tokens > model.limits.context + scored_only) {
       throw bad_field(
           "prompt",
           fmt::format("This model's context is {} tokens, and the request needs {}: {} of the prompt and {} "

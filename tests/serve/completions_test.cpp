@@ -218,6 +218,8 @@ TEST_F(Completions, RefuseInOpenAisShape) {
   expect_error({{"prompt", {1, 300}}}, 400, "prompt", "300");
   expect_error({{"prompt", {{1}, json::array()}}}, 400, "prompt", "empty");
   expect_error({{"prompt", std::string(600, 'x')}}, 400, "prompt", "context is 512");
+  expect_error({{"prompt", std::string(514, 'x')}, {"max_tokens", 0}}, 400, "prompt", "514");
+  EXPECT_EQ(complete({{"prompt", std::string(513, 'x')}, {"max_tokens", 0}})["usage"]["prompt_tokens"], 513);
   expect_error({{"prompt", "a"}, {"max_tokens", 512}}, 400, "prompt", "513");
   expect_error({{"prompt", "a"}, {"logit_bias", {{"300", 1}}}}, 400, "logit_bias", "300");
   expect_error({{"prompt", "a"}, {"stream_options", {{"include_usage", true}}}}, 400, "stream_options",

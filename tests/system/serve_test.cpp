@@ -5,6 +5,7 @@
 
 #include <gmock/gmock.h>
 
+#include "src/io/token_store.h"
 #include "tests/serve/client.h"
 #include "tests/system/cli.h"
 #include "tests/system/python.h"
@@ -29,11 +30,11 @@ class Serve : public ::testing::Test {
     experiment_ = nullptr;
   }
 
-  /// `fathom serve run MORE` once it serves; port() is then where.
-  std::unique_ptr<Background> start(const std::string& more = "") {
+  /// `fathom serve RUN MORE` once it serves; port() is then where.
+  std::unique_ptr<Background> start(const std::string& more = "", const std::string& run = "run") {
     testing::write_bytes(*experiment_ / "background.out", "");  // not the server's before
     auto server = std::make_unique<Background>(
-        *experiment_, "serve run --port 0 --json --threads 1 --cache-gb 0.01 " + more);
+        *experiment_, "serve " + run + " --port 0 --json --threads 1 --cache-gb 0.01 " + more);
     testing::wait_until(
         [&] {
           ready_ = json::parse(testing::read_bytes(*experiment_ / "background.out"), nullptr, false);
@@ -75,6 +76,40 @@ TEST_F(Serve, SaysWhatGenerateSays) {
   const testing::Outcome end = server->wait();
   EXPECT_EQ(end.status, 0) << end.err;
   EXPECT_THAT(end.err, HasSubstr("Stopped"));
+}
+
+// As harnesses for evaluations ask: the prompt given back with the log-probability of each token.
+TEST_F(Serve, ScoresWhatEvalSays) {
+  // Ids that pad the vocabulary have a share of eval's probabilities, small once a model has learnt that they
+  // never come, and are none of the server's. This model has no padding.
+  experiment_->trained("mod", "unpadded", "--set model.vocab_size=257");
+  const auto server = start("--invariant", "unpadded");
+  constexpr std::int64_t kSeq = 32, kTexts = 20;
+  const TokenStore store = TokenStore::open(*experiment_ / "train.valid.h5");
+  ASSERT_GT(store.num_tokens(), kSeq * kTexts);
+  json prompts = json::array();
+  for (std::int64_t i = 0; i < kTexts; ++i) {
+    std::vector<std::int32_t> ids(kSeq + 1);
+    store.read(i * kSeq, ids);
+    prompts.push_back(ids);
+  }
+  const json r = serve::post(port(), "/v1/completions",
+                             {{"prompt", prompts}, {"max_tokens", 0}, {"echo", true}, {"logprobs", 1}})
+                     .json();
+  double loss = 0;
+  for (const json& choice : r["choices"]) {
+    const json& values = choice["logprobs"]["token_logprobs"];
+    ASSERT_EQ(values.size(), static_cast<std::size_t>(kSeq + 1));
+    for (std::size_t i = 1; i < values.size(); ++i) loss -= values[i].get<double>() / (kSeq * kTexts);
+  }
+  const json eval =
+      testing::fathom_command(*experiment_,
+                              "eval unpadded --data train.valid.h5 --engine --invariant --json --threads 1 "
+                              "--tokens " +
+                                  std::to_string(kSeq * kTexts))
+          .json();
+  EXPECT_EQ(eval["tokens"], kSeq * kTexts);
+  EXPECT_NEAR(loss, eval["loss"].get<double>(), 1e-6);
 }
 
 TEST_F(Serve, FinishesWhatRunsOnSigtermAndEndsAtOnceOnASecond) {
