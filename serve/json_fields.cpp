@@ -132,7 +132,8 @@ void JsonFields::refuse(const std::string& name, const std::string& why) {
 void JsonFields::refuse_others() const {
   for (const auto& [name, value] : object_->items()) {
     if (read_.contains(name)) continue;
-    throw bad_field(name_of(name), fmt::format("Unrecognized request argument supplied: {}", name_of(name)),
+    const std::string shown = name_of(name.substr(0, 100));  // it may be as long as the body
+    throw bad_field(shown, fmt::format("Unrecognized request argument supplied: {}", shown),
                     "unknown_parameter");
   }
 }

@@ -31,8 +31,9 @@ std::uint64_t random_seed() {
 
 void check_model(const std::string& wanted, const ServedModel& model) {
   if (wanted.empty() || wanted == model.name) return;
-  throw ApiError(fmt::format("The model '{}' does not exist. This server has '{}'.", wanted, model.name),
-                 {.status = 404, .param = "model", .code = "model_not_found"});
+  throw ApiError(
+      fmt::format("The model '{}' does not exist. This server has '{}'.", wanted.substr(0, 100), model.name),
+      {.status = 404, .param = "model", .code = "model_not_found"});
 }
 
 std::vector<PreparedPrompt> prepare_prompts(const CompletionRequest& request, const ServedModel& model,
