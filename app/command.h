@@ -32,6 +32,7 @@ void add_plan(CLI::App& app, Globals& globals);
 void add_train(CLI::App& app, Globals& globals);
 void add_eval(CLI::App& app, Globals& globals);
 void add_generate(CLI::App& app, Globals& globals);
+void add_serve(CLI::App& app, Globals& globals);
 void add_export(CLI::App& app, Globals& globals);
 void add_import(CLI::App& app, Globals& globals);
 void add_quantize(CLI::App& app, Globals& globals);

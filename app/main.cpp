@@ -87,6 +87,7 @@ int run(int argc, char** argv) {
   add_train(app, globals);
   add_eval(app, globals);
   add_generate(app, globals);
+  add_serve(app, globals);
   add_export(app, globals);
   add_import(app, globals);
   add_quantize(app, globals);

@@ -43,6 +43,12 @@ fathom_find(nlohmann_json nlohmann_json::nlohmann_json nlohmann-json3-dev)
 fathom_find(ZLIB ZLIB::ZLIB zlib1g-dev)
 fathom_find(LibLZMA LibLZMA::LibLZMA liblzma-dev)
 
+# Beast and Asio, headers alone, by Boost's own package (CMake's module for it is going away).
+find_package(Boost 1.74 QUIET CONFIG)
+if(NOT TARGET Boost::headers)
+  fathom_missing("Boost 1.74 or later (its headers)" libboost-dev)
+endif()
+
 # Its target has a namespace from 0.8 on.
 find_package(yaml-cpp QUIET)
 if(TARGET yaml-cpp::yaml-cpp)

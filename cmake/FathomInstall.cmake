@@ -3,12 +3,12 @@ include(CMakePackageConfigHelpers)
 set(package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/Fathom")
 
 install(TARGETS fathom RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
-install(TARGETS fathom_kernels fathom_src fathom_train fathom_infer EXPORT FathomTargets
+install(TARGETS fathom_kernels fathom_src fathom_train fathom_infer fathom_serve EXPORT FathomTargets
         ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}")
 if(TARGET fathom_kernels_cuda)
   install(TARGETS fathom_kernels_cuda EXPORT FathomTargets ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}")
 endif()
-foreach(room kernels src train infer)
+foreach(room kernels src train infer serve)
   install(DIRECTORY "${CMAKE_SOURCE_DIR}/${room}" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/fathom"
           FILES_MATCHING PATTERN "*.h" PATTERN "isa" EXCLUDE)
 endforeach()

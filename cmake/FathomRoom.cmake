@@ -2,7 +2,7 @@
 #
 # Headers are included as "<room>/path.h". The include root of a room is a folder in the build tree that holds
 # nothing but a link to that room, so a target sees the headers of the rooms it links to and of no other: an
-# include against the one way  kernels <- src <- {train, infer} <- app  does not compile (tests/build proves it).
+# include against the one way  kernels <- src <- {train, infer <- serve} <- app  does not compile (tests/build proves it).
 
 function(fathom_room_include_root room out)
   set(root "${CMAKE_BINARY_DIR}/rooms/${room}")

@@ -484,6 +484,8 @@ void Engine::use_logits(Running& r, std::int64_t position, std::span<const float
     if (position < static_cast<std::int64_t>(r.ids.size())) {
       event.prompt_logprobs.push_back(logprob_of(logits, r.ids[static_cast<std::size_t>(position)],
                                                  static_cast<std::uint64_t>(position)));
+      if (r.request.top_logprobs > 0)
+        event.prompt_alternatives.push_back(most_likely(logits, r.request.top_logprobs));
       r.scored = position + 1;
     } else {
       choose(r, logits, event);

@@ -60,9 +60,10 @@ struct Event {
   RequestId request = 0;
   bool has_token = false;
   SampledToken token;
-  std::vector<SampledToken> alternatives;  // with top_logprobs: the most likely tokens
-  std::vector<double> prompt_logprobs;     // further ones, in the prompt's order
-  Finish finish = Finish::None;            // then the request is gone
+  std::vector<SampledToken> alternatives;                      // with top_logprobs: the most likely tokens
+  std::vector<double> prompt_logprobs;                         // further ones, in the prompt's order
+  std::vector<std::vector<SampledToken>> prompt_alternatives;  // with top_logprobs: beside each of them
+  Finish finish = Finish::None;                                // then the request is gone
   std::string error;
   /// At the end of a text that was computed, by routed layer: the share of it that the layer computed.
   std::vector<double> routed_fraction;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,14 @@ class TextStream {
  public:
   TextStream(const Tokenizer& tokenizer, std::vector<std::string> stops)
       : tokenizer_(tokenizer), stops_(std::move(stops)) {}
+  /// The text of tokens that follow others: `before` are the last of these, which a tokenizer may need to see
+  /// (one that takes the space in front of a text away would else take it from the first word that is added).
+  TextStream(const Tokenizer& tokenizer, std::vector<std::string> stops, std::span<const std::int32_t> before)
+      : TextStream(tokenizer, std::move(stops)) {
+    if (tokenizer.unsettled(before) > 0) return;
+    opening_bytes_ = tokenizer.decode(before).size();
+    if (opening_bytes_ > 0) opening_.assign(before.begin(), before.end());
+  }
 
   /// Takes the next token and returns what of the text is certain now and was not before: what could be the
   /// beginning of a stop string waits, and so does what the next token may change.

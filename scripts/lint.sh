@@ -39,7 +39,7 @@ if [[ -n $since ]]; then
   mapfile -t files < <({ git diff --name-only --diff-filter=d "$since" -- && git ls-files --others --exclude-standard; } |
     grep -E '\.(cpp|h|cu)$' | sort -u)
 elif ((${#files[@]} == 0)); then
-  mapfile -t files < <(find kernels src train infer app tests bench -name '*.cpp' -o -name '*.h' -o -name '*.cu' | sort)
+  mapfile -t files < <(find kernels src train infer serve app tests bench -name '*.cpp' -o -name '*.h' -o -name '*.cu' | sort)
 fi
 if ((${#files[@]} == 0)); then
   say "lint: no files to check"

@@ -34,6 +34,7 @@ packages=(
   zlib1g-dev             # .gz
   liblzma-dev            # .xz
   libzstd-dev            # .zst
+  libboost-dev           # HTTP (Beast, Asio)
   libgtest-dev           # tests
   libgmock-dev
 )

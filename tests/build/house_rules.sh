@@ -7,7 +7,7 @@ longest=600
 broken=0
 
 rooms=()
-for room in kernels src train infer app tests bench; do
+for room in kernels src train infer serve app tests bench; do
   if [[ -d $room ]]; then rooms+=("$room"); fi
 done
 mapfile -d '' files < <(find "${rooms[@]}" -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \) -print0)

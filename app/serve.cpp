@@ -1,0 +1,195 @@
+// fathom serve MODEL
+#include <cstdlib>
+#include <filesystem>
+#include <iostream>
+#include <memory>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+
+#include "app/command.h"
+#include "app/engine_flags.h"
+#include "app/trained_model.h"
+#include "kernels/error.h"
+#include "serve/service.h"
+#include "src/core/stopwatch.h"
+#include "src/core/units.h"
+#include "src/model/model_tokenizer.h"
+
+namespace fathom::app {
+
+namespace {
+
+constexpr const char* kKeyVariable = "FATHOM_API_KEY";
+
+struct ServeFlags {
+  std::string model;
+  std::string name;
+  std::string tokenizer;
+  double threshold = -1;
+  bool invariant = false;
+  std::string precision = "auto";
+  std::string key_file;
+  double deadline = 600;
+  double drain = 30;
+  double max_body_mb = 4;
+  serve::ServiceOptions service;
+  serve::RequestLimits limits;
+  EngineFlags engine;
+};
+
+// The folder's name: what a client calls the model where nobody says otherwise.
+std::string name_of_model(const ServeFlags& flags) {
+  if (!flags.name.empty()) return flags.name;
+  std::filesystem::path path = std::filesystem::absolute(flags.model).lexically_normal();
+  if (path.filename().empty()) path = path.parent_path();
+  return path.has_extension() && path.extension() == ".h5" ? path.stem().string() : path.filename().string();
+}
+
+serve::ApiKeys keys_of(const ServeFlags& flags) {
+  serve::ApiKeys keys;
+  if (!flags.key_file.empty()) keys = serve::ApiKeys::from_file(flags.key_file);
+  if (const char* key = std::getenv(kKeyVariable); key != nullptr && *key != '\0')
+    keys.add(serve::ApiKeys({key}));
+  return keys;
+}
+
+std::chrono::milliseconds milliseconds(double seconds) {
+  return std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1000));
+}
+
+void warn_of_the_open(const ServeFlags& flags) {
+  const std::string& host = flags.service.http.host;
+  const bool is_loopback = host == "localhost" || host == "::1" || host.rfind("127.", 0) == 0;
+  if (!is_loopback && flags.service.api.keys.empty())
+    spdlog::warn(
+        "Warning: everybody who can reach {} may use this server. --api-key-file or {} asks for a key.", host,
+        kKeyVariable);
+}
+
+void run(ServeFlags& flags, const Globals& globals) {
+  const Stopwatch watch;
+  // Threads of the server log too.
+  auto log = spdlog::stderr_color_mt("fathom serve");
+  log->set_pattern("%^%v%$");
+  log->set_level(spdlog::get_level());
+  spdlog::set_default_logger(log);
+  flags.service.api.keys = keys_of(flags);
+  flags.service.api.deadline = milliseconds(flags.deadline);
+  flags.service.drain = milliseconds(flags.drain);
+  flags.service.http.body_bytes = static_cast<std::size_t>(flags.max_body_mb * 1e6);
+  flags.service.scheduler.sequences = flags.engine.sequences;
+  const std::string name = name_of_model(flags);
+  // Before the model: a port that is taken is known at once.
+  serve::Service service(flags.service);
+  // There is nothing to lose but the answers that a second signal gives up; destructors would wait for them.
+  service.shut_down_on_signals([](int number) { std::_Exit(number > 1 ? 1 : 0); });
+  service.start();
+  spdlog::info("Listening on {}; loading {}", service.url(), flags.model);
+  warn_of_the_open(flags);
+
+  const TrainedModel model =
+      open_model(flags.model, {.invariant = flags.invariant}, globals, flags.precision);
+  const LoadedModel& loaded = model.loaded;
+  if (flags.engine.kv > 0) loaded.model->set_kv_bits(flags.engine.kv);
+  RoutingConfig routing = loaded.config.routing;
+  if (flags.threshold >= 0) routing.causal.threshold = flags.threshold;
+  const std::unique_ptr<Tokenizer> tokenizer = tokenizer_of(loaded, flags.tokenizer);
+  EngineOptions options =
+      flags.engine.options(*model.context, *loaded.model, static_cast<std::size_t>(flags.engine.sequences));
+  options.vocab = tokenizer->vocab_size();
+  if (routing.kind != RoutingKind::None) options.rule = causal_rule(routing);
+  Engine engine(*model.context, *loaded.model, options);
+
+  serve::ServedModel served{.name = name,
+                            .created = std::time(nullptr),
+                            .tokenizer = tokenizer.get(),
+                            .token_texts = serve::TokenTexts(*tokenizer),
+                            .stop_tokens = loaded.ends.stops,
+                            .routed_layers = loaded.model->routed_layers(),
+                            .limits = flags.limits};
+  if (tokenizer->end_of_document() >= 0) served.stop_tokens.push_back(tokenizer->end_of_document());
+  served.limits.vocab = std::min(tokenizer->vocab_size(), loaded.config.model.vocab_size);
+  served.limits.context = engine.context();
+
+  const EngineStats stats = engine.stats();
+  spdlog::info("Serving {} on {} after {}: context {}, {} texts at the same time, {} of cache", name,
+               service.url(), format_duration(watch.seconds()), engine.context(), options.max_sequences,
+               format_bytes(static_cast<double>(stats.blocks * stats.block_bytes)));
+  if (globals.json) {
+    std::cout << nlohmann::json{{"url", service.url()},
+                                {"host", flags.service.http.host},
+                                {"port", service.port()},
+                                {"model", name},
+                                {"context", engine.context()},
+                                {"sequences", options.max_sequences},
+                                {"cache_bytes", stats.blocks * stats.block_bytes}}
+                     .dump()
+              << std::endl;
+  }
+  service.run(engine, served);
+  spdlog::info("Stopped.");
+}
+
+void add_http_flags(CLI::App& sub, ServeFlags& flags) {
+  serve::HttpOptions& http = flags.service.http;
+  sub.add_option("--host", http.host, "Address to listen on; 0.0.0.0 or ::: everybody who can reach it")
+      ->capture_default_str();
+  sub.add_option("--port", http.port, "0: any free one, which is printed")->capture_default_str();
+  sub.add_option("--name", flags.name, "What clients call the model; default: the folder's name");
+  sub.add_option("--api-key-file", flags.key_file,
+                 std::string("Keys, one a line; one more may be in the environment's ") + kKeyVariable);
+  sub.add_option("--cors-origin", flags.service.api.cors_origin,
+                 "Pages of this origin may ask too; *: of any; default: of none");
+  sub.add_option("--queue", flags.service.scheduler.queue,
+                 "Texts that may wait beside those that are computed; more are refused (429)")
+      ->capture_default_str()
+      ->check(number_from_to(0, 1e6));
+  sub.add_option("--max-texts", flags.limits.texts, "Of one request: its prompts times n")
+      ->capture_default_str()
+      ->check(number_from_to(1, 1e5));
+  sub.add_option("--deadline", flags.deadline, "Seconds that a request may take; 0: any")
+      ->capture_default_str()
+      ->check(number_from_to(0, 1e6));
+  sub.add_option("--drain", flags.drain, "Seconds for what runs to be done, after SIGTERM")
+      ->capture_default_str()
+      ->check(number_from_to(0, 1e6));
+  sub.add_option("--max-body-mb", flags.max_body_mb, "Of a request, in 1e6 bytes; more are refused (413)")
+      ->capture_default_str()
+      ->check(number_from_to(0.001, 1000));
+  sub.add_option("--max-connections", http.connections,
+                 "Above it those are closed that have been idle for longest")
+      ->capture_default_str()
+      ->check(number_from_to(1, 1e6));
+  sub.add_option("--access-log", flags.service.access_log,
+                 "File that gets a line of JSON for each request; -: standard error");
+}
+
+}  // namespace
+
+void add_serve(CLI::App& app, Globals& globals) {
+  auto flags = std::make_shared<ServeFlags>();
+  CLI::App* sub = app.add_subcommand("serve", "Answer HTTP requests, as OpenAI's clients make them");
+  sub->add_option("model", flags->model, "Run folder, checkpoint file or exported model")->required();
+  add_http_flags(*sub, *flags);
+  sub->add_option("--tokenizer", flags->tokenizer,
+                  "Tokenizer, if neither in the run folder nor where the config says");
+  sub->add_option("--threshold", flags->threshold, "Causal routing threshold (default: the config's)")
+      ->check(number_from_to(0.001, 0.999));
+  sub->add_flag("--invariant", flags->invariant,
+                "Row-invariant kernels: a text is the same whoever else is served");
+  add_precision_flag(*sub, flags->precision,
+                     "fp32 | bf16 (on the CPU the weights alone) | auto: bf16 on a GPU, fp32 on the CPU");
+  add_engine_flags(*sub, flags->engine);
+  add_global_flags(*sub, globals);
+  sub->footer(
+      "Examples:\n"
+      "  fathom serve runs/mod\n"
+      "  fathom serve llama --host 0.0.0.0 --port 8080 --api-key-file keys.txt --kv 4\n"
+      "  curl http://127.0.0.1:8000/v1/completions -d '{\"prompt\": \"The sea\"}'");
+  sub->callback([flags, &globals] { run(*flags, globals); });
+}
+
+}  // namespace fathom::app

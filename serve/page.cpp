@@ -1,0 +1,145 @@
+#include "serve/page.h"
+
+namespace fathom::serve {
+
+namespace {
+
+constexpr const char* kPage = R"html(<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Fathom</title>
+<style>
+:root { color-scheme: light dark; --line: light-dark(#c8ccd2, #454b54); --deep: light-dark(#1f5fa8, #7db3f0);
+  --soft: light-dark(#f3f5f8, #20242a); }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.3rem; margin: 0 0 1rem; }
+label { display: block; }
+textarea, input { font: inherit; color: inherit; background: var(--soft); border: 1px solid var(--line);
+  border-radius: 4px; padding: .4rem; box-sizing: border-box; }
+textarea { width: 100%; min-height: 6rem; }
+.numbers { display: flex; flex-wrap: wrap; gap: 1rem; margin: .6rem 0; }
+.numbers input { width: 6rem; display: block; }
+#key { width: 14rem; }
+button { font: inherit; padding: .4rem 1.2rem; }
+#answer { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid var(--line); border-radius: 4px;
+  padding: .6rem; min-height: 6rem; margin: 1rem 0 .4rem; }
+#answer .prompt { opacity: .6; }
+#status { min-height: 1.5rem; }
+#status.bad { color: light-dark(#a01818, #ff9a9a); }
+#depth { display: grid; grid-template-columns: auto 1fr auto; gap: .2rem .6rem; align-items: center; }
+#depth .bar { background: var(--soft); height: .8rem; } #depth .bar i { display: block; height: 100%; background: var(--deep); }
+</style>
+<h1>Fathom <span id="model"></span></h1>
+<form id="form">
+  <label for="prompt">Text to go on from</label>
+  <textarea id="prompt" autofocus spellcheck="false">The sea</textarea>
+  <div class="numbers">
+    <label>New tokens <input id="tokens" type="number" min="1" value="100"></label>
+    <label>Temperature <input id="temperature" type="number" min="0" max="100" step="0.1" value="0.8"></label>
+    <label id="keys" hidden>API key <input id="key" type="password" autocomplete="off"></label>
+  </div>
+  <button id="go">Write</button> <button id="stop" type="button" disabled>Stop</button>
+  <small>Ctrl+Enter writes, Escape stops</small>
+</form>
+<div id="answer" aria-live="off" tabindex="0" aria-label="Answer"></div>
+<div id="status" role="status"></div>
+<div id="depth"></div>
+<script>
+const $ = id => document.getElementById(id);
+let going = null;
+const headers = () => $("key").value ? {"Authorization": "Bearer " + $("key").value} : {};
+function say(text, bad) { $("status").textContent = text; $("status").className = bad ? "bad" : ""; }
+function refused(status, text) {
+  if (status == 401) { $("keys").hidden = false; $("key").focus(); }
+  try { text = JSON.parse(text).error.message; } catch (e) {}
+  say(text || "HTTP " + status, true);
+}
+async function name() {
+  const r = await fetch("v1/models", {headers: headers()});
+  if (!r.ok) return refused(r.status, await r.text());
+  $("model").textContent = "· " + (await r.json()).data[0].id;
+}
+function depth(usage) {
+  $("depth").replaceChildren();
+  if (!usage || !usage.routed_layers) return;
+  usage.routed_layers.forEach((layer, i) => {
+    const share = usage.routed_fraction_by_layer[i], bar = document.createElement("div"), fill = document.createElement("i");
+    const label = document.createElement("span"), value = document.createElement("span");
+    label.textContent = "layer " + layer;
+    value.textContent = (100 * share).toFixed(0) + " % of the tokens";
+    bar.className = "bar"; fill.style.width = 100 * share + "%"; bar.append(fill);
+    $("depth").append(label, bar, value);
+  });
+}
+async function write() {
+  if (going) return;
+  going = new AbortController();
+  $("go").disabled = true; $("stop").disabled = false;
+  depth(null); say("…");
+  const prompt = document.createElement("span");
+  prompt.className = "prompt"; prompt.textContent = $("prompt").value;
+  const answer = document.createTextNode("");
+  $("answer").replaceChildren(prompt, answer);
+  const begun = performance.now();
+  let first = 0, pieces = 0, usage = null;
+  const rate = () => first ? pieces + " pieces, " + (1000 * pieces / Math.max(1, performance.now() - begun)).toFixed(0) +
+    " a second, the first after " + (first - begun).toFixed(0) + " ms" : "";
+  try {
+    const r = await fetch("v1/completions", {method: "POST", signal: going.signal, headers: headers(),
+      body: JSON.stringify({prompt: $("prompt").value, max_tokens: +$("tokens").value,
+        temperature: +$("temperature").value, stream: true, stream_options: {include_usage: true}})});
+    if (!r.ok) { refused(r.status, await r.text()); return; }
+    const reader = r.body.pipeThrough(new TextDecoderStream()).getReader();
+    let left = "", failed = "";
+    for (;;) {
+      const {value, done} = await reader.read();
+      if (done) break;
+      left += value;
+      for (let end; (end = left.indexOf("\n\n")) >= 0; left = left.slice(end + 2)) {
+        const data = left.slice(6, end);
+        if (data == "[DONE]") continue;
+        const event = JSON.parse(data);
+        if (event.error) { failed = event.error.message; continue; }
+        if (event.usage) usage = event.usage;
+        if (!event.choices.length || !event.choices[0].text) continue;
+        first = first || performance.now();
+        ++pieces;
+        answer.data += event.choices[0].text;
+      }
+      say(rate());
+    }
+    say(failed || rate() + (usage ? "; " + usage.completion_tokens + " tokens" : ""), failed);
+    depth(usage);
+  } catch (e) {
+    say(e.name == "AbortError" ? "Stopped. " + rate() : "The server has gone: " + e.message, e.name != "AbortError");
+  } finally {
+    going = null; $("go").disabled = false; $("stop").disabled = true;
+  }
+}
+function stop() { if (going) going.abort(); }
+$("form").addEventListener("submit", e => { e.preventDefault(); write(); });
+$("stop").addEventListener("click", stop);
+$("key").addEventListener("change", name);
+document.addEventListener("keydown", e => {
+  if (e.key == "Enter" && (e.ctrlKey || e.metaKey)) { e.preventDefault(); write(); }
+  if (e.key == "Escape") stop();
+});
+name();
+</script>
+</html>
+)html";
+
+}  // namespace
+
+HttpReply page_reply() {
+  return {.content_type = "text/html; charset=utf-8",
+          .body = kPage,
+          .headers = {{"Content-Security-Policy",
+                       "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+                       "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"},
+                      {"X-Content-Type-Options", "nosniff"},
+                      {"Cache-Control", "no-cache"}}};
+}
+
+}  // namespace fathom::serve

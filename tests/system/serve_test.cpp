@@ -1,0 +1,175 @@
+// fathom serve as a process: from its first line to its exit status, with curl's and OpenAI's own clients.
+#include <cmath>
+#include <csignal>
+#include <thread>
+
+#include <gmock/gmock.h>
+
+#include "src/io/token_store.h"
+#include "tests/serve/client.h"
+#include "tests/system/cli.h"
+#include "tests/system/python.h"
+
+namespace fathom {
+namespace {
+
+using nlohmann::json;
+using serve::Connection;
+using serve::Response;
+using testing::Background;
+using ::testing::HasSubstr;
+
+class Serve : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    experiment_ = new testing::Experiment();
+    experiment_->trained("mod", "run");
+  }
+  static void TearDownTestSuite() {
+    delete experiment_;
+    experiment_ = nullptr;
+  }
+
+  /// `fathom serve RUN MORE` once it serves; port() is then where.
+  std::unique_ptr<Background> start(const std::string& more = "", const std::string& run = "run") {
+    testing::write_bytes(*experiment_ / "background.out", "");  // not the server's before
+    auto server = std::make_unique<Background>(
+        *experiment_, "serve " + run + " --port 0 --json --threads 1 --cache-gb 0.01 " + more);
+    testing::wait_until(
+        [&] {
+          ready_ = json::parse(testing::read_bytes(*experiment_ / "background.out"), nullptr, false);
+          return ready_.is_object() || !server->running();
+        },
+        "the server");
+    return server;
+  }
+  /// Waits until so many texts are being written.
+  void wait_until_running(int texts) const {
+    testing::wait_until(
+        [&] {
+          const std::string metrics = serve::get(port(), "/metrics").body;
+          const std::size_t at = metrics.find("\nfathom_requests_running ");
+          return at != std::string::npos && std::stod(metrics.substr(at + 25)) >= texts;
+        },
+        "texts that are being written");
+  }
+  std::uint16_t port() const { return ready_.value("port", std::uint16_t{0}); }
+
+  static inline testing::Experiment* experiment_ = nullptr;
+  json ready_;
+};
+
+TEST_F(Serve, SaysWhatGenerateSays) {
+  const auto server = start("--invariant");
+  EXPECT_EQ(ready_["model"], "run");
+  const json r = serve::post(port(), "/v1/completions",
+                             {{"prompt", "The "}, {"max_tokens", 12}, {"temperature", 0.7}, {"seed", 9}})
+                     .json();
+  const json alone =
+      testing::fathom_command(
+          *experiment_,
+          "generate run -p 'The ' -n 12 --temperature 0.7 --seed 9 --invariant --json --threads 1")
+          .json();
+  EXPECT_EQ(r["choices"][0]["text"], alone["text"]);
+  EXPECT_EQ(r["usage"]["routed_fraction_by_layer"], alone["routed_fraction"]);
+  server->signal(SIGTERM);
+  const testing::Outcome end = server->wait();
+  EXPECT_EQ(end.status, 0) << end.err;
+  EXPECT_THAT(end.err, HasSubstr("Stopped"));
+}
+
+// As harnesses for evaluations ask: the prompt given back with the log-probability of each token.
+TEST_F(Serve, ScoresWhatEvalSays) {
+  // Ids that pad the vocabulary have a share of eval's probabilities, small once a model has learnt that they
+  // never come, and are none of the server's. This model has no padding.
+  experiment_->trained("mod", "unpadded", "--set model.vocab_size=257");
+  const auto server = start("--invariant", "unpadded");
+  constexpr std::int64_t kSeq = 32, kTexts = 20;
+  const TokenStore store = TokenStore::open(*experiment_ / "train.valid.h5");
+  ASSERT_GT(store.num_tokens(), kSeq * kTexts);
+  json prompts = json::array();
+  for (std::int64_t i = 0; i < kTexts; ++i) {
+    std::vector<std::int32_t> ids(kSeq + 1);
+    store.read(i * kSeq, ids);
+    prompts.push_back(ids);
+  }
+  const json r = serve::post(port(), "/v1/completions",
+                             {{"prompt", prompts}, {"max_tokens", 0}, {"echo", true}, {"logprobs", 1}})
+                     .json();
+  double loss = 0;
+  for (const json& choice : r["choices"]) {
+    const json& values = choice["logprobs"]["token_logprobs"];
+    ASSERT_EQ(values.size(), static_cast<std::size_t>(kSeq + 1));
+    for (std::size_t i = 1; i < values.size(); ++i) loss -= values[i].get<double>() / (kSeq * kTexts);
+  }
+  const json eval =
+      testing::fathom_command(*experiment_,
+                              "eval unpadded --data train.valid.h5 --engine --invariant --json --threads 1 "
+                              "--tokens " +
+                                  std::to_string(kSeq * kTexts))
+          .json();
+  EXPECT_EQ(eval["tokens"], kSeq * kTexts);
+  EXPECT_NEAR(loss, eval["loss"].get<double>(), 1e-6);
+}
+
+TEST_F(Serve, FinishesWhatRunsOnSigtermAndEndsAtOnceOnASecond) {
+  const std::string request =
+      serve::request_text("POST", "/v1/completions",
+                          json{{"prompt", "a"}, {"max_tokens", 28}, {"n", 100}, {"ignore_eos", true}}.dump());
+  auto server = start("--sequences 4");
+  Connection client(port());
+  client.send(request);
+  wait_until_running(1);
+  server->signal(SIGTERM);
+  const Response r = client.read();
+  EXPECT_EQ(r.status, 200);
+  EXPECT_EQ(r.json()["choices"].size(), 100u);
+  EXPECT_EQ(server->wait().status, 0);
+
+  server = start("--sequences 1");
+  std::vector<std::unique_ptr<Connection>> clients;
+  for (int i = 0; i < 2; ++i) {
+    clients.push_back(std::make_unique<Connection>(port()));
+    clients.back()->send(request);
+  }
+  wait_until_running(1);
+  server->signal(SIGTERM);
+  std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  if (!server->running()) GTEST_SKIP() << "200 texts were done within 10 ms";
+  server->signal(SIGTERM);
+  EXPECT_EQ(server->wait().status, 1);
+  // And after the worst end another one serves.
+  server = start();
+  server->signal(SIGKILL);
+  server->wait();
+  server = start();
+  EXPECT_EQ(serve::get(port(), "/health").status, 200);
+}
+
+TEST_F(Serve, RefusesInOneParagraph) {
+  const auto server = start();
+  const std::string taken = std::to_string(port());
+  const auto refused = [&](const std::string& flags, int status, std::initializer_list<std::string> words) {
+    testing::expect_refusal(testing::fathom_command(*experiment_, "serve " + flags), status, words);
+  };
+  refused("run --port " + taken, 1, {taken, "Another program has it", "--port"});
+  refused("run --port 0 --host example", 2, {"--host example", "127.0.0.1"});
+  refused("nowhere --port 0", 1, {"nowhere"});
+  refused("run --port 0 --cache-gb 0.000001", 1, {"cache"});
+  refused("run --port 0 --api-key-file nowhere.txt", 1, {"nowhere.txt", "key"});
+  experiment_->trained("mod", "topk", "--set routing.causal.method=none");
+  refused("topk --port 0", 1, {"routing.causal.method: none"});
+}
+
+TEST_F(Serve, OpenAisOwnClientUnderstandsIt) {
+  const testing::Python python("openai");
+  if (!python) GTEST_SKIP() << python.why_not();
+  const auto server = start();
+  const json said = python.says(*experiment_, "../system/openai_client.py",
+                                "http://127.0.0.1:" + std::to_string(port()) + "/v1");
+  EXPECT_EQ(said["failures"], json::array());
+  EXPECT_GT(said["checks"], 10);
+}
+
+}  // namespace
+}  // namespace fathom
