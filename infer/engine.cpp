@@ -220,6 +220,7 @@ void Engine::preempt(Running& victim) {
 void Engine::make_room(std::vector<Part>& parts, std::vector<Event>& events) {
   while (!parts.empty()) {
     std::vector<NewRows> rows;
+    rows.reserve(parts.size());
     for (const Part& p : parts) rows.push_back({p.request->sequence, p.rows});
     if (cache_.fits(rows)) return;
     // A chunk of a prompt may be smaller.
@@ -441,11 +442,12 @@ void Engine::run_pass(std::span<const Part> parts, std::vector<Event>& events) {
 std::vector<float> Engine::choose_or_read(const Tensor& hidden, std::vector<Wanted>& wanted) {
   if (wanted.empty()) return {};
   const auto rows_at = [&](const std::vector<std::int32_t>& rows) {
-    const Tensor at = c_.empty({static_cast<std::int64_t>(rows.size())}, DType::I32);
+    Tensor at = c_.empty({static_cast<std::int64_t>(rows.size())}, DType::I32);
     from_host(c_.backend(), at, rows);
     return at;
   };
   std::vector<std::int32_t> rows;
+  rows.reserve(wanted.size());
   for (const Wanted& w : wanted) rows.push_back(w.row);
   const std::int64_t vocab = model_.config().vocab_size;
   const Tensor logits = model_.logits(c_, ops::gather_rows(c_, hidden, rows_at(rows)));

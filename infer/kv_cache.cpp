@@ -121,7 +121,9 @@ std::int64_t KvCache::missing_groups(SequenceId id, std::int64_t tokens, std::in
   const auto held = [](const auto& list) { return static_cast<std::int64_t>(list.size()); };
   std::int64_t groups = dense_ > 0 ? std::max<std::int64_t>(0, blocks_for(tokens) - held(s.groups)) : 0;
   std::int64_t blocks = -held(s.spare);
-  for (const Layer& layer : s.routed) blocks += blocks_for(layer.entries + more) - held(layer.blocks);
+  // A layer that took entries back may hold blocks that it does not need, and no other layer gets these.
+  for (const Layer& layer : s.routed)
+    blocks += std::max<std::int64_t>(0, blocks_for(layer.entries + more) - held(layer.blocks));
   if (blocks > 0) groups += (blocks + pool_.width() - 1) / pool_.width();
   return groups;
 }

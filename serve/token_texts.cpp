@@ -32,7 +32,7 @@ std::string TokenTexts::bytes(std::int32_t id) const {
 }
 
 std::string TokenTexts::shown(std::int32_t id) const {
-  const std::string text = bytes(id);
+  std::string text = bytes(id);
   if (utf8_prefix(text) == text.size()) return text;
   std::string out = "bytes:";
   for (const char c : text) out += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));

@@ -86,11 +86,12 @@ void Speculation::check(const CachedModel* draft) const {
           fmt::format("A retrieval budget of {} entries leaves nothing out of this model's context of {}.",
                       budget, context),
           "Give a smaller budget, or decode without retrieval.");
-    if (!target_.cache.could_hold(prompt + budget))
+    const std::int64_t retrieved = std::min(budget, prompt + request_.max_tokens);
+    if (!target_.cache.could_hold(prompt + retrieved))
       throw UserError(fmt::format("The cache ({} blocks of {}) has no room for {} entries that are retrieved "
                                   "beside the {} tokens "
                                   "of the prompt.",
-                                  target_.cache.pool().blocks(), target_.cache.block(), budget, prompt),
+                                  target_.cache.pool().blocks(), target_.cache.block(), retrieved, prompt),
                       "Give the cache more memory, or retrieve less.");
   }
   if (!drafts(options_)) return;

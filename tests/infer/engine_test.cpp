@@ -119,6 +119,7 @@ void expect_the_bits_of_the_whole_pass(Model& m, std::int64_t count) {
       if (s.ids.size() > static_cast<std::size_t>(kContext)) continue;  // scored behind the context
       const std::vector<float> whole = causal_logits(m.c, m.model, s.ids, m.rule);
       for (const auto& [position, logits] : s.logits) {
+        // NOLINTNEXTLINE(bugprone-suspicious-memory-comparison): to the bit
         ASSERT_EQ(std::memcmp(logits.data(), whole.data() + (position - 1) * kVocab, kVocab * sizeof(float)),
                   0)
             << "position " << position << " of " << s.ids.size();

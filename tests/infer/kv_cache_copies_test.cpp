@@ -1,5 +1,6 @@
 // Rows that a cache takes back, and sequences that it makes of others' entries: what is computed behind them
 // has the bits of a sequence that was never otherwise.
+#include <algorithm>
 #include <numeric>
 
 #include <gtest/gtest.h>
@@ -127,6 +128,40 @@ TEST_P(KvCacheCopies, AllEntriesChosenAreACopyToo) {
   // What was chosen stays when later rows are taken back.
   cache.truncate(b, 70);
   EXPECT_EQ(cm.add(b, more, 70, 9), expected);
+}
+
+// A layer that gave entries back keeps its blocks, and they are no help to another layer that is at an edge.
+TEST(KvCacheRoom, WhatOneLayerHoldsTooMuchIsNotAnothers) {
+  Model m(make_cpu_backend({.invariant = true}, 1), DType::F32, depth(CausalMethod::Predictor, 1), kContext);
+  KvCache cache = cache_for(m, 3);
+  const std::vector<std::int64_t> routed = m.model.routed_layers();
+  ASSERT_GE(routed.size(), 2U);
+  const SequenceId a = cache.add(), b = cache.add();
+  cache.assume(a, 60, 30);
+  // So many entries of both heads, by layer: of the first routed one, of the others, of dense ones.
+  const auto append = [&](std::int64_t first, std::int64_t others, std::int64_t tokens) {
+    std::vector<KvCache::Chosen> chosen;
+    for (std::int64_t l = 0; l < m.model.config().depth; ++l) {
+      const std::int64_t n = l == routed[0] ? first : m.model.routing().routes(l) ? others : tokens;
+      KvCache::Chosen of_layer;
+      for (std::int64_t i = 0; i < 2 * n; ++i) of_layer.push_back(static_cast<std::int32_t>(i % n));
+      chosen.push_back(of_layer);
+    }
+    cache.append_chosen(m.c, b, a, tokens, chosen);
+  };
+  append(12, 16, 20);
+  append(6, 0, 6);
+  cache.truncate(b, 20);
+  ASSERT_EQ(cache.entries(b, routed[0]), 12);
+  ASSERT_EQ(cache.entries(b, routed[1]), 16);
+  // As many groups as it says are enough.
+  const std::int64_t need = cache.missing_groups(b, 21, 1);
+  while (cache.pool().free_groups() > need) {
+    const SequenceId other = cache.add();
+    cache.assume(other, cache.block(), 0);
+    if (cache.tokens(other) == 0) break;
+  }
+  EXPECT_NO_THROW(cache.reserve(b));
 }
 
 // A chunk of one entry scores as its key does: the newest query's product with it.

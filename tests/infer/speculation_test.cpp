@@ -498,7 +498,7 @@ TEST(Speculation, SaysWhatCannotBe) {
   expect_refused(b, o, {.prompt = {1}, .logprobs = true}, "log-probabilities");
   o = options_of(Method::Retrieval, Draft::Ngram, 4);
   Bench narrow(m.c, m.model, m.rule, 6, 24);
-  expect_refused(narrow, o, request, "has no room for 48 entries that are retrieved beside the 30 tokens");
+  expect_refused(narrow, o, request, "has no room for 40 entries that are retrieved beside the 30 tokens");
 
   o = options_of(Method::Draft, Draft::SelfSkip, 4);
   Model dense(make_cpu_backend({}, 1), DType::F32, {}, kContext);

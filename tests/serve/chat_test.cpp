@@ -8,7 +8,6 @@ namespace fathom::serve {
 namespace {
 
 using nlohmann::json;
-using ::testing::HasSubstr;
 
 const RequestLimits kLimits{.vocab = 300, .context = 100};
 

@@ -24,7 +24,7 @@ class Completions : public ::testing::Test {
     server_ = nullptr;
   }
 
-  static json complete(json body) {
+  static json complete(const json& body) {
     const Response r = post(server_->port(), "/v1/completions", body);
     EXPECT_EQ(r.status, 200) << r.body;
     return r.json();
