@@ -50,6 +50,7 @@ bool Chain::extend(std::int64_t level, std::vector<std::int32_t>& text, std::int
   if (level > 0) {
     const std::int64_t wanted = std::min(pace_.proposals(level), most - 1);
     if (wanted > 0) propose(level - 1, text, wanted, most - 1, q);
+    if (!q.empty()) levels_[static_cast<std::size_t>(level - 1)]->handed_on(text);
   }
   const std::size_t proposed = text.size() - start;
   if (!ask(level, text, static_cast<std::int64_t>(proposed), p)) {

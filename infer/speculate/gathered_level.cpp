@@ -1,6 +1,7 @@
 #include "infer/speculate/gathered_level.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 namespace fathom {
@@ -8,9 +9,9 @@ namespace fathom {
 namespace {
 
 // Falling acceptance: of so many tokens soon after a gathering, and by so much.
-constexpr std::int64_t kJudged = 32;
+constexpr std::int64_t kJudged = 64;
 constexpr double kFall = 0.15;
-constexpr double kForget = 0.95;
+constexpr double kForget = 0.98;
 // The latest tokens are always among those that are retrieved.
 constexpr std::int64_t kLatest = 64;
 
@@ -35,6 +36,7 @@ std::int64_t GatheredLevel::target_needs() const {
 
 void GatheredLevel::release() {
   sequence_.release();
+  offered_.clear();
   drafted_.clear();
 }
 
@@ -57,16 +59,27 @@ bool GatheredLevel::rows(std::span<const std::int32_t> text, std::int64_t propos
   return true;
 }
 
-// Its first row is of a token that the target chose; those behind are of its own.
+void GatheredLevel::handed_on(std::span<const std::int32_t> text) {
+  offered_.assign(text.begin() + settled_, text.end());
+}
+
+// The first is a token that the target chose; those behind are its own, those that it refused itself left out.
 void GatheredLevel::judge(std::span<const std::int32_t> text) {
-  if (drafted_.size() < 2) return;
-  const std::size_t stayed = common_prefix(drafted_, text.subspan(static_cast<std::size_t>(settled_)));
-  for (std::size_t i = 1; i < drafted_.size() && i <= stayed; ++i) {
+  const std::size_t stayed = common_prefix(offered_, text.subspan(static_cast<std::size_t>(settled_)));
+  for (std::size_t i = 1; i < offered_.size() && i <= stayed; ++i) {
     const double x = i < stayed ? 1 : 0;
     ++judged_;
     recent_ = judged_ == 1 ? x : recent_ * kForget + x * (1 - kForget);
     if (judged_ <= kJudged) fresh_ += (x - fresh_) / static_cast<double>(judged_);
   }
+  offered_.clear();
+}
+
+// By more than chance has it: both shares are of some dozens of tokens.
+bool GatheredLevel::has_fallen() const {
+  constexpr double kRecent = (1 + kForget) / (1 - kForget);  // so many tokens is the recent share worth
+  const double error = std::sqrt(fresh_ * (1 - fresh_) * (1.0 / kJudged + 1 / kRecent));
+  return judged_ >= 2 * kJudged && recent_ < fresh_ - kFall - 2 * error;
 }
 
 void GatheredLevel::settle(std::span<const std::int32_t> text) {
@@ -77,7 +90,7 @@ void GatheredLevel::settle(std::span<const std::int32_t> text) {
     settled_ = tokens;  // there was no room a short while ago
     return;
   }
-  const bool fell = ages() && judged_ >= 2 * kJudged && recent_ < fresh_ - kFall;
+  const bool fell = ages() && has_fallen();
   const std::int64_t fresh = tokens - settled_;
   if (!sequence_.exists() || fell || tokens - gathered_ > most_tail() ||
       !m_.cache.has_room(sequence_.id(), fresh, fresh, target_needs())) {

@@ -17,6 +17,7 @@ class GatheredLevel : public Level {
 
   /// False: nothing was gathered yet, or there is no room beside what the target may still take.
   bool rows(std::span<const std::int32_t> text, std::int64_t proposed, std::vector<Row>& rows) override;
+  void handed_on(std::span<const std::int32_t> text) override;
   /// Takes over what the target has of the tokens that are new, or gathers anew.
   void settle(std::span<const std::int32_t> text) override;
   /// Gives its blocks back, for as long as it does without gathering anew.
@@ -40,6 +41,7 @@ class GatheredLevel : public Level {
  private:
   void gather_anew(std::int64_t tokens);
   void judge(std::span<const std::int32_t> text);
+  bool has_fallen() const;
 
   const TargetLevel& target_;
   CachedModel m_;
@@ -50,6 +52,7 @@ class GatheredLevel : public Level {
   std::int64_t settled_ = 0;           // tokens of the text that the target has computed
   std::int64_t gathered_ = 0;          // of them, how many there were at the last gathering
   std::vector<std::int32_t> drafted_;  // tokens behind them that this level has computed itself
+  std::vector<std::int32_t> offered_;  // behind settled_, with what it last proposed
   std::int64_t gatherings_ = 0;
   double fresh_ = 0, recent_ = 0;  // share of its tokens that stayed: soon after a gathering, and now
   std::int64_t judged_ = 0;        // tokens since then

@@ -22,6 +22,8 @@ class Level {
   /// text may differ from the last call's behind what settle() was told of. False: it has nothing to say, and
   /// `rows` are nothing; the last level always has.
   virtual bool rows(std::span<const std::int32_t> text, std::int64_t proposed, std::vector<Row>& rows) = 0;
+  /// The text, with what this level proposed to the next one at its end: all of a pass.
+  virtual void handed_on(std::span<const std::int32_t> text) { (void)text; }
   /// The text that is now there for good; levels behind this one were told before. Rows of later calls may be
   /// others than those of earlier ones.
   virtual void settle(std::span<const std::int32_t> text) { (void)text; }

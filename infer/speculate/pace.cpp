@@ -83,19 +83,25 @@ std::int64_t AdaptivePace::proposals(std::int64_t level) {
   const Best b = best(level);
   o.rate = b.seconds > 0 ? 1 / b.seconds : 0;
   o.next_cost = best(level - 1).seconds + o.several.slope(o.single.value());
-  if (level < limits_.levels - 1) return o.single.weight == 0 ? 0 : b.n;
+  o.tries = false;
+  if (level < limits_.levels - 1) {
+    if (o.single.weight == 0) return 0;
+    if (b.n > 0 || ++o.plain_in_a_row < kTryEvery) return b.n;
+    o.plain_in_a_row = 0;  // what a proposal would do now is known by trying
+    return 1;
+  }
   const std::int64_t cycle = cycles_++;
   if (cycle < kPlainFirst) return 0;
-  if (cycle < kPlainFirst + kTriesFirst) return tried(cycle, limits_.most);
-  if (tries_ > 0) {
-    return tried(--tries_, limits_.most);
+  o.tries = cycle < kPlainFirst + kTriesFirst;
+  if (o.tries) return tried(cycle, limits_.most);
+  if (tries_ == 0) {
+    off_ = b.n == 0;
+    o.plain_in_a_row = off_ ? o.plain_in_a_row + 1 : 0;
+    if (o.plain_in_a_row < kTryEvery) return b.n;
+    o.plain_in_a_row = 0;
+    tries_ = kTriesAgain;
   }
-  off_ = b.n == 0;
-  plain_in_a_row_ = off_ ? plain_in_a_row_ + 1 : 0;
-  if (plain_in_a_row_ < kTryEvery) return b.n;
-  plain_in_a_row_ = 0;
-  tries_ = kTriesAgain - 1;
-  return tried(tries_, limits_.most);
+  return tried(--tries_, limits_.most);
 }
 
 bool AdaptivePace::one_more(std::int64_t level, std::int64_t, double sure) {
@@ -103,7 +109,7 @@ bool AdaptivePace::one_more(std::int64_t level, std::int64_t, double sure) {
   const Mean& bin = o.by_sureness[bin_of(sure)];
   // What is known of proposals that were as sure, else of all.
   o.all_pass *= (bin.sum + acceptance(o) * kGuessWeight) / (bin.weight + kGuessWeight);
-  if (level == limits_.levels - 1 && cycles_ <= kPlainFirst + kTriesFirst) return true;
+  if (o.tries) return true;
   return o.all_pass * acceptance(o) >= o.rate * o.next_cost;
 }
 

@@ -96,6 +96,8 @@ class AdaptivePace final : public Pace {
     double rate = 0;      // tokens a second, at its best number of proposals
     double all_pass = 1;  // of the proposals at hand
     double next_cost = 0;
+    bool tries = false;  // at the beginning: all proposals are made, to see what they do
+    std::int64_t plain_in_a_row = 0;
   };
   struct Best {
     std::int64_t n = 0;
@@ -110,7 +112,7 @@ class AdaptivePace final : public Pace {
 
   Limits limits_;
   std::vector<Of> levels_;
-  std::int64_t cycles_ = 0, plain_in_a_row_ = 0, tries_ = 0;
+  std::int64_t cycles_ = 0, tries_ = 0;
   bool off_ = false;
 };
 

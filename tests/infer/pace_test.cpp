@@ -92,6 +92,29 @@ TEST(AdaptivePace, GoesOnPlainlyWhereProposalsLoseAndTriesAgain) {
   EXPECT_GT(later.proposals, 2);
 }
 
+// A level between that refused all for a while is given proposals again, and takes them.
+TEST(AdaptivePace, TriesAgainBetweenLevelsToo) {
+  AdaptivePace pace({.levels = 3});
+  const auto passes = [&](int count, bool accepted) {
+    std::int64_t proposed = 0;
+    for (int i = 0; i < count; ++i) {
+      const std::int64_t wanted = pace.proposals(1);
+      std::int64_t n = 0;
+      while (n < wanted) {
+        pace.passed(0, 0, 0.3);
+        if (!pace.one_more(1, ++n, 0.8)) break;
+      }
+      pace.passed(1, n, 1 + 0.05 * static_cast<double>(n));
+      for (std::int64_t k = 0; k < n && (k == 0 || accepted); ++k) pace.tested(1, 0.8, accepted);
+      if (i >= count / 2) proposed += n;
+    }
+    return proposed;
+  };
+  EXPECT_GT(passes(200, true), 100);
+  EXPECT_LE(passes(2000, false), 30);
+  EXPECT_GT(passes(4000, true), 2000);
+}
+
 TEST(AdaptivePace, StopsWhereAProposalIsNotSure) {
   AdaptivePace pace({.levels = 2, .most = 8});
   SplitMix64 random(4);
