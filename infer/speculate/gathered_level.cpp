@@ -52,18 +52,15 @@ bool GatheredLevel::rows(std::span<const std::int32_t> text, std::int64_t propos
   const std::vector<float> logits =
       m_.add(sequence_.id(), text.subspan(kept), static_cast<std::int64_t>(kept), proposed + 1);
   drafted_.assign(text.begin() + settled_, text.end());
-  const auto vocab = static_cast<std::size_t>(m_.vocab);
-  for (std::size_t i = 0; i <= static_cast<std::size_t>(proposed); ++i)
-    rows.push_back(
-        rule_.row(std::span(logits).subspan(i * vocab, vocab), text.first(first + 1 + i), is_draft_));
-  return true;
+  return rule_.proposals(logits, text, first + 1, static_cast<std::size_t>(proposed) + 1, is_draft_, rows);
 }
 
 void GatheredLevel::handed_on(std::span<const std::int32_t> text) {
   offered_.assign(text.begin() + settled_, text.end());
 }
 
-// The first is a token that the target chose; those behind are its own, those that it refused itself left out.
+// The first is a token that the target chose; those behind are its own, those that it refused itself left
+// out.
 void GatheredLevel::judge(std::span<const std::int32_t> text) {
   const std::size_t stayed = common_prefix(offered_, text.subspan(static_cast<std::size_t>(settled_)));
   for (std::size_t i = 1; i < offered_.size() && i <= stayed; ++i) {

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "infer/speculate/chance.h"
+#include "kernels/error.h"
 
 namespace fathom {
 
@@ -24,6 +25,18 @@ Row RowRule::row(std::span<const float> logits, std::span<const std::int32_t> te
   row.sure = row.p[static_cast<std::size_t>(row.only)];
   row.p.clear();
   return row;
+}
+
+bool RowRule::proposals(std::span<const float> logits, std::span<const std::int32_t> text, std::size_t first,
+                        std::size_t count, bool wants_sureness, std::vector<Row>& rows) const {
+  const std::size_t vocab = logits.size() / count;
+  try {
+    for (std::size_t i = 0; i < count; ++i)
+      rows.push_back(row(logits.subspan(i * vocab, vocab), text.first(first + i), wants_sureness));
+  } catch (const UserError&) {
+    rows.clear();
+  }
+  return !rows.empty();
 }
 
 Row RowRule::certainly(std::int32_t id, std::int64_t vocab, double sure) const {

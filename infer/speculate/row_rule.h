@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "infer/sampling.h"
 #include "infer/speculate/level.h"
@@ -24,6 +25,10 @@ class RowRule {
   /// What follows `text`, of logits [V]. `wants_sureness`: of a draft, whose Row::sure somebody reads.
   /// UserError as sample().
   Row row(std::span<const float> logits, std::span<const std::int32_t> text, bool wants_sureness) const;
+  /// Of a level whose rows nobody needs: `count` of them, the first after text.first(first). False, and none,
+  /// where a number is not finite: only of the target is that an error.
+  bool proposals(std::span<const float> logits, std::span<const std::int32_t> text, std::size_t first,
+                 std::size_t count, bool wants_sureness, std::vector<Row>& rows) const;
   /// A guess that one token follows.
   Row certainly(std::int32_t id, std::int64_t vocab, double sure) const;
 

@@ -29,11 +29,8 @@ bool WindowLevel::read(std::span<const std::int32_t> text, std::int64_t wanted, 
 bool WindowLevel::rows(std::span<const std::int32_t> text, std::int64_t proposed, std::vector<Row>& rows) {
   std::vector<float> logits;
   if (!read(text, proposed + 1, logits)) return false;
-  const auto vocab = static_cast<std::size_t>(m_.vocab);
-  const std::size_t first = text.size() - static_cast<std::size_t>(proposed);
-  for (std::size_t i = 0; i <= static_cast<std::size_t>(proposed); ++i)
-    rows.push_back(rule_.row(std::span(logits).subspan(i * vocab, vocab), text.first(first + i), true));
-  return true;
+  const auto count = static_cast<std::size_t>(proposed) + 1;
+  return rule_.proposals(logits, text, text.size() + 1 - count, count, true, rows);
 }
 
 void WindowLevel::settle(std::span<const std::int32_t> text) {

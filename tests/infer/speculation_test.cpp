@@ -349,6 +349,21 @@ TEST(Speculation, TakesWhatALevelThatAgreesProposes) {
   EXPECT_GT(by_retrieval.report.speedup(), 0);
 }
 
+// What a broken draft has to say is nothing, and the text is the target's.
+TEST(Speculation, ADraftWhoseNumbersAreNotFiniteProposesNothing) {
+  Model m(make_cpu_backend({.invariant = true}, 1), DType::F32, depth(CausalMethod::Aux), kContext);
+  Bench b(m.c, m.model, m.rule);
+  for (const ParameterSpec& spec : b.draft.model.parameters().specs()) {
+    const Tensor& weight = b.draft.model.parameters().get(spec.name);
+    const std::vector<float> broken(static_cast<std::size_t>(weight.size()), std::nanf(""));
+    from_host(b.draft.c.backend(), weight, broken);
+  }
+  const Request request{.prompt = random_ids(30, 1), .max_tokens = 40, .sampling = {.temperature = 0}};
+  const Text text = speculate(b, options_of(Method::Draft, Draft::Model, 5), request);
+  EXPECT_EQ(text.ids, plain(m.c, m.model, m.rule, request).ids);
+  EXPECT_EQ(text.report.levels.back().counts.proposed, 0);
+}
+
 std::int64_t draws(std::int64_t usual) {
   const char* given = std::getenv("FATHOM_SPECULATION_DRAWS");
   return given == nullptr ? usual : std::atoll(given);
