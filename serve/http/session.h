@@ -1,6 +1,8 @@
 // One connection. Private to this folder: nobody else sees Asio and Beast.
 #pragma once
 
+#include <deque>
+#include <exception>
 #include <list>
 #include <memory>
 #include <mutex>
@@ -77,6 +79,8 @@ class Session : public std::enable_shared_from_this<Session> {
   void send_head(const HttpReply& head, std::optional<std::size_t> bytes);
   void send_body(std::string data);
   void end_answer();
+  /// What answers it has thrown: 500, or the end of the connection where the answer has begun.
+  void failed(Exchange& exchange, const std::exception& fault);
 
  private:
   using Timer = asio::steady_timer;
@@ -89,13 +93,12 @@ class Session : public std::enable_shared_from_this<Session> {
   void read_body();
   void on_body(error_code e);
   void refuse(error_code e);
-  void answer_without_handler(HttpReply reply);
   HttpRequest head() const;
   std::shared_ptr<Exchange> begin_exchange(HttpRequest request);
 
   void send(std::string data);
   void flush();
-  void on_written(error_code e);
+  void on_written(error_code e, std::size_t n);
   void finish_answer();
   void linger();
   void lost(const std::string& why);
@@ -110,7 +113,7 @@ class Session : public std::enable_shared_from_this<Session> {
   Sessions& sessions_;
   std::string peer_;
   Timer read_timer_, write_timer_;
-  beast::flat_buffer buffer_;
+  beast::flat_buffer buffer_;  // with a maximum: what stands between a body's chunks has no limit of its own
   std::optional<beast::http::request_parser<beast::http::string_body>> parser_;
   bool reading_ = false;     // a read of on_some is under way
   bool in_request_ = false;  // between a request's first byte and its end
@@ -123,14 +126,17 @@ class Session : public std::enable_shared_from_this<Session> {
   std::shared_ptr<Exchange> current_;
   bool is_head_ = false, knows_chunks_ = false;  // of the request
   bool is_stream_ = false, chunked_ = false, ended_ = false;
-  std::string pending_, writing_;
+  std::deque<std::string> unsent_;  // pieces behind the write under way, which
+  std::size_t counted_ = 0;         // count so many bytes of what a client may leave unread
+  std::string writing_;             // of which
+  std::size_t written_ = 0;         // are with the system
   bool is_writing_ = false;
   int status_ = 0;
   std::int64_t bytes_ = 0;  // of the answer's body
 };
 
 /// One request and its answer. What is called after the answer's end does nothing.
-class Exchange final : public HttpExchange {
+class Exchange final : public HttpExchange, public std::enable_shared_from_this<Exchange> {
  public:
   Exchange(std::shared_ptr<Session> session, HttpRequest request)
       : session_(std::move(session)), request_(std::move(request)) {}
