@@ -69,6 +69,34 @@ std::int64_t Sessions::count() const {
   return static_cast<std::int64_t>(open_.size());
 }
 
+void Sessions::take_turn(const asio::any_io_executor& executor, std::function<void()> work) {
+  const std::lock_guard lock(mutex_);
+  if (turns_ == 0) {
+    waiting_.emplace_back(executor, std::move(work));
+    return;
+  }
+  asio::post(executor, std::move(work));
+  --turns_;
+}
+
+void Sessions::end_turn() {
+  std::unique_lock lock(mutex_);
+  if (waiting_.empty()) {
+    ++turns_;
+    return;
+  }
+  auto [executor, work] = std::move(waiting_.front());
+  waiting_.pop_front();
+  lock.unlock();  // a session that goes with its work asks for it
+  asio::post(executor, std::move(work));
+}
+
+void Sessions::forget_turns() {
+  std::unique_lock lock(mutex_);
+  const auto waiting = std::exchange(waiting_, {});
+  lock.unlock();
+}
+
 namespace {
 
 // For connections that are closed to say what became of them.
@@ -100,7 +128,8 @@ struct HttpServer::Impl {
   asio::steady_timer pause{control};
   asio::signal_set signal_set{control};
 
-  Impl(const HttpOptions& o, HttpHandler& h) : options(o), handler(h), sessions(h) {}
+  Impl(const HttpOptions& o, HttpHandler& h)
+      : options(o), handler(h), sessions(h, std::max(1, o.threads - 1)) {}
 
   void listen() {
     error_code e;
@@ -235,6 +264,7 @@ void HttpServer::stop(std::chrono::steady_clock::time_point until) {
   impl_->context.stop();
   for (std::thread& thread : impl_->threads) thread.join();
   impl_->threads.clear();
+  impl_->sessions.forget_turns();
 }
 
 }  // namespace fathom::serve

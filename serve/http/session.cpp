@@ -24,6 +24,7 @@ constexpr std::size_t kPiece = 4096;            // of a read between requests
 constexpr std::size_t kMostLingered = 8 << 20;  // of a body that nobody wanted
 constexpr std::chrono::milliseconds kLinger{2000};
 constexpr std::size_t kAhead = 64 << 10;   // that may be read beyond a header: of a body, or further requests
+constexpr std::size_t kHeavy = 64 << 10;   // a body that takes its time to be read and made tokens
 constexpr std::size_t kWrite = 128 << 10;  // of an answer, for which a client has the time of one write
 // What a piece counts of what a client leaves unread, at most: the first one of a text may hold its prompt,
 // and is then as large as the client wanted it to be.
@@ -160,7 +161,19 @@ void Session::on_body(error_code e) {
   parser_.reset();
   current_ = begin_exchange(std::move(request));
   if (buffer_.size() == 0) watch();
-  const std::shared_ptr<Exchange> exchange = current_;
+  if (current_->request().body.size() <= kHeavy) return handle(current_);
+  sessions_.take_turn(executor(), [self = shared_from_this(), exchange = current_] {
+    try {
+      if (self->answers(exchange.get())) self->handle(exchange);
+    } catch (...) {
+      self->sessions_.end_turn();
+      throw;
+    }
+    self->sessions_.end_turn();
+  });
+}
+
+void Session::handle(const std::shared_ptr<Exchange>& exchange) {
   try {
     handler_.handle(exchange);
   } catch (const std::exception& fault) {
@@ -358,48 +371,6 @@ void Session::arm(Timer& timer, std::chrono::milliseconds after, const char* why
   timer.async_wait([self = shared_from_this(), &timer, why](error_code e) {
     if (!e && timer.expiry() <= Timer::clock_type::now()) self->lost(why);
   });
-}
-
-void Exchange::post(std::function<void()> what) {
-  asio::post(session_->executor(), [self = shared_from_this(), what = std::move(what)] {
-    try {
-      what();
-    } catch (const std::exception& fault) {
-      self->session_->failed(*self, fault);
-    }
-  });
-}
-
-void Exchange::reply(HttpReply reply) {
-  if (!is_open()) return;
-  reply.headers.insert(reply.headers.end(), headers_.begin(), headers_.end());
-  session_->send_head(reply, reply.body.size());
-  session_->send_body(std::move(reply.body));
-  session_->end_answer();
-}
-
-void Exchange::begin(HttpReply head) {
-  if (!is_open()) return;
-  head.headers.insert(head.headers.end(), headers_.begin(), headers_.end());
-  session_->send_head(head, std::nullopt);
-}
-
-void Exchange::write(std::string data) {
-  if (is_open()) session_->send_body(std::move(data));
-}
-
-void Exchange::end() {
-  if (is_open()) session_->end_answer();
-}
-
-void Exchange::on_gone(std::function<void()> gone) {
-  if (is_gone_) return gone();
-  if (is_open()) gone_ = std::move(gone);
-}
-
-void Exchange::set_gone() {
-  is_gone_ = true;
-  if (const auto gone = std::exchange(gone_, nullptr)) gone();
 }
 
 }  // namespace fathom::serve

@@ -32,7 +32,8 @@ class Session;
 /// All connections that are open, and which have been idle for longest.
 class Sessions {
  public:
-  explicit Sessions(HttpHandler& handler) : handler_(handler) {}
+  /// `turns` heavy requests are worked at at the same time, at most.
+  Sessions(HttpHandler& handler, int turns) : handler_(handler), turns_(turns) {}
 
   void add(const std::shared_ptr<Session>& session);
   void remove(Session* session);
@@ -42,6 +43,13 @@ class Sessions {
   std::shared_ptr<Session> surplus(std::int64_t most);
   std::vector<std::shared_ptr<Session>> all() const;
   std::int64_t count() const;
+
+  /// Runs `work` by `executor` when it is its turn; it ends that with end_turn(). So heavy requests leave a
+  /// thread to the light ones, however many come.
+  void take_turn(const asio::any_io_executor& executor, std::function<void()> work);
+  void end_turn();
+  /// Nobody runs what waits any more; its sockets have to go before their context.
+  void forget_turns();
 
  private:
   struct Entry {
@@ -54,6 +62,8 @@ class Sessions {
   std::unordered_map<Session*, Entry> open_;
   std::list<Session*> idle_;
   std::int64_t going_ = 0;
+  int turns_;  // that are free
+  std::deque<std::pair<asio::any_io_executor, std::function<void()>>> waiting_;
 };
 
 class Exchange;
@@ -92,6 +102,7 @@ class Session : public std::enable_shared_from_this<Session> {
   void on_header(error_code e);
   void read_body();
   void on_body(error_code e);
+  void handle(const std::shared_ptr<Exchange>& exchange);
   void refuse(error_code e);
   HttpRequest head() const;
   std::shared_ptr<Exchange> begin_exchange(HttpRequest request);

@@ -23,6 +23,7 @@ class Handler final : public HttpHandler {
   bool admit(const HttpRequest& /*head*/, HttpReply& /*refusal*/) override { return true; }
   void handle(std::shared_ptr<HttpExchange> exchange) override {
     const std::string& path = exchange->request().path;
+    if (path == "/slow") std::this_thread::sleep_for(milliseconds(700));
     if (path == "/large") return exchange->reply({.body = std::string(kLarge, 'x')});
     if (path == "/some") return exchange->reply({.body = std::string(2 << 20, 'x')});
     if (path == "/begun") exchange->begin({});
@@ -30,7 +31,7 @@ class Handler final : public HttpHandler {
     if (path == "/fails" || path == "/begun")
       exchange->post([] { throw std::runtime_error("on the strand"); });
     if (path == "/throws") throw std::runtime_error("in the handler");
-    if (path == "/fine") exchange->reply({.body = "fine"});
+    if (path == "/fine" || path == "/slow") exchange->reply({.body = "fine"});
   }
   HttpReply refusal(int status, const std::string& why) override { return {.status = status, .body = why}; }
   void answered(const HttpRequest& request, const AnswerRecord& record, int /*status*/,
@@ -129,6 +130,27 @@ TEST(Limits, WhatThrowsEndsItsOwnRequest) {
   EXPECT_EQ(get(server.port(), "/fine").body, "fine");
   EXPECT_EQ(handler.end_of("/fails"), "failed");
   EXPECT_EQ(handler.end_of("/begun"), "failed");
+}
+
+TEST(Limits, HeavyRequestsLeaveAThreadToLightOnes) {
+  Handler handler;
+  HttpOptions o = any_port();
+  o.threads = 2;
+  HttpServer server(o, handler);
+  server.start();
+  std::vector<std::unique_ptr<Connection>> heavy;
+  for (int i = 0; i < 4; ++i) {
+    heavy.push_back(std::make_unique<Connection>(server.port()));
+    heavy.back()->send(request_text("POST", "/slow", std::string(100'000, 'x')));
+  }
+  heavy.back()->close();  // its turn comes to nothing
+  heavy.pop_back();
+  std::this_thread::sleep_for(milliseconds(100));
+  const Stopwatch watch;
+  EXPECT_EQ(get(server.port(), "/fine").status, 200);
+  EXPECT_LT(watch.seconds(), 0.4);
+  for (const auto& c : heavy) EXPECT_EQ(c->read().status, 200);
+  EXPECT_EQ(handler.end_of("/fine"), "");
 }
 
 struct Listener final : JobListener {
