@@ -113,6 +113,8 @@ void run(ServeFlags& flags, const Globals& globals) {
   if (tokenizer->end_of_document() >= 0) served.stop_tokens.push_back(tokenizer->end_of_document());
   served.limits.vocab = std::min(tokenizer->vocab_size(), loaded.config.model.vocab_size);
   served.limits.context = engine.context();
+  served.limits.texts =
+      std::min(flags.limits.texts, flags.service.scheduler.sequences + flags.service.scheduler.queue);
 
   const EngineStats stats = engine.stats();
   spdlog::info("Serving {} on {} after {}: context {}, {} texts at the same time, {} of cache", name,

@@ -224,6 +224,7 @@ HttpReply Api::tokenize(const HttpRequest& request, const ServedModel& model) {
   const bool special = fields.flag("add_special_tokens", true);
   fields.refuse_others();
   if (!text) throw bad_field("prompt", "'prompt' is missing: the text.", "missing_required_parameter");
+  check_length("prompt", *text, model);
   std::vector<std::int32_t> ids = model.tokenizer->encode(*text);
   if (special && model.tokenizer->starts_with_bos()) ids.insert(ids.begin(), model.tokenizer->bos());
   return json_reply({{"tokens", ids}, {"count", ids.size()}, {"max_model_len", model.limits.context}});

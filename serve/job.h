@@ -32,7 +32,7 @@ struct TextUpdate {
   std::vector<double> routed_fraction = {};
 };
 
-/// Called on the engine's thread, which waits meanwhile.
+/// Called on the engine's thread, which waits meanwhile. What it throws ends its job, and no other.
 class JobListener {
  public:
   virtual ~JobListener() = default;

@@ -18,10 +18,11 @@ using nlohmann::json;
                   "invalid_type");
 }
 
-[[noreturn]] void out_of_range(const std::string& name, double low, double high, const json& got) {
-  const std::string range = high >= 1e15   ? fmt::format("{:g} or more", low)
-                            : low <= -1e15 ? fmt::format("{:g} or less", high)
-                                           : fmt::format("from {:g} to {:g}", low, high);
+template <typename Number>
+[[noreturn]] void out_of_range(const std::string& name, Number low, Number high, const json& got) {
+  const std::string range = static_cast<double>(high) >= 1e15   ? fmt::format("{} or more", low)
+                            : static_cast<double>(low) <= -1e15 ? fmt::format("{} or less", high)
+                                                                : fmt::format("from {} to {}", low, high);
   throw bad_field(name, fmt::format("'{}' is {}: expected {}.", name, got.dump(), range), "invalid_value");
 }
 
@@ -101,8 +102,7 @@ std::optional<std::int64_t> JsonFields::integer(const std::string& name, std::in
   if (!value->is_number_integer() && !whole) wrong_type(name_of(name), "a whole number", *value);
   const bool huge = value->is_number_unsigned() && value->get<std::uint64_t>() > INT64_MAX;
   const std::int64_t x = whole ? static_cast<std::int64_t>(value->get<double>()) : value->get<std::int64_t>();
-  if (huge || x < low || x > high)
-    out_of_range(name_of(name), static_cast<double>(low), static_cast<double>(high), *value);
+  if (huge || x < low || x > high) out_of_range(name_of(name), low, high, *value);
   return x;
 }
 

@@ -31,7 +31,12 @@ JobId Scheduler::submit(Job job) {
   {
     const std::lock_guard lock(mutex_);
     if (draining_) throw unavailable("The server is stopping.", 10);
-    if (const std::int64_t most = options_.sequences + options_.queue; open_ + count > most) {
+    const std::int64_t most = options_.sequences + options_.queue;
+    // Coming again would not help.
+    if (count > most)
+      throw ApiError(fmt::format("The request asks for {} texts: at most {} at once here.", count, most),
+                     {.code = "invalid_value"});
+    if (open_ + count > most) {
       throw ApiError(
           fmt::format("Too many requests: {} texts are being written or wait, and the limit is {}.", open_,
                       most),
@@ -166,19 +171,47 @@ bool Scheduler::step() {
     return true;
   }
   Updates updates;
-  for (Event& event : events) take(event, updates);
-  for (auto& [id, of_job] : updates) {
-    const auto job = jobs_.find(id);
-    if (job == jobs_.end()) continue;  // another of its texts has failed
-    const std::shared_ptr<JobListener> listener = job->second.job.listener;
-    const bool done = job->second.left == 0;
-    if (done) {
-      metrics_.observe_request(seconds_between(job->second.arrived, Clock::now()));
-      jobs_.erase(job);
-    }
-    listener->updated(std::move(of_job));
-  }
+  for (Event& event : events) take_or_fail(event, updates);
+  for (auto& [id, of_job] : updates) tell(id, std::move(of_job));
   return true;
+}
+
+// What goes wrong with one text ends its job and no other.
+void Scheduler::take_or_fail(Event& event, Updates& updates) {
+  const auto text = texts_.find(event.request);
+  if (text == texts_.end()) return;
+  const JobId id = text->second.job;
+  try {
+    take(event, updates);
+  } catch (const std::exception& e) {
+    spdlog::error("A text could not be gone on with: {}", e.what());
+    if (jobs_.contains(id)) fail(id, server_error("The text could not be gone on with."));
+  }
+}
+
+void Scheduler::tell(JobId id, std::vector<TextUpdate> updates) {
+  const auto job = jobs_.find(id);
+  if (job == jobs_.end()) return;  // another of its texts has failed
+  const std::shared_ptr<JobListener> listener = job->second.job.listener;
+  if (job->second.left == 0) {
+    metrics_.observe_request(seconds_between(job->second.arrived, Clock::now()));
+    jobs_.erase(job);
+  }
+  try {
+    listener->updated(std::move(updates));
+  } catch (const std::exception& e) {
+    spdlog::error("A request did not hear of its texts: {}", e.what());
+    if (jobs_.contains(id)) forget(id);
+    tell_failed(*listener, server_error("The server has failed to answer."));
+  }
+}
+
+void Scheduler::tell_failed(JobListener& listener, const ApiError& error) {
+  try {
+    listener.failed(error);
+  } catch (const std::exception& e) {
+    spdlog::error("A request did not hear of its end: {}", e.what());
+  }
 }
 
 void Scheduler::take(Event& event, Updates& updates) {
@@ -238,7 +271,7 @@ void Scheduler::end_text(std::map<RequestId, OpenText>::iterator text) {
 void Scheduler::fail(JobId id, const ApiError& error) {
   const std::shared_ptr<JobListener> listener = jobs_.at(id).job.listener;
   forget(id);
-  listener->failed(error);
+  tell_failed(*listener, error);
 }
 
 void Scheduler::fail_all(const ApiError& error) {

@@ -29,7 +29,8 @@ class Scheduler {
             ServeMetrics& metrics);
   ~Scheduler();
 
-  /// ApiError: 429 when too many wait, 503 when it drains.
+  /// ApiError: 400 when it has more texts than there is ever room for, 429 when too many wait, 503 when it
+  /// drains.
   JobId submit(Job job);
   /// Its blocks are free before the next step, and its listener hears nothing more after that.
   void cancel(JobId id);
@@ -64,7 +65,10 @@ class Scheduler {
   void start(JobId id, OpenJob job);
   void fail_late();
   bool step();
+  void take_or_fail(Event& event, Updates& updates);
   void take(Event& event, Updates& updates);
+  void tell(JobId id, std::vector<TextUpdate> updates);
+  static void tell_failed(JobListener& listener, const ApiError& error);
   void count_token(OpenText& text, OpenJob& job);
   void end_text(std::map<RequestId, OpenText>::iterator text);
   void fail(JobId id, const ApiError& error);

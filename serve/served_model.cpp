@@ -36,6 +36,17 @@ void check_model(const std::string& wanted, const ServedModel& model) {
       {.status = 404, .param = "model", .code = "model_not_found"});
 }
 
+void check_length(const std::string& field, const std::string& text, const ServedModel& model) {
+  const std::size_t most = static_cast<std::size_t>(model.limits.context + 1) * model.token_texts.longest();
+  if (text.size() <= most) return;
+  throw bad_field(
+      field,
+      fmt::format("This model's context is {} tokens, and the text has more: its {} bytes are more "
+                  "than {} tokens can hold.",
+                  model.limits.context, text.size(), model.limits.context),
+      "context_length_exceeded");
+}
+
 std::vector<PreparedPrompt> prepare_prompts(const CompletionRequest& request, const ServedModel& model,
                                             std::int64_t max_tokens) {
   std::vector<PreparedPrompt> prompts;
@@ -45,6 +56,7 @@ std::vector<PreparedPrompt> prepare_prompts(const CompletionRequest& request, co
       p.ids = input.ids;
       if (request.echo) p.text = replace_invalid_utf8(model.tokenizer->decode(p.ids));
     } else {
+      check_length("prompt", input.text, model);
       p.text = input.text;
       p.ids = encode(input.text, request.add_special_tokens, *model.tokenizer);
     }

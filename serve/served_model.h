@@ -30,6 +30,10 @@ struct PreparedPrompt {
 /// ApiError (404) when the client wants another model than this.
 void check_model(const std::string& wanted, const ServedModel& model);
 
+/// ApiError (400), with the name of the field: the text has more bytes than the model's context can hold.
+/// That is known before it is made tokens, which takes seconds for millions of bytes.
+void check_length(const std::string& field, const std::string& text, const ServedModel& model);
+
 /// ApiError (400): too long for the model's context beside `max_tokens` new tokens.
 std::vector<PreparedPrompt> prepare_prompts(const CompletionRequest& request, const ServedModel& model,
                                             std::int64_t max_tokens);

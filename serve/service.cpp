@@ -1,5 +1,6 @@
 #include "serve/service.h"
 
+#include <algorithm>
 #include <utility>
 
 #include <spdlog/spdlog.h>
@@ -8,7 +9,7 @@ namespace fathom::serve {
 
 namespace {
 
-// For the last bytes of answers to get away.
+// For the last bytes of answers to get away, where the drain leaves less.
 constexpr std::chrono::milliseconds kLastBytes{5000};
 
 }  // namespace
@@ -28,13 +29,15 @@ void Service::run(Engine& engine, const ServedModel& model) {
   api_.open(model, scheduler);
   // Whatever happens, nobody may come to the scheduler any more when it goes.
   const auto stop = [&] {
+    Clock::time_point until = Clock::now() + kLastBytes;
     {
       const std::lock_guard lock(mutex_);
       scheduler_ = nullptr;
+      until = std::max(until, drained_);
     }
     api_.close();
     http_.close();
-    http_.stop(kLastBytes);
+    http_.stop(until);
   };
   try {
     scheduler.run();
@@ -48,7 +51,9 @@ void Service::run(Engine& engine, const ServedModel& model) {
 bool Service::shut_down() {
   const std::lock_guard lock(mutex_);
   if (scheduler_ == nullptr) return false;
-  scheduler_->drain(Clock::now() + options_.drain);
+  const Clock::time_point until = Clock::now() + options_.drain;
+  drained_ = std::max(drained_, until);
+  scheduler_->drain(until);
   http_.close();
   return true;
 }

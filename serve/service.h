@@ -49,6 +49,7 @@ class Service {
   HttpServer http_;
   std::mutex mutex_;
   Scheduler* scheduler_ = nullptr;
+  Clock::time_point drained_ = Clock::time_point::min();  // by then all is to be over, once it shuts down
 };
 
 }  // namespace fathom::serve

@@ -22,6 +22,8 @@ TokenTexts::TokenTexts(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {
     before_ = id;
     before_bytes_ = text.size();
   }
+  for (std::int32_t id = 0; id < vocab; ++id)
+    longest_ = std::max({longest_, bytes(id).size(), tokenizer.piece(id).size()});
 }
 
 std::string TokenTexts::bytes(std::int32_t id) const {

@@ -69,7 +69,38 @@ std::int64_t Sessions::count() const {
   return static_cast<std::int64_t>(open_.size());
 }
 
+void Sessions::take_turn(const asio::any_io_executor& executor, std::function<void()> work) {
+  const std::lock_guard lock(mutex_);
+  if (turns_ == 0) {
+    waiting_.emplace_back(executor, std::move(work));
+    return;
+  }
+  asio::post(executor, std::move(work));
+  --turns_;
+}
+
+void Sessions::end_turn() {
+  std::unique_lock lock(mutex_);
+  if (waiting_.empty()) {
+    ++turns_;
+    return;
+  }
+  auto [executor, work] = std::move(waiting_.front());
+  waiting_.pop_front();
+  lock.unlock();  // a session that goes with its work asks for it
+  asio::post(executor, std::move(work));
+}
+
+void Sessions::forget_turns() {
+  std::unique_lock lock(mutex_);
+  const auto waiting = std::exchange(waiting_, {});
+  lock.unlock();
+}
+
 namespace {
+
+// For connections that are closed to say what became of them.
+constexpr std::chrono::milliseconds kLastReports{2000};
 
 // Each connection is a file, and the usual limit of a shell is 1024 of them.
 void raise_file_limit() {
@@ -97,7 +128,8 @@ struct HttpServer::Impl {
   asio::steady_timer pause{control};
   asio::signal_set signal_set{control};
 
-  Impl(const HttpOptions& o, HttpHandler& h) : options(o), handler(h), sessions(h) {}
+  Impl(const HttpOptions& o, HttpHandler& h)
+      : options(o), handler(h), sessions(h, std::max(1, o.threads - 1)) {}
 
   void listen() {
     error_code e;
@@ -127,10 +159,7 @@ struct HttpServer::Impl {
     acceptor.async_accept(asio::make_strand(context), [this](error_code e, tcp::socket socket) {
       if (!acceptor.is_open()) return;
       if (!e) {
-        const auto session = std::make_shared<Session>(std::move(socket), options, handler, sessions);
-        sessions.add(session);
-        session->start();
-        close_idle(options.connections);
+        begin(std::move(socket));
         return accept();
       }
       if (e == asio::error::no_descriptors || e == asio::error::no_buffer_space ||
@@ -142,6 +171,42 @@ struct HttpServer::Impl {
       }
       accept();  // that client has left already
     });
+  }
+
+  void begin(tcp::socket socket) {
+    try {
+      const auto session = std::make_shared<Session>(std::move(socket), options, handler, sessions);
+      sessions.add(session);
+      session->start();
+      close_idle(options.connections);
+    } catch (const std::exception& fault) {
+      spdlog::error("A connection could not be begun: {}", fault.what());
+    }
+  }
+
+  // A fault of one connection ends neither the others nor the thread.
+  void run() {
+    for (;;) {
+      try {
+        context.run();
+        return;
+      } catch (const std::exception& fault) {
+        spdlog::error("A connection has failed: {}", fault.what());
+      }
+    }
+  }
+
+  // Those that are left after `until` are closed, each on its own strand, so that what they answered is
+  // reported.
+  void wait_for_sessions(std::chrono::steady_clock::time_point until) const {
+    const auto wait = [&](std::chrono::steady_clock::time_point end) {
+      while (sessions.count() > 0 && std::chrono::steady_clock::now() < end)
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    };
+    wait(until);
+    for (const auto& session : sessions.all())
+      asio::post(session->executor(), [session] { session->close_now(); });
+    wait(std::chrono::steady_clock::now() + kLastReports);
   }
 
   void close_idle(std::int64_t most) {
@@ -165,7 +230,7 @@ HttpServer::HttpServer(const HttpOptions& options, HttpHandler& handler)
   impl_->listen();
 }
 
-HttpServer::~HttpServer() { stop(std::chrono::milliseconds(0)); }
+HttpServer::~HttpServer() { stop(std::chrono::steady_clock::now()); }
 
 std::uint16_t HttpServer::port() const { return impl_->port; }
 
@@ -182,8 +247,7 @@ void HttpServer::on_signal(std::function<void(int)> handle) {
 
 void HttpServer::start() {
   asio::post(impl_->control, [impl = impl_.get()] { impl->accept(); });
-  for (int i = 0; i < impl_->options.threads; ++i)
-    impl_->threads.emplace_back([this] { impl_->context.run(); });
+  for (int i = 0; i < impl_->options.threads; ++i) impl_->threads.emplace_back([this] { impl_->run(); });
 }
 
 void HttpServer::close() {
@@ -195,13 +259,12 @@ void HttpServer::close() {
   });
 }
 
-void HttpServer::stop(std::chrono::milliseconds most) {
-  const auto until = std::chrono::steady_clock::now() + most;
-  while (impl_->sessions.count() > 0 && std::chrono::steady_clock::now() < until)
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+void HttpServer::stop(std::chrono::steady_clock::time_point until) {
+  if (!impl_->threads.empty()) impl_->wait_for_sessions(until);
   impl_->context.stop();
   for (std::thread& thread : impl_->threads) thread.join();
   impl_->threads.clear();
+  impl_->sessions.forget_turns();
 }
 
 }  // namespace fathom::serve

@@ -1,5 +1,6 @@
 #include "serve/http/session.h"
 
+#include <algorithm>
 #include <ctime>
 
 #include <boost/asio/dispatch.hpp>
@@ -8,7 +9,10 @@
 #include <boost/beast/http/error.hpp>
 #include <boost/beast/http/read.hpp>
 #include <fmt/format.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <spdlog/spdlog.h>
+#include <sys/socket.h>
 
 namespace fathom::serve {
 
@@ -19,7 +23,12 @@ namespace {
 constexpr std::size_t kPiece = 4096;            // of a read between requests
 constexpr std::size_t kMostLingered = 8 << 20;  // of a body that nobody wanted
 constexpr std::chrono::milliseconds kLinger{2000};
-constexpr std::size_t kSlowest = 16 << 10;  // bytes a second that a client of long answers has to take
+constexpr std::size_t kAhead = 64 << 10;   // that may be read beyond a header: of a body, or further requests
+constexpr std::size_t kHeavy = 64 << 10;   // a body that takes its time to be read and made tokens
+constexpr std::size_t kWrite = 128 << 10;  // of an answer, for which a client has the time of one write
+// What a piece counts of what a client leaves unread, at most: the first one of a text may hold its prompt,
+// and is then as large as the client wanted it to be.
+constexpr std::size_t kCounted = 8 << 10;
 
 std::string now_in_http() {
   const std::time_t now = std::time(nullptr);
@@ -37,11 +46,17 @@ Session::Session(tcp::socket socket, const HttpOptions& options, HttpHandler& ha
       handler_(handler),
       sessions_(sessions),
       read_timer_(socket_.get_executor()),
-      write_timer_(socket_.get_executor()) {
+      write_timer_(socket_.get_executor()),
+      buffer_(options.header_bytes + kAhead) {
   error_code e;
   const auto end = socket_.remote_endpoint(e);
   if (!e) peer_ = fmt::format("{}:{}", end.address().to_string(), end.port());
   socket_.set_option(tcp::no_delay(true), e);
+  // The system would take megabytes and say nothing of them for minutes; so a write's end says that the
+  // client has read. Without it, all but a slow client's time is the same.
+  const int unsent = kWrite;
+  if (::setsockopt(socket_.native_handle(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof unsent) != 0)
+    spdlog::debug("The system holds as much of an answer as it likes.");
 }
 
 Session::~Session() { sessions_.remove(this); }
@@ -112,15 +127,21 @@ void Session::on_header(error_code e) {
   knows_chunks_ = message.version() >= 11;
   is_head_ = message.method() == http::verb::head;
   if (!message.keep_alive()) closes_ = true;
+  const bool body_follows = !parser_->is_done();
   HttpReply refusal;
-  if (HttpRequest request = head(); !handler_.admit(request, refusal)) {
-    const bool body_follows = !parser_->is_done();
+  HttpRequest request = head();
+  bool admitted = handler_.admit(request, refusal);
+  if (admitted && body_follows && request.method == "GET") {
+    admitted = false;
+    refusal = handler_.refusal(400, fmt::format("{} takes no body.", is_head_ ? "HEAD" : "GET"));
+  }
+  if (!admitted) {
     closes_ = closes_ || body_follows;  // nobody reads it
     is_unread_ = body_follows;
     current_ = begin_exchange(std::move(request));
     return current_->reply(std::move(refusal));
   }
-  if (beast::iequals(message[http::field::expect], "100-continue") && !parser_->is_done())
+  if (beast::iequals(message[http::field::expect], "100-continue") && body_follows)
     send("HTTP/1.1 100 Continue\r\n\r\n");
   read_body();
 }
@@ -140,16 +161,37 @@ void Session::on_body(error_code e) {
   parser_.reset();
   current_ = begin_exchange(std::move(request));
   if (buffer_.size() == 0) watch();
-  const std::shared_ptr<Exchange> exchange = current_;
+  if (current_->request().body.size() <= kHeavy) return handle(current_);
+  sessions_.take_turn(executor(), [self = shared_from_this(), exchange = current_] {
+    try {
+      if (self->answers(exchange.get())) self->handle(exchange);
+    } catch (...) {
+      self->sessions_.end_turn();
+      throw;
+    }
+    self->sessions_.end_turn();
+  });
+}
+
+void Session::handle(const std::shared_ptr<Exchange>& exchange) {
   try {
     handler_.handle(exchange);
   } catch (const std::exception& fault) {
-    spdlog::error("A request could not be answered: {}", fault.what());
-    closes_ = true;
-    if (status_ == 0)
-      exchange->reply(handler_.refusal(500, "The server has failed to answer."));
-    else
-      lost("failed");
+    failed(*exchange, fault);
+  }
+}
+
+void Session::failed(Exchange& exchange, const std::exception& fault) {
+  spdlog::error("A request could not be answered: {}", fault.what());
+  if (!answers(&exchange)) return;
+  closes_ = true;
+  if (status_ != 0) return lost("failed");
+  exchange.record().end = "failed";
+  exchange.set_gone();  // whoever works for it may stop
+  try {
+    exchange.reply(handler_.refusal(500, "The server has failed to answer."));
+  } catch (const std::exception&) {
+    lost("failed");
   }
 }
 
@@ -174,6 +216,11 @@ void Session::refuse(error_code e) {
   } else if (e == http::error::header_limit) {
     status = 431;
     why = fmt::format("The request's header is larger than {} bytes.", options_.header_bytes);
+  } else if (e == http::error::buffer_overflow) {
+    status = 413;
+    why = fmt::format(
+        "What stands between the chunks of the request's body, or behind them, is larger than {} bytes.",
+        buffer_.max_size());
   }
   is_head_ = false;
   HttpRequest request;
@@ -216,38 +263,56 @@ void Session::send_body(std::string data) {
 void Session::end_answer() {
   if (chunked_ && !is_head_) send("0\r\n\r\n");
   ended_ = true;
-  if (!is_writing_ && pending_.empty()) finish_answer();
+  if (!is_writing_ && unsent_.empty()) finish_answer();
 }
 
 void Session::send(std::string data) {
   if (closed_) return;
   // A whole answer, or a piece, is as large as it is; a stream whose client does not read ends here.
-  if (is_stream_ && pending_.size() > options_.unsent_bytes) return lost("unread");
-  if (pending_.empty()) {
-    pending_ = std::move(data);
-  } else {
-    pending_ += data;
-  }
+  if (is_stream_ && counted_ > options_.unsent_bytes) return lost("unread");
+  counted_ += std::min(data.size(), kCounted);
+  unsent_.push_back(std::move(data));
   flush();
 }
 
+// A part of bounded size at a time, each with its own time: whoever reads nothing is given up as soon from a
+// long answer as from a short one.
 void Session::flush() {
-  if (is_writing_ || pending_.empty() || closed_) return;
+  if (is_writing_ || closed_) return;
+  if (written_ == writing_.size()) {
+    writing_.clear();
+    written_ = 0;
+    if (writing_.capacity() > kWrite) writing_.shrink_to_fit();
+    while (!unsent_.empty() && (writing_.empty() || writing_.size() + unsent_.front().size() <= kWrite)) {
+      counted_ -= std::min(unsent_.front().size(), kCounted);
+      if (writing_.empty()) {
+        writing_ = std::move(unsent_.front());
+      } else {
+        writing_ += unsent_.front();
+      }
+      unsent_.pop_front();
+    }
+  } else if (written_ > kWrite && written_ > writing_.size() / 2) {  // nobody needs that any more
+    writing_.erase(0, written_);
+    writing_.shrink_to_fit();
+    written_ = 0;
+  }
+  if (writing_.empty()) return;
   is_writing_ = true;
-  writing_.swap(pending_);
-  pending_.clear();
-  arm(write_timer_, options_.write + std::chrono::seconds(writing_.size() / kSlowest), "unread");
-  asio::async_write(socket_, asio::buffer(writing_),
-                    [self = shared_from_this()](error_code e, std::size_t) { self->on_written(e); });
+  arm(write_timer_, options_.write, "unread");
+  asio::async_write(socket_,
+                    asio::buffer(writing_.data() + written_, std::min(kWrite, writing_.size() - written_)),
+                    [self = shared_from_this()](error_code e, std::size_t n) { self->on_written(e, n); });
 }
 
-void Session::on_written(error_code e) {
+void Session::on_written(error_code e, std::size_t n) {
   is_writing_ = false;
   disarm(write_timer_);
   if (closed_) return;
   if (e) return lost("left");
-  if (!pending_.empty()) return flush();
-  if (current_ && ended_) finish_answer();
+  written_ += n;
+  flush();
+  if (!is_writing_ && current_ && ended_) finish_answer();
 }
 
 void Session::finish_answer() {
@@ -306,40 +371,6 @@ void Session::arm(Timer& timer, std::chrono::milliseconds after, const char* why
   timer.async_wait([self = shared_from_this(), &timer, why](error_code e) {
     if (!e && timer.expiry() <= Timer::clock_type::now()) self->lost(why);
   });
-}
-
-void Exchange::post(std::function<void()> what) { asio::post(session_->executor(), std::move(what)); }
-
-void Exchange::reply(HttpReply reply) {
-  if (!is_open()) return;
-  reply.headers.insert(reply.headers.end(), headers_.begin(), headers_.end());
-  session_->send_head(reply, reply.body.size());
-  session_->send_body(std::move(reply.body));
-  session_->end_answer();
-}
-
-void Exchange::begin(HttpReply head) {
-  if (!is_open()) return;
-  head.headers.insert(head.headers.end(), headers_.begin(), headers_.end());
-  session_->send_head(head, std::nullopt);
-}
-
-void Exchange::write(std::string data) {
-  if (is_open()) session_->send_body(std::move(data));
-}
-
-void Exchange::end() {
-  if (is_open()) session_->end_answer();
-}
-
-void Exchange::on_gone(std::function<void()> gone) {
-  if (is_gone_) return gone();
-  if (is_open()) gone_ = std::move(gone);
-}
-
-void Exchange::set_gone() {
-  is_gone_ = true;
-  if (const auto gone = std::exchange(gone_, nullptr)) gone();
 }
 
 }  // namespace fathom::serve

@@ -1,6 +1,8 @@
 // One connection. Private to this folder: nobody else sees Asio and Beast.
 #pragma once
 
+#include <deque>
+#include <exception>
 #include <list>
 #include <memory>
 #include <mutex>
@@ -30,7 +32,8 @@ class Session;
 /// All connections that are open, and which have been idle for longest.
 class Sessions {
  public:
-  explicit Sessions(HttpHandler& handler) : handler_(handler) {}
+  /// `turns` heavy requests are worked at at the same time, at most.
+  Sessions(HttpHandler& handler, int turns) : handler_(handler), turns_(turns) {}
 
   void add(const std::shared_ptr<Session>& session);
   void remove(Session* session);
@@ -40,6 +43,13 @@ class Sessions {
   std::shared_ptr<Session> surplus(std::int64_t most);
   std::vector<std::shared_ptr<Session>> all() const;
   std::int64_t count() const;
+
+  /// Runs `work` by `executor` when it is its turn; it ends that with end_turn(). So heavy requests leave a
+  /// thread to the light ones, however many come.
+  void take_turn(const asio::any_io_executor& executor, std::function<void()> work);
+  void end_turn();
+  /// Nobody runs what waits any more; its sockets have to go before their context.
+  void forget_turns();
 
  private:
   struct Entry {
@@ -52,6 +62,8 @@ class Sessions {
   std::unordered_map<Session*, Entry> open_;
   std::list<Session*> idle_;
   std::int64_t going_ = 0;
+  int turns_;  // that are free
+  std::deque<std::pair<asio::any_io_executor, std::function<void()>>> waiting_;
 };
 
 class Exchange;
@@ -77,6 +89,8 @@ class Session : public std::enable_shared_from_this<Session> {
   void send_head(const HttpReply& head, std::optional<std::size_t> bytes);
   void send_body(std::string data);
   void end_answer();
+  /// What answers it has thrown: 500, or the end of the connection where the answer has begun.
+  void failed(Exchange& exchange, const std::exception& fault);
 
  private:
   using Timer = asio::steady_timer;
@@ -88,14 +102,14 @@ class Session : public std::enable_shared_from_this<Session> {
   void on_header(error_code e);
   void read_body();
   void on_body(error_code e);
+  void handle(const std::shared_ptr<Exchange>& exchange);
   void refuse(error_code e);
-  void answer_without_handler(HttpReply reply);
   HttpRequest head() const;
   std::shared_ptr<Exchange> begin_exchange(HttpRequest request);
 
   void send(std::string data);
   void flush();
-  void on_written(error_code e);
+  void on_written(error_code e, std::size_t n);
   void finish_answer();
   void linger();
   void lost(const std::string& why);
@@ -110,7 +124,7 @@ class Session : public std::enable_shared_from_this<Session> {
   Sessions& sessions_;
   std::string peer_;
   Timer read_timer_, write_timer_;
-  beast::flat_buffer buffer_;
+  beast::flat_buffer buffer_;  // with a maximum: what stands between a body's chunks has no limit of its own
   std::optional<beast::http::request_parser<beast::http::string_body>> parser_;
   bool reading_ = false;     // a read of on_some is under way
   bool in_request_ = false;  // between a request's first byte and its end
@@ -123,14 +137,17 @@ class Session : public std::enable_shared_from_this<Session> {
   std::shared_ptr<Exchange> current_;
   bool is_head_ = false, knows_chunks_ = false;  // of the request
   bool is_stream_ = false, chunked_ = false, ended_ = false;
-  std::string pending_, writing_;
+  std::deque<std::string> unsent_;  // pieces behind the write under way, which
+  std::size_t counted_ = 0;         // count so many bytes of what a client may leave unread
+  std::string writing_;             // of which
+  std::size_t written_ = 0;         // are with the system
   bool is_writing_ = false;
   int status_ = 0;
   std::int64_t bytes_ = 0;  // of the answer's body
 };
 
 /// One request and its answer. What is called after the answer's end does nothing.
-class Exchange final : public HttpExchange {
+class Exchange final : public HttpExchange, public std::enable_shared_from_this<Exchange> {
  public:
   Exchange(std::shared_ptr<Session> session, HttpRequest request)
       : session_(std::move(session)), request_(std::move(request)) {}

@@ -117,8 +117,7 @@ Response Connection::read(double seconds) {
   return r;
 }
 
-void Connection::keep_little() const {
-  const int little = 4096;
+void Connection::keep_little(int little) const {
   ::setsockopt(socket_, SOL_SOCKET, SO_RCVBUF, &little, sizeof little);
   const linger reset{1, 0};
   ::setsockopt(socket_, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);

@@ -35,8 +35,9 @@ class Connection {
   /// At least one further byte, or "" at the end.
   std::string read_some(double seconds = 60) const;
   void close();
-  /// So that a close is a reset, and what is sent is not kept.
-  void keep_little() const;
+  /// So that a close is a reset, and the system keeps about `little` bytes of what is sent. Of few it takes
+  /// more only after pauses.
+  void keep_little(int little = 4096) const;
 
  private:
   int socket_ = -1;

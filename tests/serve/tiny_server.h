@@ -132,6 +132,14 @@ class TinyServer {
     }
     return false;
   }
+  /// Waits until a series is no more than `value`.
+  bool falls_to(const std::string& name, double value) const {
+    for (int i = 0; i < 5000; ++i) {
+      if (metric(name) <= value) return true;
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+    return false;
+  }
   /// Waits until nothing runs or waits, and all blocks are free.
   bool all_blocks_free() const {
     return comes_to("fathom_requests_running", 0) && comes_to("fathom_requests_waiting", 0) &&
