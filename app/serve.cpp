@@ -137,7 +137,8 @@ void run(ServeFlags& flags, const Globals& globals) {
 
 void add_http_flags(CLI::App& sub, ServeFlags& flags) {
   serve::HttpOptions& http = flags.service.http;
-  sub.add_option("--host", http.host, "Address to listen on; 0.0.0.0 or ::: everybody who can reach it")
+  sub.add_option("--host", http.host,
+                 "Address to listen on; 0.0.0.0 (or [::], as ::) for everybody who can reach it")
       ->capture_default_str();
   sub.add_option("--port", http.port, "0: any free one, which is printed")->capture_default_str();
   sub.add_option("--name", flags.name, "What clients call the model; default: the folder's name");

@@ -145,6 +145,10 @@ bool Background::running() {
   return !done_;
 }
 
+bool Background::said(const std::string& text) const {
+  return read_bytes(err_).find(text) != std::string::npos;
+}
+
 Outcome Background::wait() {
   if (!done_ && ::waitpid(pid_, &status_, 0) != pid_) ADD_FAILURE() << "waitpid failed";
   done_ = true;

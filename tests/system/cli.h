@@ -51,6 +51,8 @@ class Background {
   void signal(int number) const;
   pid_t pid() const { return pid_; }
   bool running();
+  /// Whether this stands in what it wrote to standard error so far.
+  bool said(const std::string& text) const;
   Outcome wait();
 
  private:
