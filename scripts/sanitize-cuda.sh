@@ -89,9 +89,15 @@ run() {
   # initcheck does not see what NVIDIA's libraries write with Hopper's bulk copies, and synccheck objects to a barrier
   # inside cuDNN's backward (docs/cuda.md). Ops are checked without cuDNN, so that our own attention is.
   if [[ $tool == initcheck ]]; then environment+=(FATHOM_INITCHECK=1); fi
-  if [[ $tool == racecheck ]]; then environment+=(CUDA_LAUNCH_BLOCKING=1); fi
+  # racecheck keeps what it saw of every launch in the host's memory until somebody waits for it: 126 GB in two steps of one
+  # training. Its own option waits behind each launch; with the variable alone, which has steps go op by op, it grows.
+  local options=()
+  if [[ $tool == racecheck ]]; then
+    environment+=(CUDA_LAUNCH_BLOCKING=1)
+    options+=(--force-blocking-launches)
+  fi
   if [[ $tool == initcheck || $tool == synccheck || $name == ops* ]]; then environment+=(FATHOM_CUDNN=/nowhere); fi
-  env "${environment[@]}" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit $print_limit "$@" >"$log" 2>&1 || code=$?
+  env "${environment[@]}" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit $print_limit "${options[@]}" "$@" >"$log" 2>&1 || code=$?
   local summary took=$((SECONDS - begin)) inside=0
   summary="$(sed -nE 's/^=* *((ERROR|RACECHECK) SUMMARY.*)/\1/p' "$log" | tail -n 1)"
   if [[ $code == 9 && $tool == racecheck ]] && only_in_libraries "$log"; then
@@ -135,8 +141,7 @@ settings_of() {
 }
 # A product's algorithm is chosen by timing its candidates. Under racecheck that is most of the time, and NVIDIA's
 # kernels only: both below make the choices beforehand, and racecheck finds them on disk.
-# It also takes more of the host's memory with every launch, up to 126 GB in one training's two steps: so under racecheck a
-# training has two blocks and one micro-batch a step. Run one at a time where memory is short.
+# Under racecheck a training has two blocks, one of them routed.
 # steps TOOL KIND: three steps, an evaluation and a checkpoint, of few tokens.
 steps() {
   local tool="$1" kind="$2" config=d2-mod.yaml settings
@@ -147,7 +152,7 @@ steps() {
     train.eval_tokens=256 train.precision=bf16 "${settings[@]}")
   local command=("$build/fathom" train "configs/$config" --device cuda "${settings[@]/#/--set=}")
   if [[ $tool == racecheck ]]; then
-    command+=(--set=train.batch_tokens=128 --set=model.depth=2)
+    command+=(--set=model.depth=2)
     "${command[@]}" --run-dir "$work/choices-$kind" >/dev/null 2>&1 || true
   fi
   run "$tool" "train-$kind" "${command[@]}" --run-dir "$work/$tool-$kind"
