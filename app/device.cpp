@@ -8,12 +8,14 @@
 #include <system_error>
 #endif
 #include <string_view>
+#include <thread>
 
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "kernels/cpu/host.h"
 #ifdef FATHOM_CUDA
 #include "kernels/cuda/device_query.h"
 #include "kernels/cuda/make.h"
@@ -108,7 +110,13 @@ std::shared_ptr<Backend> open_backend(const Globals& globals, const Config& conf
       spdlog::warn("Warning: there is a GPU's driver, but the CPU computes: {}", gpu.why_not);
     }
   }
-  if (device.starts_with("cuda")) return open_gpu(device, options);
+  if (device.starts_with("cuda")) {
+    // What stays with the host, such as a quantizer's factorizations, has the threads that it has without a
+    // GPU.
+    const auto all = static_cast<int>(std::thread::hardware_concurrency());
+    cpu::set_threads(globals.threads > 0 ? globals.threads : all);
+    return open_gpu(device, options);
+  }
   if (device != "cpu") {
     throw UsageError(fmt::format("--device {} is not a device.", device),
                      "Expected cpu, cuda, cuda:N or auto.");

@@ -22,7 +22,7 @@ inline void check_size(const char* op, const char* what, std::int64_t given, std
   if (given != expected) fail(op, what, given, expected);
 }
 
-/// The number of threads that parallel_for uses; set once by make_cpu_backend.
+/// The number of threads that parallel_for uses; set once, by make_cpu_backend or by who opens a GPU.
 void set_threads(int threads);
 int threads();
 bool in_parallel();
