@@ -80,7 +80,11 @@ const Api::Route* Api::find_route(std::string_view path) {
 }
 
 Api::Api(ApiOptions options, ServeMetrics& metrics, AccessLog* log)
-    : options_(std::move(options)), metrics_(metrics), log_(log), ids_(std::random_device()()) {
+    : options_(std::move(options)),
+      origins_(options_.origins),
+      metrics_(metrics),
+      log_(log),
+      ids_(std::random_device()()) {
   ids_ = ids_ * kGoldenGamma + std::random_device()();
 }
 
@@ -100,26 +104,27 @@ Api::Opened Api::opened() const {
 }
 
 bool Api::admit(const HttpRequest& head, HttpReply& refusal) {
-  const bool is_preflight = head.method == "OPTIONS" && !options_.cors_origin.empty();
   try {
-    if (!is_preflight) {
+    if (head.method != "OPTIONS" || !origins_.answers_preflights()) {
       admit_or_throw(head);
       return true;
     }
-    refusal = {.status = 204,
-               .headers = {{"Access-Control-Allow-Methods", "GET, POST"},
-                           {"Access-Control-Allow-Headers", "authorization, content-type"},
-                           {"Access-Control-Max-Age", "600"}}};
+    refusal = origins_.preflight(head);
   } catch (const ApiError& e) {
     refusal = reply_of(e);
     if (e.status() == 405) refusal.headers.emplace_back("Allow", find_route(head.path)->method);
   }
-  for (auto& header : cors_headers(head)) refusal.headers.push_back(std::move(header));
+  for (auto& header : origins_.headers(head)) refusal.headers.push_back(std::move(header));
   return false;
 }
 
 void Api::admit_or_throw(const HttpRequest& head) const {
   const Route* route = find_route(head.path);
+  if (options_.keys.empty()) {
+    // Whoever watches a server may know it by any name.
+    if (route == nullptr || route->page != Page::Health) origins_.check_host(head);
+    origins_.check_origin(head);
+  }
   const bool is_open = route != nullptr && (route->page == Page::Health || route->page == Page::Root);
   if (!is_open && !options_.keys.admit(head.authorization))
     throw ApiError("An API key is needed, as the header 'Authorization: Bearer KEY', and this is none.",
@@ -139,12 +144,6 @@ HttpReply Api::refusal(int status, const std::string& why) {
   return reply_of(ApiError(why, {.status = status, .type = ours ? "server_error" : "invalid_request_error"}));
 }
 
-std::vector<HttpHeader> Api::cors_headers(const HttpRequest& request) const {
-  const std::string& allowed = options_.cors_origin;
-  if (allowed.empty() || request.origin.empty() || (allowed != "*" && allowed != request.origin)) return {};
-  return {{"Access-Control-Allow-Origin", allowed}, {"Vary", "Origin"}};
-}
-
 void Api::answered(const HttpRequest& request, const AnswerRecord& record, int status, std::int64_t bytes,
                    double seconds) {
   const Route* route = find_route(request.path);
@@ -155,7 +154,7 @@ void Api::answered(const HttpRequest& request, const AnswerRecord& record, int s
 }
 
 void Api::handle(std::shared_ptr<HttpExchange> exchange) {
-  for (auto& header : cors_headers(exchange->request())) exchange->add_header(std::move(header));
+  for (auto& header : origins_.headers(exchange->request())) exchange->add_header(std::move(header));
   try {
     answer(exchange);
   } catch (const ApiError& e) {

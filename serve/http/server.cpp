@@ -224,6 +224,12 @@ struct HttpServer::Impl {
   }
 };
 
+bool is_loopback(const std::string& host) {
+  error_code e;
+  const auto address = asio::ip::make_address(host, e);
+  return host == "localhost" || (!e && address.is_loopback());
+}
+
 HttpServer::HttpServer(const HttpOptions& options, HttpHandler& handler)
     : impl_(std::make_unique<Impl>(options, handler)) {
   raise_file_limit();

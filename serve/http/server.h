@@ -27,6 +27,9 @@ struct HttpOptions {
   std::chrono::milliseconds write{30'000};   // for 128 KiB of an answer to be taken
 };
 
+/// Only this machine can reach it.
+bool is_loopback(const std::string& host);
+
 class HttpServer {
  public:
   /// Listens at once, and answers from start() on. `handler` outlives it. UserError: the address cannot be

@@ -11,8 +11,11 @@
 #include <fmt/format.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <spdlog/spdlog.h>
 #include <sys/socket.h>
+
+#include "serve/http/target.h"
 
 namespace fathom::serve {
 
@@ -69,14 +72,20 @@ void Session::next_request() {
   if (closed_) return;
   in_request_ = false;
   sessions_.set_idle(this, true);
-  if (buffer_.size() > 0) return read_header();
-  if (closes_) return lost("");
+  if (buffer_.size() > 0) {
+    if (!reading_) return read_header();
+    error_code e;
+    socket_.cancel(e);  // two reads would share the buffer; on_some goes on
+    return;
+  }
+  if (closes_ || input_ended_) return lost("");
   arm(read_timer_, options_.idle, "");
   watch();
 }
 
 void Session::watch() {
   if (reading_ || closed_) return;
+  if (!lingers_ && (input_ended_ || buffer_.size() + kPiece > kAhead)) return watch_for_reset();
   reading_ = true;
   socket_.async_read_some(buffer_.prepare(kPiece),
                           [self = shared_from_this()](error_code e, std::size_t n) { self->on_some(e, n); });
@@ -85,14 +94,38 @@ void Session::watch() {
 void Session::on_some(error_code e, std::size_t n) {
   reading_ = false;
   if (closed_) return;
-  if (e) return lost("left");
   if (lingers_) {
     lingered_ += n;
-    if (lingered_ > kMostLingered) return lost("");
+    if (e || lingered_ > kMostLingered) return lost("");
     return watch();
   }
   buffer_.commit(n);
-  if (!current_) read_header();
+  if (e == asio::error::eof) {
+    input_ended_ = true;
+  } else if (e && e != asio::error::operation_aborted) {
+    return lost("left");
+  }
+  if (current_) return input_ended_ ? end_input() : watch();
+  if (buffer_.size() > 0) return read_header();
+  lost("");
+}
+
+void Session::end_input() {
+  if (status_ == 0 && knows_chunks_) send("HTTP/1.1 100 Continue\r\n\r\n");
+  watch_for_reset();
+}
+
+void Session::watch_for_reset() {
+  if (watches_reset_ || closed_) return;
+  watches_reset_ = true;
+  socket_.async_wait(tcp::socket::wait_error, [self = shared_from_this()](error_code e) {
+    self->watches_reset_ = false;
+    if (self->closed_ || !self->current_) return;
+    if (e) return self->watch_for_reset();  // what was cancelled is a read
+    pollfd socket{self->socket_.native_handle(), 0, 0};
+    // Urgent data ends the wait too, and would end each further one.
+    if (::poll(&socket, 1, 0) == 1 && (socket.revents & (POLLERR | POLLHUP)) != 0) self->lost("left");
+  });
 }
 
 void Session::read_header() {
@@ -106,17 +139,27 @@ void Session::read_header() {
                           [self = shared_from_this()](error_code e, std::size_t) { self->on_header(e); });
 }
 
-HttpRequest Session::head() const {
+bool Session::read_head(HttpRequest& r) const {
   const auto& message = parser_->get();
   const auto text = [](beast::string_view s) { return std::string(s.data(), s.size()); };
-  HttpRequest r;
   r.method = is_head_ ? "GET" : text(message.method_string());
-  r.path = text(message.target());
-  r.path = r.path.substr(0, r.path.find_first_of("?#"));
   r.authorization = text(message[http::field::authorization]);
+  r.host = text(message[http::field::host]);
+  r.has_host = message.find(http::field::host) != message.end();
   r.origin = text(message[http::field::origin]);
+  r.asks_for_headers = text(message[http::field::access_control_request_headers]);
   r.peer = peer_;
-  return r;
+  auto target = read_target({message.target().data(), message.target().size()});
+  if (!target) {
+    r.path = text(message.target());
+    return false;
+  }
+  r.path = std::move(target->path);
+  if (!target->host.empty()) {
+    r.host = std::move(target->host);
+    r.has_host = true;
+  }
+  return true;
 }
 
 void Session::on_header(error_code e) {
@@ -129,8 +172,14 @@ void Session::on_header(error_code e) {
   if (!message.keep_alive()) closes_ = true;
   const bool body_follows = !parser_->is_done();
   HttpReply refusal;
-  HttpRequest request = head();
-  bool admitted = handler_.admit(request, refusal);
+  HttpRequest request;
+  bool admitted = read_head(request);
+  if (!admitted) {
+    refusal = handler_.refusal(
+        400, "The request's target is neither a path nor a whole address, or a % in it begins no byte.");
+  } else {
+    admitted = handler_.admit(request, refusal);
+  }
   if (admitted && body_follows && request.method == "GET") {
     admitted = false;
     refusal = handler_.refusal(400, fmt::format("{} takes no body.", is_head_ ? "HEAD" : "GET"));
@@ -156,11 +205,12 @@ void Session::on_body(error_code e) {
   disarm(read_timer_);
   if (closed_) return;
   if (e) return refuse(e);
-  HttpRequest request = head();
+  HttpRequest request;
+  read_head(request);
   request.body = std::move(parser_->get().body());
   parser_.reset();
   current_ = begin_exchange(std::move(request));
-  if (buffer_.size() == 0) watch();
+  watch();
   if (current_->request().body.size() <= kHeavy) return handle(current_);
   sessions_.take_turn(executor(), [self = shared_from_this(), exchange = current_] {
     try {
@@ -226,7 +276,7 @@ void Session::refuse(error_code e) {
   HttpRequest request;
   request.method = "-";
   request.path = "-";
-  if (parser_ && parser_->is_header_done()) request = head();
+  if (parser_ && parser_->is_header_done()) read_head(request);
   request.peer = peer_;
   current_ = begin_exchange(std::move(request));
   current_->reply(handler_.refusal(status, why));
@@ -319,7 +369,8 @@ void Session::finish_answer() {
   if (closed_) return;
   report("");
   if (closes_) return is_unread_ || buffer_.size() > 0 ? linger() : lost("");
-  if (reading_) {  // the read that watched for the client's leaving waits for its next request
+  if (reading_ &&
+      buffer_.size() == 0) {  // the read that watched for the client's leaving waits for its next request
     in_request_ = false;
     sessions_.set_idle(this, true);
     arm(read_timer_, options_.idle, "");

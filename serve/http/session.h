@@ -71,8 +71,12 @@ class Exchange;
 /// All functions but the constructor's run on the socket's strand.
 ///
 /// A read is under way between requests, when it waits for the next one, and during an answer, when it sees
-/// the client leave; not, though, behind a request that came before the answer's end, which lies in the
-/// buffer.
+/// the client leave. What comes during an answer lies in the buffer until its turn; where that is full, the
+/// rest waits with the system, and a reset alone is seen.
+///
+/// A client that ends its half of the connection may have left, or may have no more to say and wait: the same
+/// bytes say both. So it is answered, and sent something at once (100 Continue, which any client of HTTP/1.1
+/// has to pass over); the system of one that has left answers that by a reset.
 class Session : public std::enable_shared_from_this<Session> {
  public:
   Session(tcp::socket socket, const HttpOptions& options, HttpHandler& handler, Sessions& sessions);
@@ -97,6 +101,8 @@ class Session : public std::enable_shared_from_this<Session> {
 
   void next_request();
   void watch();
+  void watch_for_reset();
+  void end_input();
   void on_some(error_code e, std::size_t n);
   void read_header();
   void on_header(error_code e);
@@ -104,7 +110,8 @@ class Session : public std::enable_shared_from_this<Session> {
   void on_body(error_code e);
   void handle(const std::shared_ptr<Exchange>& exchange);
   void refuse(error_code e);
-  HttpRequest head() const;
+  /// False: its target is none.
+  bool read_head(HttpRequest& head) const;
   std::shared_ptr<Exchange> begin_exchange(HttpRequest request);
 
   void send(std::string data);
@@ -126,7 +133,8 @@ class Session : public std::enable_shared_from_this<Session> {
   Timer read_timer_, write_timer_;
   beast::flat_buffer buffer_;  // with a maximum: what stands between a body's chunks has no limit of its own
   std::optional<beast::http::request_parser<beast::http::string_body>> parser_;
-  bool reading_ = false;     // a read of on_some is under way
+  bool reading_ = false;  // a read of on_some is under way
+  bool input_ended_ = false, watches_reset_ = false;
   bool in_request_ = false;  // between a request's first byte and its end
   bool lingers_ = false;
   std::size_t lingered_ = 0;
