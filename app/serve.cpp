@@ -143,6 +143,9 @@ void add_http_flags(CLI::App& sub, ServeFlags& flags) {
   sub.add_option("--name", flags.name, "What clients call the model; default: the folder's name");
   sub.add_option("--api-key-file", flags.key_file,
                  std::string("Keys, one a line; one more may be in the environment's ") + kKeyVariable);
+  sub.add_option("--tls-cert", http.tls_certificate,
+                 "PEM file of the server's certificate and those that signed it: https, with --tls-key");
+  sub.add_option("--tls-key", http.tls_key, "PEM file of the certificate's key");
   sub.add_option("--cors-origin", flags.service.api.origins.cors,
                  "Pages of this origin may ask too; *: of any; default: of none");
   sub.add_option(

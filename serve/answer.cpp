@@ -5,6 +5,7 @@
 #include <utility>
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 namespace fathom::serve {
 
@@ -14,6 +15,10 @@ HttpReply reply_of(const ApiError& error) {
     reply.headers.emplace_back("Retry-After", std::to_string(error.parts().retry_after));
   if (error.status() == 401) reply.headers.emplace_back("WWW-Authenticate", "Bearer");
   return reply;
+}
+
+HttpReply json_reply(const nlohmann::json& body) {
+  return {.body = body.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)};
 }
 
 Answer::Answer(std::shared_ptr<HttpExchange> exchange, AnswerPlan plan, const ServedModel& model)

@@ -60,5 +60,7 @@ class Answer final : public JobListener, public std::enable_shared_from_this<Ans
 
 /// An API error as an HTTP answer.
 HttpReply reply_of(const ApiError& error);
+/// JSON, whatever bytes its strings have.
+HttpReply json_reply(const nlohmann::json& body);
 
 }  // namespace fathom::serve

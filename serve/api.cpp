@@ -12,6 +12,7 @@
 #include "serve/chat_request.h"
 #include "serve/json_fields.h"
 #include "serve/page.h"
+#include "serve/tokenizer_routes.h"
 #include "src/core/build_info.h"
 #include "src/core/splitmix64.h"
 #include "src/io/utf8.h"
@@ -23,10 +24,6 @@ namespace {
 using nlohmann::json;
 
 constexpr std::int64_t kDefaultMaxTokens = 16;  // OpenAI's, of /v1/completions
-
-HttpReply json_reply(const json& body) {
-  return {.body = body.dump(-1, ' ', false, json::error_handler_t::replace)};
-}
 
 json model_json(const ServedModel& model) {
   return {{"id", model.name},
@@ -44,6 +41,7 @@ enum class Page : std::uint8_t {
   Version,
   Metrics,
   Models,
+  TokenizerInfo,
   Tokenize,
   Detokenize,
   Completions,
@@ -66,6 +64,7 @@ const Api::Route* Api::find_route(std::string_view path) {
       Route{"/metrics", "GET", Page::Metrics, false},
       Route{"/v1/models", "GET", Page::Models, true},
       Route{"/v1/models/", "GET", Page::Models, true, true},
+      Route{"/tokenizer_info", "GET", Page::TokenizerInfo, true},
       Route{"/tokenize", "POST", Page::Tokenize, true},
       Route{"/detokenize", "POST", Page::Detokenize, true},
       Route{"/v1/completions", "POST", Page::Completions, true},
@@ -180,6 +179,8 @@ void Api::answer(const std::shared_ptr<HttpExchange>& exchange) {
       return exchange->reply(metrics());
     case Page::Models:
       return exchange->reply(models(request, *to.model));
+    case Page::TokenizerInfo:
+      return exchange->reply(tokenizer_info(*to.model));
     case Page::Tokenize:
       return exchange->reply(tokenize(request, *to.model));
     case Page::Detokenize:
@@ -214,40 +215,6 @@ HttpReply Api::models(const HttpRequest& request, const ServedModel& model) {
     return json_reply(model_json(model));
   }
   return json_reply({{"object", "list"}, {"data", json::array({model_json(model)})}});
-}
-
-HttpReply Api::tokenize(const HttpRequest& request, const ServedModel& model) {
-  JsonFields fields(request.body);
-  check_model(fields.text("model").value_or(""), model);
-  const auto text = fields.text("prompt");
-  const bool special = fields.flag("add_special_tokens", true);
-  fields.refuse_others();
-  if (!text) throw bad_field("prompt", "'prompt' is missing: the text.", "missing_required_parameter");
-  check_length("prompt", *text, model);
-  std::vector<std::int32_t> ids = model.tokenizer->encode(*text);
-  if (special && model.tokenizer->starts_with_bos()) ids.insert(ids.begin(), model.tokenizer->bos());
-  return json_reply({{"tokens", ids}, {"count", ids.size()}, {"max_model_len", model.limits.context}});
-}
-
-HttpReply Api::detokenize(const HttpRequest& request, const ServedModel& model) {
-  JsonFields fields(request.body);
-  check_model(fields.text("model").value_or(""), model);
-  const json* tokens = fields.find("tokens");
-  fields.refuse_others();
-  if (tokens == nullptr || !tokens->is_array())
-    throw bad_field("tokens", "'tokens' is missing, or no array of token ids.", "missing_required_parameter");
-  std::vector<std::int32_t> ids;
-  for (const json& id : *tokens) {
-    const bool fits =
-        id.is_number_integer() && (!id.is_number_unsigned() || id.get<std::uint64_t>() < 1U << 31);
-    if (!fits || id.get<std::int64_t>() < 0 || id.get<std::int64_t>() >= model.limits.vocab)
-      throw bad_field("tokens",
-                      fmt::format("'tokens' holds {}: expected ids below {}.", id.dump().substr(0, 32),
-                                  model.limits.vocab),
-                      "invalid_value");
-    ids.push_back(id.get<std::int32_t>());
-  }
-  return json_reply({{"prompt", replace_invalid_utf8(model.tokenizer->decode(ids))}});
 }
 
 AnswerPlan Api::new_plan(const char* prefix, const AnswerOptions& options, const ServedModel& model) const {

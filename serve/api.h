@@ -65,8 +65,6 @@ class Api final : public HttpHandler {
   HttpReply version() const;
   HttpReply metrics() const;
   static HttpReply models(const HttpRequest& request, const ServedModel& model);
-  static HttpReply tokenize(const HttpRequest& request, const ServedModel& model);
-  static HttpReply detokenize(const HttpRequest& request, const ServedModel& model);
   void complete(const std::shared_ptr<HttpExchange>& exchange, const Opened& to);
   void chat(const std::shared_ptr<HttpExchange>& exchange, const Opened& to);
 

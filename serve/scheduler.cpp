@@ -241,7 +241,8 @@ void Scheduler::take(Event& event, Updates& updates) {
     if (event.finish == Finish::None) update.routed_fraction = engine_.stop(event.request).routed_fraction;
     update.finish = Finish::Stop;
   } else if (event.finish != Finish::None) {
-    Piece rest = text.answer->rest();
+    Piece rest = event.has_stop_token ? text.answer->end(event.token, std::move(event.alternatives))
+                                      : text.answer->rest();
     update.piece.text += rest.text;
     std::move(rest.tokens.begin(), rest.tokens.end(), std::back_inserter(update.piece.tokens));
   }

@@ -43,29 +43,39 @@ std::string now_in_http() {
 
 }  // namespace
 
-Session::Session(tcp::socket socket, const HttpOptions& options, HttpHandler& handler, Sessions& sessions)
-    : socket_(std::move(socket)),
+Session::Session(tcp::socket socket, asio::ssl::context* tls, const HttpOptions& options,
+                 HttpHandler& handler, Sessions& sessions)
+    : stream_(std::move(socket), tls),
       options_(options),
       handler_(handler),
       sessions_(sessions),
-      read_timer_(socket_.get_executor()),
-      write_timer_(socket_.get_executor()),
+      read_timer_(stream_.get_executor()),
+      write_timer_(stream_.get_executor()),
       buffer_(options.header_bytes + kAhead) {
   error_code e;
-  const auto end = socket_.remote_endpoint(e);
+  const auto end = stream_.socket().remote_endpoint(e);
   if (!e) peer_ = fmt::format("{}:{}", end.address().to_string(), end.port());
-  socket_.set_option(tcp::no_delay(true), e);
+  stream_.socket().set_option(tcp::no_delay(true), e);
   // The system would take megabytes and say nothing of them for minutes; so a write's end says that the
   // client has read. Without it, all but a slow client's time is the same.
   const int unsent = kWrite;
-  if (::setsockopt(socket_.native_handle(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof unsent) != 0)
+  if (::setsockopt(stream_.socket().native_handle(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent,
+                   sizeof unsent) != 0)
     spdlog::debug("The system holds as much of an answer as it likes.");
 }
 
 Session::~Session() { sessions_.remove(this); }
 
 void Session::start() {
-  asio::dispatch(executor(), [self = shared_from_this()] { self->next_request(); });
+  asio::dispatch(executor(), [self = shared_from_this()] {
+    if (!self->stream_.is_tls()) return self->next_request();
+    self->sessions_.set_idle(self.get(), true);
+    self->arm(self->read_timer_, self->options_.header, "");
+    self->stream_.async_handshake([self](error_code e) {
+      if (e) return self->lost("");
+      self->next_request();
+    });
+  });
 }
 
 void Session::next_request() {
@@ -75,7 +85,7 @@ void Session::next_request() {
   if (buffer_.size() > 0) {
     if (!reading_) return read_header();
     error_code e;
-    socket_.cancel(e);  // two reads would share the buffer; on_some goes on
+    stream_.socket().cancel(e);  // two reads would share the buffer; on_some goes on
     return;
   }
   if (closes_ || input_ended_) return lost("");
@@ -85,9 +95,9 @@ void Session::next_request() {
 
 void Session::watch() {
   if (reading_ || closed_) return;
-  if (!lingers_ && (input_ended_ || buffer_.size() + kPiece > kAhead)) return watch_for_reset();
+  if (input_ended_ || buffer_.size() + kPiece > kAhead) return watch_for_reset();
   reading_ = true;
-  socket_.async_read_some(buffer_.prepare(kPiece),
+  stream_.async_read_some(buffer_.prepare(kPiece),
                           [self = shared_from_this()](error_code e, std::size_t n) { self->on_some(e, n); });
 }
 
@@ -95,9 +105,8 @@ void Session::on_some(error_code e, std::size_t n) {
   reading_ = false;
   if (closed_) return;
   if (lingers_) {
-    lingered_ += n;
-    if (e || lingered_ > kMostLingered) return lost("");
-    return watch();
+    if (e) lost("");
+    return;
   }
   buffer_.commit(n);
   if (e == asio::error::eof) {
@@ -118,11 +127,11 @@ void Session::end_input() {
 void Session::watch_for_reset() {
   if (watches_reset_ || closed_) return;
   watches_reset_ = true;
-  socket_.async_wait(tcp::socket::wait_error, [self = shared_from_this()](error_code e) {
+  stream_.socket().async_wait(tcp::socket::wait_error, [self = shared_from_this()](error_code e) {
     self->watches_reset_ = false;
     if (self->closed_ || !self->current_) return;
     if (e) return self->watch_for_reset();  // what was cancelled is a read
-    pollfd socket{self->socket_.native_handle(), 0, 0};
+    pollfd socket{self->stream_.socket().native_handle(), 0, 0};
     // Urgent data ends the wait too, and would end each further one.
     if (::poll(&socket, 1, 0) == 1 && (socket.revents & (POLLERR | POLLHUP)) != 0) self->lost("left");
   });
@@ -135,7 +144,7 @@ void Session::read_header() {
   parser_->header_limit(static_cast<std::uint32_t>(options_.header_bytes));
   parser_->body_limit(options_.body_bytes);
   arm(read_timer_, options_.header, "slow");
-  http::async_read_header(socket_, buffer_, *parser_,
+  http::async_read_header(stream_, buffer_, *parser_,
                           [self = shared_from_this()](error_code e, std::size_t) { self->on_header(e); });
 }
 
@@ -197,7 +206,7 @@ void Session::on_header(error_code e) {
 
 void Session::read_body() {
   arm(read_timer_, options_.body, "slow");
-  http::async_read(socket_, buffer_, *parser_,
+  http::async_read(stream_, buffer_, *parser_,
                    [self = shared_from_this()](error_code e, std::size_t) { self->on_body(e); });
 }
 
@@ -301,7 +310,7 @@ void Session::send_head(const HttpReply& head, std::optional<std::size_t> bytes)
     text += "Transfer-Encoding: chunked\r\n";
   }
   text += closes_ ? "Connection: close\r\n\r\n" : "Connection: keep-alive\r\n\r\n";
-  send(std::move(text));
+  send(std::move(text), true);
 }
 
 void Session::send_body(std::string data) {
@@ -316,13 +325,13 @@ void Session::end_answer() {
   if (!is_writing_ && unsent_.empty()) finish_answer();
 }
 
-void Session::send(std::string data) {
+void Session::send(std::string data, bool more_follows) {
   if (closed_) return;
   // A whole answer, or a piece, is as large as it is; a stream whose client does not read ends here.
   if (is_stream_ && counted_ > options_.unsent_bytes) return lost("unread");
   counted_ += std::min(data.size(), kCounted);
   unsent_.push_back(std::move(data));
-  flush();
+  if (!more_follows) flush();
 }
 
 // A part of bounded size at a time, each with its own time: whoever reads nothing is given up as soon from a
@@ -350,7 +359,7 @@ void Session::flush() {
   if (writing_.empty()) return;
   is_writing_ = true;
   arm(write_timer_, options_.write, "unread");
-  asio::async_write(socket_,
+  asio::async_write(stream_,
                     asio::buffer(writing_.data() + written_, std::min(kWrite, writing_.size() - written_)),
                     [self = shared_from_this()](error_code e, std::size_t n) { self->on_written(e, n); });
 }
@@ -368,7 +377,7 @@ void Session::on_written(error_code e, std::size_t n) {
 void Session::finish_answer() {
   if (closed_) return;
   report("");
-  if (closes_) return is_unread_ || buffer_.size() > 0 ? linger() : lost("");
+  if (closes_) return is_unread_ || buffer_.size() > 0 || stream_.is_tls() ? linger() : lost("");
   if (reading_ &&
       buffer_.size() == 0) {  // the read that watched for the client's leaving waits for its next request
     in_request_ = false;
@@ -380,14 +389,26 @@ void Session::finish_answer() {
   asio::post(executor(), [self = shared_from_this()] { self->next_request(); });
 }
 
-// A close with bytes unread would make the client's system forget the answer.
+// A close with bytes unread would make the client's system forget the answer. In TLS the end of an answer is
+// said, so that nobody can cut it short.
 void Session::linger() {
-  error_code e;
-  socket_.shutdown(tcp::socket::shutdown_send, e);
   lingers_ = true;
   buffer_.consume(buffer_.size());
   arm(read_timer_, kLinger, "");
-  watch();
+  if (!stream_.is_tls()) return read_to_the_end();
+  stream_.async_shutdown([self = shared_from_this()](error_code) { self->read_to_the_end(); });
+}
+
+void Session::read_to_the_end() {
+  if (closed_) return;
+  error_code e;
+  stream_.socket().shutdown(tcp::socket::shutdown_send, e);
+  stream_.socket().async_read_some(asio::buffer(unwanted_),
+                                   [self = shared_from_this()](error_code fault, std::size_t n) {
+                                     self->lingered_ += n;
+                                     if (fault || self->lingered_ > kMostLingered) return self->lost("");
+                                     self->read_to_the_end();
+                                   });
 }
 
 void Session::report(const std::string& why) {
@@ -406,7 +427,7 @@ void Session::lost(const std::string& why) {
   disarm(read_timer_);
   disarm(write_timer_);
   error_code e;
-  socket_.close(e);
+  stream_.socket().close(e);
   report(why.empty() ? "closed" : why);
   sessions_.remove(this);
 }

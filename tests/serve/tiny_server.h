@@ -102,8 +102,11 @@ class TinyServer {
   }
   ~TinyServer() { stop(); }
 
-  void open() {
+  void open_unasked() {
     thread_ = std::thread([this] { service_->run(engine_, *served_); });
+  }
+  void open() {
+    open_unasked();
     for (int i = 0; i < 2000 && get(port(), "/health").status != 200; ++i)
       std::this_thread::sleep_for(std::chrono::milliseconds(2));
   }
