@@ -7,10 +7,12 @@ TEXT.jsonl holds {"text": ...} a line. PREFIX_TOKEN is the id in front of each t
 """
 
 import json
+import os
 import sys
 
-import lm_eval
-from lm_eval.api.task import ConfigurableTask
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")  # nothing is fetched
+import lm_eval  # noqa: E402
+from lm_eval.api.task import ConfigurableTask  # noqa: E402
 
 base_url, model, max_length, texts = sys.argv[1:5]
 task = ConfigurableTask(config={
@@ -27,7 +29,6 @@ arguments = {"model": model, "base_url": base_url + "/v1/completions", "max_leng
              "num_concurrent": 4, "batch_size": 2, "max_retries": 1}
 if len(sys.argv) > 5:
     arguments["custom_prefix_token_id"] = int(sys.argv[5])
-task.config.task = "held_out"
 results = lm_eval.simple_evaluate(model="local-completions", model_args=arguments, tasks=[task], bootstrap_iters=0,
                                   log_samples=False)
 found = results["results"]["held_out"]
