@@ -29,13 +29,19 @@ struct BatchFlags {
   LoadFlags load;
 };
 
-double run_all(Engine& engine, const BatchFlags& flags, const std::vector<LoadRequest>& requests) {
+// One at a time where one has room; `each` gets what each then took, in seconds.
+double run_all(Engine& engine, const BatchFlags& flags, const std::vector<LoadRequest>& requests,
+               std::vector<double>& each) {
   const Stopwatch watch;
   for (const LoadRequest& r : requests) {
     Request request{.prompt = r.prompt, .max_tokens = r.max_tokens};
     request.sampling.temperature = flags.load.temperature;
     request.sampling.seed = r.seed;
     engine.submit(std::move(request));
+    if (flags.engine.sequences > 1) continue;
+    const Stopwatch one;
+    while (!engine.idle()) step(engine);
+    each.push_back(one.seconds());
   }
   while (!engine.idle()) step(engine);
   return watch.seconds();
@@ -54,13 +60,17 @@ void run(BatchFlags& flags, const Globals& globals) {
       flags.engine.options(*model.context, *loaded.model, static_cast<std::size_t>(flags.engine.sequences));
   options.vocab = tokenizer_of(loaded, flags.tokenizer)->vocab_size();
   if (routing.kind != RoutingKind::None) options.rule = causal_rule(routing);
+  std::vector<double> each;
   {  // makes every choice and every block of memory
     Engine engine(*model.context, *loaded.model, options);
     run_all(engine, flags,
-            {requests.begin(), requests.begin() + std::min<std::ptrdiff_t>(8, std::ssize(requests))});
+            {requests.begin(), requests.begin() + std::min<std::ptrdiff_t>(8, std::ssize(requests))}, each);
   }
   Engine engine(*model.context, *loaded.model, options);
-  const double seconds = run_all(engine, flags, requests);
+  each.clear();
+  const double cpu = cpu_seconds();
+  const double seconds = run_all(engine, flags, requests, each);
+  const double cpu_used = cpu_seconds() - cpu;
   const EngineStats s = engine.stats();
   const nlohmann::json json = {
       {"bench", "batch"},
@@ -72,6 +82,8 @@ void run(BatchFlags& flags, const Globals& globals) {
       {"seconds", seconds},
       {"new_tok_s", static_cast<double>(s.decoded_tokens) / seconds},
       {"request_s", static_cast<double>(flags.load.requests) / seconds},
+      {"cpu_seconds", cpu_used},
+      {"request", each.empty() ? nlohmann::json() : times_json(each)},
       {"steps", s.steps},
       {"preemptions", s.preemptions},
       {"routed_fraction", s.routed_rows.empty() ? nlohmann::json() : nlohmann::json(kept_share(s))}};

@@ -12,7 +12,6 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 #include <poll.h>
-#include <sys/resource.h>
 
 #include "app/bench_kernels.h"
 #include "app/load_client.h"
@@ -33,25 +32,6 @@ struct FlagsOfLoad {
   bool whole = false;
   double timeout = 600;
 };
-
-double cpu_seconds() {
-  rusage use{};
-  ::getrusage(RUSAGE_SELF, &use);
-  const auto seconds = [](const timeval& t) {
-    return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
-  };
-  return seconds(use.ru_utime) + seconds(use.ru_stime);
-}
-
-nlohmann::json times_json(std::vector<double>& seconds) {
-  nlohmann::json out = {{"count", seconds.size()}};
-  for (const auto& [name, p] : {std::pair{"p50_ms", 0.5}, {"p90_ms", 0.9}, {"p99_ms", 0.99}, {"max_ms", 1.0}})
-    out[name] = 1e3 * percentile(seconds, p);
-  double sum = 0;
-  for (const double s : seconds) sum += s;
-  out["mean_ms"] = seconds.empty() ? 0 : 1e3 * sum / static_cast<double>(seconds.size());
-  return out;
-}
 
 // The whole run, on one thread.
 class LoadRun {

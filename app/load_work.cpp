@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include <fmt/format.h>
+#include <sys/resource.h>
 
 #include "kernels/error.h"
 #include "src/core/splitmix64.h"
@@ -49,6 +50,26 @@ std::vector<LoadRequest> load_requests(const LoadFlags& f) {
     r.seed = random.below(std::uint64_t{1} << 62);
   }
   return all;
+}
+
+double cpu_seconds() {
+  rusage use{};
+  ::getrusage(RUSAGE_SELF, &use);
+  const auto seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
+  };
+  return seconds(use.ru_utime) + seconds(use.ru_stime);
+}
+
+nlohmann::json times_json(std::vector<double>& seconds) {
+  nlohmann::json out = {{"count", seconds.size()}};
+  for (const auto& [name, p] :
+       {std::pair{"min_ms", 0.0}, {"p50_ms", 0.5}, {"p90_ms", 0.9}, {"p99_ms", 0.99}, {"max_ms", 1.0}})
+    out[name] = 1e3 * percentile(seconds, p);
+  double sum = 0;
+  for (const double s : seconds) sum += s;
+  out["mean_ms"] = seconds.empty() ? 0 : 1e3 * sum / static_cast<double>(seconds.size());
+  return out;
 }
 
 double percentile(std::vector<double>& values, double p) {

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include <nlohmann/json.hpp>
+
 #include "app/command.h"
 
 namespace fathom::app {
@@ -30,7 +32,11 @@ void add_load_flags(CLI::App& sub, LoadFlags& flags);
 /// distribution. UsageError: a least length above a greatest. UserError: the store is shorter than a prompt.
 std::vector<LoadRequest> load_requests(const LoadFlags& flags);
 
+/// Of this process, on all threads, so far.
+double cpu_seconds();
 /// The value below which the share `p` of them lies; 0 of none. Sorts.
 double percentile(std::vector<double>& values, double p);
+/// count, and in milliseconds min_ms, p50_ms, p90_ms, p99_ms, max_ms and mean_ms.
+nlohmann::json times_json(std::vector<double>& seconds);
 
 }  // namespace fathom::app

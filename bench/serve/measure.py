@@ -51,10 +51,10 @@ class Bench:
             print(text, file=self.lines, flush=True)
         return line
 
-    def work(self, requests, new_min=None, new_max=None):
+    def work(self, requests, new_min=None, new_max=None, prompt=None):
         f = self.flags
-        return ["--data", f.data, "--requests", requests, "--prompt-min", f.prompt_min, "--prompt-max", f.prompt_max,
-                "--new-min", new_min or f.new_min, "--new-max", new_max or f.new_max, "--seed", f.seed]
+        return ["--data", f.data, "--requests", requests, "--prompt-min", prompt or f.prompt_min, "--prompt-max",
+                prompt or f.prompt_max, "--new-min", new_min or f.new_min, "--new-max", new_max or f.new_max, "--seed", f.seed]
 
     def batch(self, work, sequences=None):
         engine = ["--sequences", str(sequences or self.flags.clients)] + shlex.split(self.flags.server)
@@ -90,41 +90,45 @@ def measure(bench, server):
     work = bench.work(f.requests)
     bench.load(bench.work(2 * f.clients), "--clients", f.clients)  # makes every choice and every block of memory
     streams, wholes, rates = [], [], []
+    shares = {"stream": [], "whole": []}
     for r in range(f.rounds):
         alone = bench.add("batch", bench.batch(work), round=r)
         for kind, pairs in (("stream", streams), ("whole", wholes)):
             cpu = cpu_of(server)
             through = bench.load(work, "--clients", f.clients, *(["--whole"] if kind == "whole" else []))
-            bench.add(f"closed {kind}", through, round=r, server_cpu_seconds=cpu_of(server) - cpu,
-                      of_batch=through["new_tok_s"] / alone["new_tok_s"])
+            used = cpu_of(server) - cpu
+            shares[kind].append((used, alone["cpu_seconds"], through["cpu_seconds"]))
+            bench.add(f"closed {kind}", through, round=r, server_cpu_seconds=used, of_batch=through["new_tok_s"] / alone["new_tok_s"])
             pairs.append((through["new_tok_s"], alone["new_tok_s"]))
             if kind == "stream":
                 rates.append(through["request_s"])
-    short = bench.work(f.requests, 1, 1)
+    short = bench.work(f.requests, 1, 1, 16)
     overheads = []
     for r in range(f.rounds):
         alone = bench.batch(short, sequences=1)
         through = bench.load(short, "--clients", 1, "--whole")
-        ms = through["request"]["mean_ms"] - 1e3 * alone["seconds"] / alone["requests"]
+        ms = {p: through["request"][p] - alone["request"][p] for p in ("p50_ms", "min_ms")}
         overheads.append(ms)
-        bench.add("overhead", {"ms": ms, "alone_ms": 1e3 * alone["seconds"] / alone["requests"],
-                               "through_ms": through["request"]["mean_ms"]}, round=r)
+        bench.add("overhead", {"overhead": ms, "alone": alone["request"], "through": through["request"]}, round=r)
     opened = []
     for share in f.loads:
         rate = share * statistics.median(rates)
         opened.append(bench.add("open", bench.load(work, "--rate", f"{rate:.4f}"), load=share))
-    table(bench, streams, wholes, overheads, opened)
+    table(bench, streams, wholes, shares, overheads, opened)
 
 
-def table(bench, streams, wholes, overheads, opened):
+def table(bench, streams, wholes, shares, overheads, opened):
     say(f"\n{len(streams)} rounds of {bench.flags.requests} requests, {bench.flags.clients} clients; load 1, 5 and 15 minutes: "
         + " ".join(f"{x:.1f}" for x in os.getloadavg()))
-    say("| what | engine alone, tok/s | through the server, tok/s | share (median of the rounds) |")
-    say("| --- | --- | --- | --- |")
-    for name, pairs in (("streams", streams), ("whole answers", wholes)):
+    say("| what | engine alone, tok/s | through the server, tok/s | share (median of the rounds) | CPU s: engine alone, "
+        "server, generator |")
+    say("| --- | --- | --- | --- | --- |")
+    for name, kind, pairs in (("streams", "stream", streams), ("whole answers", "whole", wholes)):
+        used, alone, generator = (statistics.median(s[i] for s in shares[kind]) for i in range(3))
         say(f"| {name} | {statistics.median(b for _, b in pairs):.0f} | {statistics.median(a for a, _ in pairs):.0f} | "
-            f"{100 * median_ratio(pairs):.1f} % |")
-    say(f"\noverhead of a request: {statistics.median(overheads):.2f} ms (" + ", ".join(f"{x:.2f}" for x in overheads) + ")\n")
+            f"{100 * median_ratio(pairs):.1f} % | {alone:.2f}, {used:.2f}, {generator:.2f} |")
+    say("\noverhead of a request, the median's and the least, by round: "
+        + ", ".join(f"{x['p50_ms']:.2f} and {x['min_ms']:.2f} ms" for x in overheads) + "\n")
     say("| load | requests/s | failed | first token p50, p90, p99 ms | between tokens p50, p90, p99 ms | generator's CPU s |")
     say("| --- | --- | --- | --- | --- | --- |")
     for line in opened:

@@ -173,8 +173,10 @@ class Soak:
         lines = open(self.flags.output, "w") if self.flags.output else None
         while time.monotonic() - begun < 60 * self.flags.minutes and self.server.process.poll() is None:
             time.sleep(self.flags.every)
-            # An idle connection costs nobody anything but its memory; the server lets go of it after 75 s.
-            idle = [s for s in idle[-self.flags.idle:]]
+            # The server lets go of an idle connection after 75 s; here the oldest go first.
+            for s in idle[:self.flags.idle // 4]:
+                s.close()
+            idle = idle[self.flags.idle // 4:]
             while len(idle) < self.flags.idle:
                 idle.append(self.server.connect())
             samples.append((time.monotonic() - begun, self.server.kilobytes()))
