@@ -62,8 +62,7 @@ std::chrono::milliseconds milliseconds(double seconds) {
 
 void warn_of_the_open(const ServeFlags& flags) {
   const std::string& host = flags.service.http.host;
-  const bool is_loopback = host == "localhost" || host == "::1" || host.rfind("127.", 0) == 0;
-  if (!is_loopback && flags.service.api.keys.empty())
+  if (!serve::is_loopback(host) && flags.service.api.keys.empty())
     spdlog::warn(
         "Warning: everybody who can reach {} may use this server. --api-key-file or {} asks for a key.", host,
         kKeyVariable);
@@ -144,8 +143,14 @@ void add_http_flags(CLI::App& sub, ServeFlags& flags) {
   sub.add_option("--name", flags.name, "What clients call the model; default: the folder's name");
   sub.add_option("--api-key-file", flags.key_file,
                  std::string("Keys, one a line; one more may be in the environment's ") + kKeyVariable);
-  sub.add_option("--cors-origin", flags.service.api.cors_origin,
+  sub.add_option("--tls-cert", http.tls_certificate,
+                 "PEM file of the server's certificate and those that signed it: https, with --tls-key");
+  sub.add_option("--tls-key", http.tls_key, "PEM file of the certificate's key");
+  sub.add_option("--cors-origin", flags.service.api.origins.cors,
                  "Pages of this origin may ask too; *: of any; default: of none");
+  sub.add_option(
+      "--allow-host", flags.service.api.origins.hosts,
+      "Without keys and for this machine alone: names, beside localhost, that requests may call it by");
   sub.add_option("--queue", flags.service.scheduler.queue,
                  "Texts that may wait beside those that are computed; more are refused (429)")
       ->capture_default_str()

@@ -49,6 +49,8 @@ if(NOT TARGET Boost::headers)
   fathom_missing("Boost 1.74 or later (its headers)" libboost-dev)
 endif()
 
+fathom_find(OpenSSL OpenSSL::SSL libssl-dev)
+
 # Its target has a namespace from 0.8 on.
 find_package(yaml-cpp QUIET)
 if(TARGET yaml-cpp::yaml-cpp)

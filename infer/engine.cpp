@@ -506,7 +506,7 @@ void Engine::choose(Running& r, std::span<const float> logits, Event& event) {
   const SampledToken next = sample(logits, r.request.sampling, static_cast<std::uint64_t>(position),
                                    {ids.subspan(0, prompt), ids.subspan(prompt)}, r.request.logprobs);
   take(r, next, event);
-  if (event.has_token && r.request.top_logprobs > 0)
+  if ((event.has_token || event.has_stop_token) && r.request.top_logprobs > 0)
     event.alternatives = most_likely(logits, r.request.top_logprobs);
 }
 
@@ -514,6 +514,8 @@ void Engine::take(Running& r, const SampledToken& next, Event& event) {
   const std::vector<std::int32_t>& stops = r.request.stop_tokens;
   if (std::find(stops.begin(), stops.end(), next.id) != stops.end()) {
     event.finish = Finish::Stop;
+    event.has_stop_token = true;
+    event.token = next;
     return;
   }
   event.has_token = true;

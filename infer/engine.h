@@ -64,6 +64,7 @@ struct Event {
   std::vector<double> prompt_logprobs;                         // further ones, in the prompt's order
   std::vector<std::vector<SampledToken>> prompt_alternatives;  // with top_logprobs: beside each of them
   Finish finish = Finish::None;                                // then the request is gone
+  bool has_stop_token = false;  // `token` is the stop token that ended the text, and no part of it
   std::string error;
   /// At the end of a text that was computed, by routed layer: the share of it that the layer computed.
   std::vector<double> routed_fraction;

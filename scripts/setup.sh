@@ -35,6 +35,7 @@ packages=(
   liblzma-dev            # .xz
   libzstd-dev            # .zst
   libboost-dev           # HTTP (Beast, Asio)
+  libssl-dev             # TLS
   libgtest-dev           # tests
   libgmock-dev
 )

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 namespace fathom::serve {
 
@@ -16,12 +17,17 @@ HttpReply reply_of(const ApiError& error) {
   return reply;
 }
 
+HttpReply json_reply(const nlohmann::json& body) {
+  return {.body = body.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)};
+}
+
 Answer::Answer(std::shared_ptr<HttpExchange> exchange, AnswerPlan plan, const ServedModel& model)
     : exchange_(std::move(exchange)),
       plan_(std::move(plan)),
       model_(model),
       choices_(plan_.prompts.size() * static_cast<std::size_t>(plan_.n)),
-      left_(choices_.size()) {
+      left_(choices_.size()),
+      unfinished_(choices_.size()) {
   for (const PreparedPrompt& p : plan_.prompts)
     usage_.prompt_tokens += static_cast<std::int64_t>(p.ids.size());
   usage_.routed_layers = model.routed_layers;
@@ -30,6 +36,15 @@ Answer::Answer(std::shared_ptr<HttpExchange> exchange, AnswerPlan plan, const Se
 }
 
 void Answer::updated(std::vector<TextUpdate> updates) {
+  // Nobody sees a whole answer before its end, so no thread is woken for each token of it.
+  if (!plan_.stream) {
+    for (TextUpdate& update : updates) {
+      if (update.finish != Finish::None) --unfinished_;
+      held_.push_back(std::move(update));
+    }
+    if (unfinished_ > 0) return;
+    updates = std::exchange(held_, {});
+  }
   exchange_->post([self = shared_from_this(), updates = std::move(updates)]() mutable {
     for (TextUpdate& update : updates) self->take(std::move(update));
     if (self->left_ == 0) self->finish();

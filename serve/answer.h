@@ -53,6 +53,9 @@ class Answer final : public JobListener, public std::enable_shared_from_this<Ans
   const ServedModel& model_;
   std::vector<Choice> choices_;
   std::size_t left_;
+  // Of the engine's thread, where the answer is no stream:
+  std::size_t unfinished_;
+  std::vector<TextUpdate> held_;
   bool is_begun_ = false;
   Usage usage_;
   double routed_tokens_ = 0;  // the weight of usage_'s fractions
@@ -60,5 +63,7 @@ class Answer final : public JobListener, public std::enable_shared_from_this<Ans
 
 /// An API error as an HTTP answer.
 HttpReply reply_of(const ApiError& error);
+/// JSON, whatever bytes its strings have.
+HttpReply json_reply(const nlohmann::json& body);
 
 }  // namespace fathom::serve

@@ -25,7 +25,7 @@ AnswerText::AnswerText(const Tokenizer& tokenizer, std::vector<std::string> stop
 
 Piece AnswerText::add(const SampledToken& token, std::vector<SampledToken> alternatives) {
   const std::string_view text = stream_.text();
-  waiting_.push_back({token, std::move(alternatives), static_cast<std::int64_t>(text.size()),
+  waiting_.push_back({token, std::move(alternatives), false, static_cast<std::int64_t>(text.size()),
                       given_characters_ + count_characters(text.substr(static_cast<std::size_t>(given_)))});
   const std::string bytes = stream_.add(token.id);
   return piece(bytes, stream_.stopped());
@@ -35,6 +35,12 @@ Piece AnswerText::rest() {
   Piece out = piece(stream_.rest(), true);
   for (ShownToken& t : waiting_) out.tokens.push_back(std::move(t));
   waiting_.clear();
+  return out;
+}
+
+Piece AnswerText::end(const SampledToken& token, std::vector<SampledToken> alternatives) {
+  Piece out = rest();
+  out.tokens.push_back({token, std::move(alternatives), true, given_, given_characters_});
   return out;
 }
 

@@ -20,6 +20,7 @@ std::int64_t count_characters(std::string_view text);
 struct ShownToken {
   SampledToken token;
   std::vector<SampledToken> alternatives;  // most likely first
+  bool ends_document = false;              // no part of the text, which it ended
   std::int64_t begins = 0;                 // bytes of the answer's text before it,
   std::int64_t position = 0;               // and characters (code points)
 };
@@ -41,6 +42,8 @@ class AnswerText {
   Piece add(const SampledToken& token, std::vector<SampledToken> alternatives);
   /// At the end of a text that no stop string ended.
   Piece rest();
+  /// The same where a token ended the document: it is shown behind the text, and adds nothing to it.
+  Piece end(const SampledToken& token, std::vector<SampledToken> alternatives);
   bool stopped() const { return stream_.stopped(); }
 
  private:

@@ -12,6 +12,7 @@
 #include "serve/chat_request.h"
 #include "serve/json_fields.h"
 #include "serve/page.h"
+#include "serve/tokenizer_routes.h"
 #include "src/core/build_info.h"
 #include "src/core/splitmix64.h"
 #include "src/io/utf8.h"
@@ -23,10 +24,6 @@ namespace {
 using nlohmann::json;
 
 constexpr std::int64_t kDefaultMaxTokens = 16;  // OpenAI's, of /v1/completions
-
-HttpReply json_reply(const json& body) {
-  return {.body = body.dump(-1, ' ', false, json::error_handler_t::replace)};
-}
 
 json model_json(const ServedModel& model) {
   return {{"id", model.name},
@@ -44,6 +41,7 @@ enum class Page : std::uint8_t {
   Version,
   Metrics,
   Models,
+  TokenizerInfo,
   Tokenize,
   Detokenize,
   Completions,
@@ -66,6 +64,7 @@ const Api::Route* Api::find_route(std::string_view path) {
       Route{"/metrics", "GET", Page::Metrics, false},
       Route{"/v1/models", "GET", Page::Models, true},
       Route{"/v1/models/", "GET", Page::Models, true, true},
+      Route{"/tokenizer_info", "GET", Page::TokenizerInfo, true},
       Route{"/tokenize", "POST", Page::Tokenize, true},
       Route{"/detokenize", "POST", Page::Detokenize, true},
       Route{"/v1/completions", "POST", Page::Completions, true},
@@ -80,7 +79,11 @@ const Api::Route* Api::find_route(std::string_view path) {
 }
 
 Api::Api(ApiOptions options, ServeMetrics& metrics, AccessLog* log)
-    : options_(std::move(options)), metrics_(metrics), log_(log), ids_(std::random_device()()) {
+    : options_(std::move(options)),
+      origins_(options_.origins),
+      metrics_(metrics),
+      log_(log),
+      ids_(std::random_device()()) {
   ids_ = ids_ * kGoldenGamma + std::random_device()();
 }
 
@@ -100,26 +103,27 @@ Api::Opened Api::opened() const {
 }
 
 bool Api::admit(const HttpRequest& head, HttpReply& refusal) {
-  const bool is_preflight = head.method == "OPTIONS" && !options_.cors_origin.empty();
   try {
-    if (!is_preflight) {
+    if (head.method != "OPTIONS" || !origins_.answers_preflights()) {
       admit_or_throw(head);
       return true;
     }
-    refusal = {.status = 204,
-               .headers = {{"Access-Control-Allow-Methods", "GET, POST"},
-                           {"Access-Control-Allow-Headers", "authorization, content-type"},
-                           {"Access-Control-Max-Age", "600"}}};
+    refusal = origins_.preflight(head);
   } catch (const ApiError& e) {
     refusal = reply_of(e);
     if (e.status() == 405) refusal.headers.emplace_back("Allow", find_route(head.path)->method);
   }
-  for (auto& header : cors_headers(head)) refusal.headers.push_back(std::move(header));
+  for (auto& header : origins_.headers(head)) refusal.headers.push_back(std::move(header));
   return false;
 }
 
 void Api::admit_or_throw(const HttpRequest& head) const {
   const Route* route = find_route(head.path);
+  if (options_.keys.empty()) {
+    // Whoever watches a server may know it by any name.
+    if (route == nullptr || route->page != Page::Health) origins_.check_host(head);
+    origins_.check_origin(head);
+  }
   const bool is_open = route != nullptr && (route->page == Page::Health || route->page == Page::Root);
   if (!is_open && !options_.keys.admit(head.authorization))
     throw ApiError("An API key is needed, as the header 'Authorization: Bearer KEY', and this is none.",
@@ -139,12 +143,6 @@ HttpReply Api::refusal(int status, const std::string& why) {
   return reply_of(ApiError(why, {.status = status, .type = ours ? "server_error" : "invalid_request_error"}));
 }
 
-std::vector<HttpHeader> Api::cors_headers(const HttpRequest& request) const {
-  const std::string& allowed = options_.cors_origin;
-  if (allowed.empty() || request.origin.empty() || (allowed != "*" && allowed != request.origin)) return {};
-  return {{"Access-Control-Allow-Origin", allowed}, {"Vary", "Origin"}};
-}
-
 void Api::answered(const HttpRequest& request, const AnswerRecord& record, int status, std::int64_t bytes,
                    double seconds) {
   const Route* route = find_route(request.path);
@@ -155,7 +153,7 @@ void Api::answered(const HttpRequest& request, const AnswerRecord& record, int s
 }
 
 void Api::handle(std::shared_ptr<HttpExchange> exchange) {
-  for (auto& header : cors_headers(exchange->request())) exchange->add_header(std::move(header));
+  for (auto& header : origins_.headers(exchange->request())) exchange->add_header(std::move(header));
   try {
     answer(exchange);
   } catch (const ApiError& e) {
@@ -181,6 +179,8 @@ void Api::answer(const std::shared_ptr<HttpExchange>& exchange) {
       return exchange->reply(metrics());
     case Page::Models:
       return exchange->reply(models(request, *to.model));
+    case Page::TokenizerInfo:
+      return exchange->reply(tokenizer_info(*to.model));
     case Page::Tokenize:
       return exchange->reply(tokenize(request, *to.model));
     case Page::Detokenize:
@@ -215,40 +215,6 @@ HttpReply Api::models(const HttpRequest& request, const ServedModel& model) {
     return json_reply(model_json(model));
   }
   return json_reply({{"object", "list"}, {"data", json::array({model_json(model)})}});
-}
-
-HttpReply Api::tokenize(const HttpRequest& request, const ServedModel& model) {
-  JsonFields fields(request.body);
-  check_model(fields.text("model").value_or(""), model);
-  const auto text = fields.text("prompt");
-  const bool special = fields.flag("add_special_tokens", true);
-  fields.refuse_others();
-  if (!text) throw bad_field("prompt", "'prompt' is missing: the text.", "missing_required_parameter");
-  check_length("prompt", *text, model);
-  std::vector<std::int32_t> ids = model.tokenizer->encode(*text);
-  if (special && model.tokenizer->starts_with_bos()) ids.insert(ids.begin(), model.tokenizer->bos());
-  return json_reply({{"tokens", ids}, {"count", ids.size()}, {"max_model_len", model.limits.context}});
-}
-
-HttpReply Api::detokenize(const HttpRequest& request, const ServedModel& model) {
-  JsonFields fields(request.body);
-  check_model(fields.text("model").value_or(""), model);
-  const json* tokens = fields.find("tokens");
-  fields.refuse_others();
-  if (tokens == nullptr || !tokens->is_array())
-    throw bad_field("tokens", "'tokens' is missing, or no array of token ids.", "missing_required_parameter");
-  std::vector<std::int32_t> ids;
-  for (const json& id : *tokens) {
-    const bool fits =
-        id.is_number_integer() && (!id.is_number_unsigned() || id.get<std::uint64_t>() < 1U << 31);
-    if (!fits || id.get<std::int64_t>() < 0 || id.get<std::int64_t>() >= model.limits.vocab)
-      throw bad_field("tokens",
-                      fmt::format("'tokens' holds {}: expected ids below {}.", id.dump().substr(0, 32),
-                                  model.limits.vocab),
-                      "invalid_value");
-    ids.push_back(id.get<std::int32_t>());
-  }
-  return json_reply({{"prompt", replace_invalid_utf8(model.tokenizer->decode(ids))}});
 }
 
 AnswerPlan Api::new_plan(const char* prefix, const AnswerOptions& options, const ServedModel& model) const {

@@ -13,6 +13,7 @@
 #include "serve/answer.h"
 #include "serve/api_keys.h"
 #include "serve/http/exchange.h"
+#include "serve/origins.h"
 #include "serve/scheduler.h"
 #include "serve/serve_metrics.h"
 #include "serve/served_model.h"
@@ -21,7 +22,7 @@ namespace fathom::serve {
 
 struct ApiOptions {
   ApiKeys keys;                           // none: everybody may
-  std::string cors_origin;                // a page of this origin may ask too; "*": any; empty: none
+  OriginOptions origins;                  // of pages in browsers
   std::chrono::milliseconds deadline{0};  // of a request; 0: none
 };
 
@@ -54,7 +55,6 @@ class Api final : public HttpHandler {
 
   Opened opened() const;
   void admit_or_throw(const HttpRequest& head) const;
-  std::vector<HttpHeader> cors_headers(const HttpRequest& request) const;
   void answer(const std::shared_ptr<HttpExchange>& exchange);
   AnswerPlan new_plan(const char* prefix, const AnswerOptions& options, const ServedModel& model) const;
   void start(const std::shared_ptr<HttpExchange>& exchange, AnswerPlan plan, std::vector<TextRequest> texts,
@@ -65,12 +65,11 @@ class Api final : public HttpHandler {
   HttpReply version() const;
   HttpReply metrics() const;
   static HttpReply models(const HttpRequest& request, const ServedModel& model);
-  static HttpReply tokenize(const HttpRequest& request, const ServedModel& model);
-  static HttpReply detokenize(const HttpRequest& request, const ServedModel& model);
   void complete(const std::shared_ptr<HttpExchange>& exchange, const Opened& to);
   void chat(const std::shared_ptr<HttpExchange>& exchange, const Opened& to);
 
   ApiOptions options_;
+  Origins origins_;
   ServeMetrics& metrics_;
   AccessLog* log_;
   mutable std::mutex mutex_;

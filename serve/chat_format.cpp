@@ -49,6 +49,7 @@ class ChatFormat final : public AnswerFormat {
   json logprobs_of(const std::vector<ShownToken>& tokens) const {
     json content = json::array();
     for (const ShownToken& t : tokens) {
+      if (t.ends_document) continue;  // a message's tokens are those of its content
       json one = token(t.token);
       json& top = one["top_logprobs"] = json::array();
       for (const SampledToken& a : t.alternatives) top.push_back(token(a));

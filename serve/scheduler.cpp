@@ -40,8 +40,12 @@ JobId Scheduler::submit(Job job) {
       throw ApiError(
           fmt::format("Too many requests: {} texts are being written or wait, and the limit is {}.", open_,
                       most),
-          {.status = 429, .type = "rate_limit_error", .code = "queue_full", .retry_after = 1});
+          {.status = 429,
+           .type = "rate_limit_error",
+           .code = "queue_full",
+           .retry_after = room_.seconds_until(open_ + count - most, Clock::now())});
     }
+    if (open_ == 0) room_.began(Clock::now());
     id = next_++;
     open_ += count;
     OpenJob open{.job = std::move(job), .arrived = Clock::now(), .ids = {}, .left = count};
@@ -109,8 +113,7 @@ void Scheduler::take_inbox() {
   }
   for (const JobId id : cancelled) {
     if (const auto waits = inbox.find(id); waits != inbox.end()) {
-      const std::lock_guard lock(mutex_);
-      open_ -= waits->second.left;
+      close_texts(waits->second.left);
       inbox.erase(waits);
     } else if (jobs_.contains(id)) {
       forget(id);
@@ -238,7 +241,8 @@ void Scheduler::take(Event& event, Updates& updates) {
     if (event.finish == Finish::None) update.routed_fraction = engine_.stop(event.request).routed_fraction;
     update.finish = Finish::Stop;
   } else if (event.finish != Finish::None) {
-    Piece rest = text.answer->rest();
+    Piece rest = event.has_stop_token ? text.answer->end(event.token, std::move(event.alternatives))
+                                      : text.answer->rest();
     update.piece.text += rest.text;
     std::move(rest.tokens.begin(), rest.tokens.end(), std::back_inserter(update.piece.tokens));
   }
@@ -264,8 +268,7 @@ void Scheduler::end_text(std::map<RequestId, OpenText>::iterator text) {
   std::erase(job.ids, text->first);
   --job.left;
   texts_.erase(text);
-  const std::lock_guard lock(mutex_);
-  --open_;
+  close_texts(1);
 }
 
 void Scheduler::fail(JobId id, const ApiError& error) {
@@ -287,8 +290,13 @@ void Scheduler::forget(JobId id) {
   }
   const std::int64_t left = job.left;
   jobs_.erase(found);
+  close_texts(left);
+}
+
+void Scheduler::close_texts(std::int64_t count) {
   const std::lock_guard lock(mutex_);
-  open_ -= left;
+  open_ -= count;
+  for (std::int64_t i = 0; i < count; ++i) room_.ended(Clock::now());
 }
 
 void Scheduler::publish() {

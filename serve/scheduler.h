@@ -9,6 +9,7 @@
 
 #include "infer/engine.h"
 #include "serve/job.h"
+#include "serve/room_estimate.h"
 #include "src/io/tokenizer.h"
 
 namespace fathom::serve {
@@ -75,6 +76,7 @@ class Scheduler {
   void fail_all(const ApiError& error);
   void forget(JobId id);
   void publish();
+  void close_texts(std::int64_t count);
 
   Engine& engine_;
   const Tokenizer& tokenizer_;
@@ -88,6 +90,7 @@ class Scheduler {
   std::vector<JobId> cancelled_;
   JobId next_ = 1;
   std::int64_t open_ = 0;  // texts that are not done
+  RoomEstimate room_;
   bool draining_ = false;
   Clock::time_point until_ = Clock::time_point::max();
   EngineStats stats_;

@@ -12,10 +12,15 @@ namespace {
 // For the last bytes of answers to get away, where the drain leaves less.
 constexpr std::chrono::milliseconds kLastBytes{5000};
 
+ServiceOptions with_origins(ServiceOptions options) {
+  options.api.origins.is_local = is_loopback(options.http.host);
+  return options;
+}
+
 }  // namespace
 
 Service::Service(ServiceOptions options)
-    : options_(std::move(options)),
+    : options_(with_origins(std::move(options))),
       log_(options_.access_log.empty() ? nullptr : std::make_unique<AccessLog>(options_.access_log)),
       api_(options_.api, metrics_, log_.get()),
       http_(options_.http, api_) {}

@@ -21,6 +21,7 @@ void Exchange::reply(HttpReply reply) {
   reply.headers.insert(reply.headers.end(), headers_.begin(), headers_.end());
   session_->send_head(reply, reply.body.size());
   session_->send_body(std::move(reply.body));
+  session_->flush();
   session_->end_answer();
 }
 
@@ -28,6 +29,7 @@ void Exchange::begin(HttpReply head) {
   if (!is_open()) return;
   head.headers.insert(head.headers.end(), headers_.begin(), headers_.end());
   session_->send_head(head, std::nullopt);
+  session_->flush();
 }
 
 void Exchange::write(std::string data) {

@@ -14,10 +14,13 @@ using HttpHeader = std::pair<std::string, std::string>;
 
 struct HttpRequest {
   std::string method;         // "POST"
-  std::string path;           // without the query
+  std::string path;           // without the query, decoded
   std::string authorization;  // the header's value
+  std::string host;           // and that of Host, or what the target says instead of it
+  bool has_host = false;
   std::string origin;
-  std::string peer;  // "127.0.0.1:41234"
+  std::string asks_for_headers;  // Access-Control-Request-Headers
+  std::string peer;              // "127.0.0.1:41234"
   std::string body;
 };
 

@@ -15,6 +15,7 @@
 
 #include "kernels/error.h"
 #include "serve/http/session.h"
+#include "serve/http/tls.h"
 
 namespace fathom::serve {
 
@@ -119,6 +120,7 @@ struct HttpServer::Impl {
   Sessions sessions;
   std::function<void(int)> on_signal;
   int signals = 0;
+  std::unique_ptr<asio::ssl::context> tls;
   std::vector<std::thread> threads;
   std::string url;
   std::uint16_t port = 0;
@@ -129,7 +131,10 @@ struct HttpServer::Impl {
   asio::signal_set signal_set{control};
 
   Impl(const HttpOptions& o, HttpHandler& h)
-      : options(o), handler(h), sessions(h, std::max(1, o.threads - 1)) {}
+      : options(o),
+        handler(h),
+        sessions(h, std::max(1, o.threads - 1)),
+        tls(tls_context(o.tls_certificate, o.tls_key)) {}
 
   void listen() {
     error_code e;
@@ -145,7 +150,7 @@ struct HttpServer::Impl {
     if (!e) acceptor.listen(4096, e);
     if (!e) {
       port = acceptor.local_endpoint().port();
-      url = fmt::format("http://{}:{}",
+      url = fmt::format("{}://{}:{}", tls ? "https" : "http",
                         address.is_v6() ? "[" + address.to_string() + "]" : address.to_string(), port);
       return;
     }
@@ -175,7 +180,8 @@ struct HttpServer::Impl {
 
   void begin(tcp::socket socket) {
     try {
-      const auto session = std::make_shared<Session>(std::move(socket), options, handler, sessions);
+      const auto session =
+          std::make_shared<Session>(std::move(socket), tls.get(), options, handler, sessions);
       sessions.add(session);
       session->start();
       close_idle(options.connections);
@@ -223,6 +229,12 @@ struct HttpServer::Impl {
     });
   }
 };
+
+bool is_loopback(const std::string& host) {
+  error_code e;
+  const auto address = asio::ip::make_address(host, e);
+  return host == "localhost" || (!e && address.is_loopback());
+}
 
 HttpServer::HttpServer(const HttpOptions& options, HttpHandler& handler)
     : impl_(std::make_unique<Impl>(options, handler)) {

@@ -13,8 +13,9 @@
 namespace fathom::serve {
 
 struct HttpOptions {
-  std::string host = "127.0.0.1";  // an address, or "localhost"
-  std::uint16_t port = 8000;       // 0: any free one
+  std::string host = "127.0.0.1";        // an address, or "localhost"
+  std::uint16_t port = 8000;             // 0: any free one
+  std::string tls_certificate, tls_key;  // PEM files; none: plain HTTP
   int threads = 4;
   std::size_t header_bytes = 16 << 10;
   std::size_t body_bytes = 4 << 20;
@@ -26,6 +27,9 @@ struct HttpOptions {
   std::chrono::milliseconds body{60'000};    // and from there to the end of its body
   std::chrono::milliseconds write{30'000};   // for 128 KiB of an answer to be taken
 };
+
+/// Only this machine can reach it.
+bool is_loopback(const std::string& host);
 
 class HttpServer {
  public:

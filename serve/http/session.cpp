@@ -11,8 +11,11 @@
 #include <fmt/format.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <spdlog/spdlog.h>
 #include <sys/socket.h>
+
+#include "serve/http/target.h"
 
 namespace fathom::serve {
 
@@ -40,59 +43,98 @@ std::string now_in_http() {
 
 }  // namespace
 
-Session::Session(tcp::socket socket, const HttpOptions& options, HttpHandler& handler, Sessions& sessions)
-    : socket_(std::move(socket)),
+Session::Session(tcp::socket socket, asio::ssl::context* tls, const HttpOptions& options,
+                 HttpHandler& handler, Sessions& sessions)
+    : stream_(std::move(socket), tls),
       options_(options),
       handler_(handler),
       sessions_(sessions),
-      read_timer_(socket_.get_executor()),
-      write_timer_(socket_.get_executor()),
+      read_timer_(stream_.get_executor()),
+      write_timer_(stream_.get_executor()),
       buffer_(options.header_bytes + kAhead) {
   error_code e;
-  const auto end = socket_.remote_endpoint(e);
+  const auto end = stream_.socket().remote_endpoint(e);
   if (!e) peer_ = fmt::format("{}:{}", end.address().to_string(), end.port());
-  socket_.set_option(tcp::no_delay(true), e);
+  stream_.socket().set_option(tcp::no_delay(true), e);
   // The system would take megabytes and say nothing of them for minutes; so a write's end says that the
   // client has read. Without it, all but a slow client's time is the same.
   const int unsent = kWrite;
-  if (::setsockopt(socket_.native_handle(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof unsent) != 0)
+  if (::setsockopt(stream_.socket().native_handle(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent,
+                   sizeof unsent) != 0)
     spdlog::debug("The system holds as much of an answer as it likes.");
 }
 
 Session::~Session() { sessions_.remove(this); }
 
 void Session::start() {
-  asio::dispatch(executor(), [self = shared_from_this()] { self->next_request(); });
+  asio::dispatch(executor(), [self = shared_from_this()] {
+    if (!self->stream_.is_tls()) return self->next_request();
+    self->sessions_.set_idle(self.get(), true);
+    self->arm(self->read_timer_, self->options_.header, "");
+    self->stream_.async_handshake([self](error_code e) {
+      if (e) return self->lost("");
+      self->next_request();
+    });
+  });
 }
 
 void Session::next_request() {
   if (closed_) return;
   in_request_ = false;
   sessions_.set_idle(this, true);
-  if (buffer_.size() > 0) return read_header();
-  if (closes_) return lost("");
+  if (buffer_.size() > 0) {
+    if (!reading_) return read_header();
+    error_code e;
+    stream_.socket().cancel(e);  // two reads would share the buffer; on_some goes on
+    return;
+  }
+  if (closes_ || input_ended_) return lost("");
   arm(read_timer_, options_.idle, "");
   watch();
 }
 
 void Session::watch() {
   if (reading_ || closed_) return;
+  if (input_ended_ || buffer_.size() + kPiece > kAhead) return watch_for_reset();
   reading_ = true;
-  socket_.async_read_some(buffer_.prepare(kPiece),
+  stream_.async_read_some(buffer_.prepare(kPiece),
                           [self = shared_from_this()](error_code e, std::size_t n) { self->on_some(e, n); });
 }
 
 void Session::on_some(error_code e, std::size_t n) {
   reading_ = false;
   if (closed_) return;
-  if (e) return lost("left");
   if (lingers_) {
-    lingered_ += n;
-    if (lingered_ > kMostLingered) return lost("");
-    return watch();
+    if (e) lost("");
+    return;
   }
   buffer_.commit(n);
-  if (!current_) read_header();
+  if (e == asio::error::eof) {
+    input_ended_ = true;
+  } else if (e && e != asio::error::operation_aborted) {
+    return lost("left");
+  }
+  if (current_) return input_ended_ ? end_input() : watch();
+  if (buffer_.size() > 0) return read_header();
+  lost("");
+}
+
+void Session::end_input() {
+  if (status_ == 0 && knows_chunks_) send("HTTP/1.1 100 Continue\r\n\r\n");
+  watch_for_reset();
+}
+
+void Session::watch_for_reset() {
+  if (watches_reset_ || closed_) return;
+  watches_reset_ = true;
+  stream_.socket().async_wait(tcp::socket::wait_error, [self = shared_from_this()](error_code e) {
+    self->watches_reset_ = false;
+    if (self->closed_ || !self->current_) return;
+    if (e) return self->watch_for_reset();  // what was cancelled is a read
+    pollfd socket{self->stream_.socket().native_handle(), 0, 0};
+    // Urgent data ends the wait too, and would end each further one.
+    if (::poll(&socket, 1, 0) == 1 && (socket.revents & (POLLERR | POLLHUP)) != 0) self->lost("left");
+  });
 }
 
 void Session::read_header() {
@@ -102,21 +144,31 @@ void Session::read_header() {
   parser_->header_limit(static_cast<std::uint32_t>(options_.header_bytes));
   parser_->body_limit(options_.body_bytes);
   arm(read_timer_, options_.header, "slow");
-  http::async_read_header(socket_, buffer_, *parser_,
+  http::async_read_header(stream_, buffer_, *parser_,
                           [self = shared_from_this()](error_code e, std::size_t) { self->on_header(e); });
 }
 
-HttpRequest Session::head() const {
+bool Session::read_head(HttpRequest& r) const {
   const auto& message = parser_->get();
   const auto text = [](beast::string_view s) { return std::string(s.data(), s.size()); };
-  HttpRequest r;
   r.method = is_head_ ? "GET" : text(message.method_string());
-  r.path = text(message.target());
-  r.path = r.path.substr(0, r.path.find_first_of("?#"));
   r.authorization = text(message[http::field::authorization]);
+  r.host = text(message[http::field::host]);
+  r.has_host = message.find(http::field::host) != message.end();
   r.origin = text(message[http::field::origin]);
+  r.asks_for_headers = text(message[http::field::access_control_request_headers]);
   r.peer = peer_;
-  return r;
+  auto target = read_target({message.target().data(), message.target().size()});
+  if (!target) {
+    r.path = text(message.target());
+    return false;
+  }
+  r.path = std::move(target->path);
+  if (!target->host.empty()) {
+    r.host = std::move(target->host);
+    r.has_host = true;
+  }
+  return true;
 }
 
 void Session::on_header(error_code e) {
@@ -129,8 +181,14 @@ void Session::on_header(error_code e) {
   if (!message.keep_alive()) closes_ = true;
   const bool body_follows = !parser_->is_done();
   HttpReply refusal;
-  HttpRequest request = head();
-  bool admitted = handler_.admit(request, refusal);
+  HttpRequest request;
+  bool admitted = read_head(request);
+  if (!admitted) {
+    refusal = handler_.refusal(
+        400, "The request's target is neither a path nor a whole address, or a % in it begins no byte.");
+  } else {
+    admitted = handler_.admit(request, refusal);
+  }
   if (admitted && body_follows && request.method == "GET") {
     admitted = false;
     refusal = handler_.refusal(400, fmt::format("{} takes no body.", is_head_ ? "HEAD" : "GET"));
@@ -148,7 +206,7 @@ void Session::on_header(error_code e) {
 
 void Session::read_body() {
   arm(read_timer_, options_.body, "slow");
-  http::async_read(socket_, buffer_, *parser_,
+  http::async_read(stream_, buffer_, *parser_,
                    [self = shared_from_this()](error_code e, std::size_t) { self->on_body(e); });
 }
 
@@ -156,11 +214,12 @@ void Session::on_body(error_code e) {
   disarm(read_timer_);
   if (closed_) return;
   if (e) return refuse(e);
-  HttpRequest request = head();
+  HttpRequest request;
+  read_head(request);
   request.body = std::move(parser_->get().body());
   parser_.reset();
   current_ = begin_exchange(std::move(request));
-  if (buffer_.size() == 0) watch();
+  watch();
   if (current_->request().body.size() <= kHeavy) return handle(current_);
   sessions_.take_turn(executor(), [self = shared_from_this(), exchange = current_] {
     try {
@@ -226,7 +285,7 @@ void Session::refuse(error_code e) {
   HttpRequest request;
   request.method = "-";
   request.path = "-";
-  if (parser_ && parser_->is_header_done()) request = head();
+  if (parser_ && parser_->is_header_done()) read_head(request);
   request.peer = peer_;
   current_ = begin_exchange(std::move(request));
   current_->reply(handler_.refusal(status, why));
@@ -251,7 +310,7 @@ void Session::send_head(const HttpReply& head, std::optional<std::size_t> bytes)
     text += "Transfer-Encoding: chunked\r\n";
   }
   text += closes_ ? "Connection: close\r\n\r\n" : "Connection: keep-alive\r\n\r\n";
-  send(std::move(text));
+  send(std::move(text), true);
 }
 
 void Session::send_body(std::string data) {
@@ -266,13 +325,13 @@ void Session::end_answer() {
   if (!is_writing_ && unsent_.empty()) finish_answer();
 }
 
-void Session::send(std::string data) {
+void Session::send(std::string data, bool more_follows) {
   if (closed_) return;
   // A whole answer, or a piece, is as large as it is; a stream whose client does not read ends here.
   if (is_stream_ && counted_ > options_.unsent_bytes) return lost("unread");
   counted_ += std::min(data.size(), kCounted);
   unsent_.push_back(std::move(data));
-  flush();
+  if (!more_follows) flush();
 }
 
 // A part of bounded size at a time, each with its own time: whoever reads nothing is given up as soon from a
@@ -300,7 +359,7 @@ void Session::flush() {
   if (writing_.empty()) return;
   is_writing_ = true;
   arm(write_timer_, options_.write, "unread");
-  asio::async_write(socket_,
+  asio::async_write(stream_,
                     asio::buffer(writing_.data() + written_, std::min(kWrite, writing_.size() - written_)),
                     [self = shared_from_this()](error_code e, std::size_t n) { self->on_written(e, n); });
 }
@@ -318,8 +377,9 @@ void Session::on_written(error_code e, std::size_t n) {
 void Session::finish_answer() {
   if (closed_) return;
   report("");
-  if (closes_) return is_unread_ || buffer_.size() > 0 ? linger() : lost("");
-  if (reading_) {  // the read that watched for the client's leaving waits for its next request
+  if (closes_) return is_unread_ || buffer_.size() > 0 || stream_.is_tls() ? linger() : lost("");
+  if (reading_ &&
+      buffer_.size() == 0) {  // the read that watched for the client's leaving waits for its next request
     in_request_ = false;
     sessions_.set_idle(this, true);
     arm(read_timer_, options_.idle, "");
@@ -329,14 +389,26 @@ void Session::finish_answer() {
   asio::post(executor(), [self = shared_from_this()] { self->next_request(); });
 }
 
-// A close with bytes unread would make the client's system forget the answer.
+// A close with bytes unread would make the client's system forget the answer. In TLS the end of an answer is
+// said, so that nobody can cut it short.
 void Session::linger() {
-  error_code e;
-  socket_.shutdown(tcp::socket::shutdown_send, e);
   lingers_ = true;
   buffer_.consume(buffer_.size());
   arm(read_timer_, kLinger, "");
-  watch();
+  if (!stream_.is_tls()) return read_to_the_end();
+  stream_.async_shutdown([self = shared_from_this()](error_code) { self->read_to_the_end(); });
+}
+
+void Session::read_to_the_end() {
+  if (closed_) return;
+  error_code e;
+  stream_.socket().shutdown(tcp::socket::shutdown_send, e);
+  stream_.socket().async_read_some(asio::buffer(unwanted_),
+                                   [self = shared_from_this()](error_code fault, std::size_t n) {
+                                     self->lingered_ += n;
+                                     if (fault || self->lingered_ > kMostLingered) return self->lost("");
+                                     self->read_to_the_end();
+                                   });
 }
 
 void Session::report(const std::string& why) {
@@ -355,7 +427,7 @@ void Session::lost(const std::string& why) {
   disarm(read_timer_);
   disarm(write_timer_);
   error_code e;
-  socket_.close(e);
+  stream_.socket().close(e);
   report(why.empty() ? "closed" : why);
   sessions_.remove(this);
 }

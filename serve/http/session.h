@@ -1,6 +1,7 @@
 // One connection. Private to this folder: nobody else sees Asio and Beast.
 #pragma once
 
+#include <array>
 #include <deque>
 #include <exception>
 #include <list>
@@ -18,6 +19,7 @@
 #include <boost/beast/http/string_body.hpp>
 
 #include "serve/http/server.h"
+#include "serve/http/stream.h"
 #include "src/core/stopwatch.h"
 
 namespace fathom::serve {
@@ -71,11 +73,17 @@ class Exchange;
 /// All functions but the constructor's run on the socket's strand.
 ///
 /// A read is under way between requests, when it waits for the next one, and during an answer, when it sees
-/// the client leave; not, though, behind a request that came before the answer's end, which lies in the
-/// buffer.
+/// the client leave. What comes during an answer lies in the buffer until its turn; where that is full, the
+/// rest waits with the system, and a reset alone is seen.
+///
+/// A client that ends its half of the connection may have left, or may have no more to say and wait: the same
+/// bytes say both. So it is answered, and sent something at once (100 Continue, which any client of HTTP/1.1
+/// has to pass over); the system of one that has left answers that by a reset.
 class Session : public std::enable_shared_from_this<Session> {
  public:
-  Session(tcp::socket socket, const HttpOptions& options, HttpHandler& handler, Sessions& sessions);
+  /// `tls`: null for plain HTTP.
+  Session(tcp::socket socket, asio::ssl::context* tls, const HttpOptions& options, HttpHandler& handler,
+          Sessions& sessions);
   ~Session();
 
   void start();
@@ -83,12 +91,14 @@ class Session : public std::enable_shared_from_this<Session> {
   void close_when_idle();
   void close_now() { lost(""); }
 
-  asio::any_io_executor executor() { return socket_.get_executor(); }
+  asio::any_io_executor executor() { return stream_.get_executor(); }
   // For the exchange:
   bool answers(const Exchange* exchange) const { return current_.get() == exchange; }
   void send_head(const HttpReply& head, std::optional<std::size_t> bytes);
   void send_body(std::string data);
   void end_answer();
+  /// What was sent goes out; a head alone waits for it, so that a small answer is one write.
+  void flush();
   /// What answers it has thrown: 500, or the end of the connection where the answer has begun.
   void failed(Exchange& exchange, const std::exception& fault);
 
@@ -97,6 +107,8 @@ class Session : public std::enable_shared_from_this<Session> {
 
   void next_request();
   void watch();
+  void watch_for_reset();
+  void end_input();
   void on_some(error_code e, std::size_t n);
   void read_header();
   void on_header(error_code e);
@@ -104,21 +116,22 @@ class Session : public std::enable_shared_from_this<Session> {
   void on_body(error_code e);
   void handle(const std::shared_ptr<Exchange>& exchange);
   void refuse(error_code e);
-  HttpRequest head() const;
+  /// False: its target is none.
+  bool read_head(HttpRequest& head) const;
   std::shared_ptr<Exchange> begin_exchange(HttpRequest request);
 
-  void send(std::string data);
-  void flush();
+  void send(std::string data, bool more_follows = false);
   void on_written(error_code e, std::size_t n);
   void finish_answer();
   void linger();
+  void read_to_the_end();
   void lost(const std::string& why);
   void report(const std::string& why);
 
   void arm(Timer& timer, std::chrono::milliseconds after, const char* why);
   static void disarm(Timer& timer) { timer.expires_at(Timer::time_point::max()); }
 
-  tcp::socket socket_;
+  Stream stream_;
   const HttpOptions& options_;
   HttpHandler& handler_;
   Sessions& sessions_;
@@ -126,10 +139,12 @@ class Session : public std::enable_shared_from_this<Session> {
   Timer read_timer_, write_timer_;
   beast::flat_buffer buffer_;  // with a maximum: what stands between a body's chunks has no limit of its own
   std::optional<beast::http::request_parser<beast::http::string_body>> parser_;
-  bool reading_ = false;     // a read of on_some is under way
+  bool reading_ = false;  // a read of on_some is under way
+  bool input_ended_ = false, watches_reset_ = false;
   bool in_request_ = false;  // between a request's first byte and its end
   bool lingers_ = false;
   std::size_t lingered_ = 0;
+  std::array<char, 4096> unwanted_{};
   bool closed_ = false;
   bool closes_ = false;     // after this answer
   bool is_unread_ = false;  // of the request, some is on its way yet

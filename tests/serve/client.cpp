@@ -123,6 +123,8 @@ void Connection::keep_little(int little) const {
   ::setsockopt(socket_, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
 }
 
+void Connection::close_sending() const { ::shutdown(socket_, SHUT_WR); }
+
 void Connection::close() {
   if (socket_ >= 0) ::close(socket_);
   socket_ = -1;

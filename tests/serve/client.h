@@ -35,6 +35,8 @@ class Connection {
   /// At least one further byte, or "" at the end.
   std::string read_some(double seconds = 60) const;
   void close();
+  /// Nothing more will be said; answers are still read.
+  void close_sending() const;
   /// So that a close is a reset, and the system keeps about `little` bytes of what is sent. Of few it takes
   /// more only after pauses.
   void keep_little(int little = 4096) const;

@@ -57,6 +57,45 @@ class Completions : public ::testing::Test {
   static inline TinyServer* server_ = nullptr;
 };
 
+// Harnesses that score a text ask for one token more and leave the last one of the lists out, whatever it is.
+TEST_F(Completions, TheEndOfADocumentIsAmongTheTokensButNoText) {
+  json body = {{"prompt", {104, 105}}, {"max_tokens", 5}, {"temperature", 0},
+               {"logprobs", 2},        {"echo", true},    {"logit_bias", {{"256", 100}}}};
+  const json r = complete(body);
+  const json& choice = r["choices"][0];
+  EXPECT_EQ(choice["text"], "hi");
+  EXPECT_EQ(choice["finish_reason"], "stop");
+  const json& lists = choice["logprobs"];
+  ASSERT_EQ(lists["tokens"].size(), 3u);
+  EXPECT_EQ(lists["tokens"][2], ByteTokenizer().piece(256));
+  EXPECT_LT(lists["token_logprobs"][2].get<double>(), 0);
+  EXPECT_GE(lists["top_logprobs"][2].size(), 2u);
+  EXPECT_EQ(lists["text_offset"], json({0, 1, 2}));
+  EXPECT_EQ(r["usage"]["completion_tokens"], 0);
+  EXPECT_EQ(streamed(body), (std::map<int, std::string>{{0, "hi"}}));
+  const json chat = post(server_->port(), "/v1/chat/completions",
+                         {{"messages", {{{"role", "user"}, {"content", "b"}}}},
+                          {"logprobs", true},
+                          {"temperature", 0},
+                          {"logit_bias", {{"256", 100}}}})
+                        .json();
+  EXPECT_EQ(chat["choices"][0]["logprobs"]["content"], json::array());
+}
+
+TEST_F(Completions, SayWhatControlTokensAre) {
+  const json info = get(server_->port(), "/tokenizer_info").json();
+  EXPECT_EQ(info["eos_token_id"], 256);
+  EXPECT_EQ(info["bos_token"], json());
+  EXPECT_EQ(info["model_max_length"], 512);
+  const auto ids = [](const json& text, bool special) {
+    return post(server_->port(), "/tokenize", {{"prompt", text}, {"add_special_tokens", special}})
+        .json()["tokens"];
+  };
+  EXPECT_EQ(ids(info["eos_token"], false), json({256}));
+  EXPECT_GT(ids(info["eos_token"], true).size(), 1u);
+  EXPECT_EQ(ids("ab", false), json({97, 98}));
+}
+
 TEST_F(Completions, HaveTheShapeOfOpenAi) {
   const json r = complete({{"model", "tiny"}, {"prompt", "The sea"}, {"max_tokens", 5}, {"temperature", 0}});
   EXPECT_EQ(r["object"], "text_completion");

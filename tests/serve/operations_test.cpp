@@ -73,7 +73,7 @@ TEST(Operations, KeysAreAskedFor) {
   EXPECT_EQ(get(server.port(), "/nowhere").status, 401);
   // A body that nobody will read is not waited for.
   Connection c(server.port());
-  c.send("POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n{");
+  c.send("POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n{");
   const Response r = c.read();
   EXPECT_EQ(r.status, 401);
   EXPECT_EQ(r.headers.at("connection"), "close");
@@ -90,7 +90,7 @@ TEST(Operations, BodiesAndHeadersHaveLimits) {
   EXPECT_THAT(large.body, HasSubstr("1000 bytes"));
   EXPECT_EQ(get(server.port(), "/health", "X: " + std::string(20000, 'x') + "\r\n").status, 431);
   Connection chunked(server.port());
-  chunked.send("POST /tokenize HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n7d0\r\n" +
+  chunked.send("POST /tokenize HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n7d0\r\n" +
                std::string(2000, 'x') + "\r\n0\r\n\r\n");
   EXPECT_EQ(chunked.read().status, 413);
 }
@@ -122,7 +122,7 @@ TEST(Operations, ConnectionsAreKeptAndRequestsMayComeAhead) {
   EXPECT_FALSE(r.events().empty());
   // And a client may ask first.
   Connection polite(server.port());
-  polite.send("POST /v1/completions HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: " +
+  polite.send("POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: " +
               std::to_string(body.size()) + "\r\n\r\n");
   EXPECT_THAT(polite.read_some(), HasSubstr("100 Continue"));
   polite.send(body);
@@ -167,10 +167,33 @@ TEST(Operations, TheQueueHasAnEnd) {
   for (int i = 0; i < 200 && refused.status != 429; ++i)
     refused = post(server.port(), "/v1/completions", {{"prompt", "a"}, {"n", 4}, {"max_tokens", 1}});
   EXPECT_EQ(refused.status, 429);
-  EXPECT_EQ(refused.headers.at("retry-after"), "1");
+  const int after = std::stoi(refused.headers.at("retry-after"));
+  EXPECT_TRUE(after >= 1 && after <= RoomEstimate::kMost) << after;
   EXPECT_EQ(refused.json()["error"]["type"], "rate_limit_error");
   for (const auto& c : clients) EXPECT_EQ(c->read().status, 200);
   EXPECT_EQ(post(server.port(), "/v1/completions", {{"prompt", "a"}, {"n", 5}}).status, 200);
+}
+
+TEST(Operations, WhenToComeAgainIsAMatterOfHowFastTextsEnd) {
+  using std::chrono::milliseconds;
+  RoomEstimate room;
+  const Clock::time_point begin{};
+  room.began(begin);
+  EXPECT_EQ(room.seconds_until(1, begin), 1);
+  // Nothing has ended yet: as if one did now.
+  EXPECT_EQ(room.seconds_until(1, begin + milliseconds(2500)), 3);
+  EXPECT_EQ(room.seconds_until(2, begin + milliseconds(2500)), 5);
+  for (int i = 1; i <= 1000; ++i) room.ended(begin + milliseconds(500 * i));
+  const Clock::time_point now = begin + milliseconds(500 * 1001);
+  EXPECT_EQ(room.seconds_until(1, now), 1);
+  EXPECT_EQ(room.seconds_until(8, now), 4);
+  EXPECT_EQ(room.seconds_until(1000, now), RoomEstimate::kMost);
+  // Slower now: the last ones count.
+  for (int i = 1; i <= 300; ++i) room.ended(now + std::chrono::seconds(2 * i));
+  EXPECT_EQ(room.seconds_until(4, now + std::chrono::seconds(602)), 8);
+  // A pause says nothing of how fast they are.
+  room.began(now + std::chrono::hours(1));
+  EXPECT_EQ(room.seconds_until(8, now + std::chrono::hours(1) + milliseconds(100)), 1);
 }
 
 TEST(Operations, RequestsHaveADeadline) {
@@ -211,7 +234,7 @@ TEST(Operations, SlowSendersAreGivenUp) {
   const Stopwatch watch;
   Connection idle(server.port()), header(server.port()), body(server.port());
   header.send("GET /hea");
-  body.send("POST /tokenize HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n{");
+  body.send("POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n{");
   for (const Connection* c : {&idle, &header, &body}) EXPECT_EQ(c->read_some(10), "");
   EXPECT_LT(watch.seconds(), 5);
   // A byte now and then does not help.
@@ -322,7 +345,7 @@ TEST(Operations, PagesOfOtherOriginsNeedLeave) {
     EXPECT_FALSE(get(closed.port(), "/health", "Origin: http://a\r\n")
                      .headers.contains("access-control-allow-origin"));
   }
-  o.service.api.cors_origin = "http://a";
+  o.service.api.origins.cors = "http://a";
   TinyServer server(o);
   server.open();
   EXPECT_EQ(get(server.port(), "/health", "Origin: http://a\r\n").headers.at("access-control-allow-origin"),

@@ -10,6 +10,7 @@
 
 #include "infer/engine.h"
 #include "serve/service.h"
+#include "src/core/stopwatch.h"
 #include "tests/devices.h"
 #include "tests/serve/client.h"
 
@@ -102,8 +103,11 @@ class TinyServer {
   }
   ~TinyServer() { stop(); }
 
-  void open() {
+  void open_unasked() {
     thread_ = std::thread([this] { service_->run(engine_, *served_); });
+  }
+  void open() {
+    open_unasked();
     for (int i = 0; i < 2000 && get(port(), "/health").status != 200; ++i)
       std::this_thread::sleep_for(std::chrono::milliseconds(2));
   }
@@ -126,7 +130,7 @@ class TinyServer {
   }
   /// Waits until a series has a value.
   bool comes_to(const std::string& name, double value) const {
-    for (int i = 0; i < 5000; ++i) {
+    for (const Stopwatch watch; watch.seconds() < kPatience;) {
       if (metric(name) == value) return true;
       std::this_thread::sleep_for(std::chrono::milliseconds(2));
     }
@@ -134,7 +138,7 @@ class TinyServer {
   }
   /// Waits until a series is no more than `value`.
   bool falls_to(const std::string& name, double value) const {
-    for (int i = 0; i < 5000; ++i) {
+    for (const Stopwatch watch; watch.seconds() < kPatience;) {
       if (metric(name) <= value) return true;
       std::this_thread::sleep_for(std::chrono::milliseconds(2));
     }
@@ -147,6 +151,7 @@ class TinyServer {
   }
 
  private:
+  static constexpr double kPatience = 120;  // seconds: under a sanitizer, on a busy machine
   TinyModel model_;
   Engine engine_;
   std::unique_ptr<ServedModel> served_;

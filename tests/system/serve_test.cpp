@@ -112,6 +112,38 @@ TEST_F(Serve, ScoresWhatEvalSays) {
   EXPECT_NEAR(loss, eval["loss"].get<double>(), 1e-6);
 }
 
+// lm-evaluation-harness's own windows: those of eval, two tokens shorter than what it is told to be the
+// longest, the first token of all being predicted from a prefix.
+TEST_F(Serve, LmEvalComputesEvalsPerplexity) {
+  const testing::Python python("lm_eval, aiohttp, datasets");
+  if (!python) GTEST_SKIP() << python.why_not();
+  experiment_->trained("mod", "unpadded", "--set model.vocab_size=257");
+  const auto server = start("--invariant", "unpadded");
+  constexpr std::int64_t kSeq = 30, kTokens = 30 * kSeq;
+  const TokenStore store = TokenStore::open(*experiment_ / "train.valid.h5");
+  std::vector<std::int32_t> ids(kTokens + 1);
+  store.read(0, ids);
+  std::string text;
+  // The first document alone: the end of one is no text.
+  for (std::size_t i = 1; i < ids.size(); ++i) {
+    ASSERT_LT(ids[i], 128) << i;
+    text += static_cast<char>(ids[i]);
+  }
+  testing::write_bytes(*experiment_ / "held_out.jsonl", json{{"text", text}}.dump() + "\n");
+  const json said =
+      python.says(*experiment_, "../system/lm_eval_client.py",
+                  "http://127.0.0.1:" + std::to_string(port()) + " unpadded " + std::to_string(kSeq + 2) +
+                      " " + (*experiment_ / "held_out.jsonl") + " " + std::to_string(ids[0]));
+  const json eval =
+      testing::fathom_command(*experiment_,
+                              "eval unpadded --data train.valid.h5 --engine --invariant --json --threads 1 "
+                              "--seq-len " +
+                                  std::to_string(kSeq) + " --tokens " + std::to_string(kTokens))
+          .json();
+  EXPECT_EQ(eval["tokens"], kTokens);
+  EXPECT_NEAR(said["byte_perplexity"].get<double>(), eval["perplexity"].get<double>(), 1e-4);
+}
+
 TEST_F(Serve, FinishesWhatRunsOnSigtermAndEndsAtOnceOnASecond) {
   const std::string request =
       serve::request_text("POST", "/v1/completions",
