@@ -194,6 +194,19 @@ TEST_F(Completions, UsageComesAtTheEndOfAStreamIfAsked) {
   EXPECT_EQ(events.back()["usage"]["completion_tokens"], 3);
 }
 
+TEST_F(Completions, ThresholdsSayHowDeepATextGoes) {
+  const auto usage = [](const json& threshold) {
+    return complete({{"prompt", std::string(60, 'q')},
+                     {"max_tokens", 20},
+                     {"temperature", 0},
+                     {"routing_threshold", threshold}})["usage"];
+  };
+  const double usual = usage(nullptr)["routed_fraction"];
+  EXPECT_GT(usage(0.1)["routed_fraction"], usual);
+  EXPECT_LT(usage(0.9)["routed_fraction"], usual);
+  EXPECT_EQ(usage(TinyModel::kThreshold)["routed_fraction"], usual);
+}
+
 TEST_F(Completions, BiasesAndPenaltiesReachTheEngine) {
   const json body = {{"prompt", "ab"}, {"max_tokens", 6}, {"temperature", 0}, {"logit_bias", {{"120", 100}}}};
   EXPECT_EQ(text_of(body), "xxxxxx");
@@ -224,6 +237,8 @@ TEST_F(Completions, RefuseInOpenAisShape) {
   expect_error({{"prompt", "a"}, {"logit_bias", {{"300", 1}}}}, 400, "logit_bias", "300");
   expect_error({{"prompt", "a"}, {"stream_options", {{"include_usage", true}}}}, 400, "stream_options",
                "stream");
+  expect_error({{"prompt", "a"}, {"routing_threshold", 0.95}}, 400, "routing_threshold", "0.9");
+  expect_error({{"prompt", "a"}, {"routing_threshold", "deep"}}, 400, "routing_threshold", "number");
   expect_error({{"prompt", "a"}, {"model", "gpt-4"}}, 404, "model", "gpt-4");
   expect_error(json::array(), 400, "", "JSON object");
 }
@@ -235,6 +250,7 @@ TEST_F(Completions, OfManyClientsAreThoseOfEachAlone) {
         {"prompt", std::string(static_cast<std::size_t>(1 + i * 3 % 90), static_cast<char>('a' + i % 26))},
         {"max_tokens", 40},
         {"temperature", 0},
+        {"routing_threshold", i % 5 == 0 ? json() : json(0.15 * (i % 5))},
         {"logprobs", i % 3 == 0 ? 2 : 0}};
   };
   std::vector<std::string> alone(kClients), together(kClients);
