@@ -14,7 +14,7 @@ constexpr const char* kPage = R"html(<!doctype html>
   --soft: light-dark(#f3f5f8, #20242a); }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.3rem; margin: 0 0 1rem; }
-label { display: block; }
+label { display: block; } [hidden] { display: none !important; }
 textarea, input { font: inherit; color: inherit; background: var(--soft); border: 1px solid var(--line);
   border-radius: 4px; padding: .4rem; box-sizing: border-box; }
 textarea { width: 100%; min-height: 6rem; }
@@ -72,24 +72,26 @@ async function name() {
   if (model.routing) { $("threshold").min = model.routing.min_threshold; $("threshold").max = model.routing.max_threshold; }
 }
 // A column a token, a row a layer, the first layer below; the prompt is paler.
-const strip = {layers: [], kept: [], prompt: 0, at: -1, cell: 8, drawn: 0};
+const strip = {layers: [], kept: [], prompt: 0, at: -1, cell: 8, tall: 12, drawn: 0}, widest = 30000;
 function draw(all) {
-  const canvas = $("strip").firstElementChild, c = strip.cell, rows = strip.layers.length;
-  const wide = strip.kept.length * c, scale = devicePixelRatio || 1;
-  // Room is taken ahead, as a canvas that changes its size is empty.
-  if (all || canvas.width < wide * scale) {
-    const room = Math.min(32000, Math.max(256, 2 * wide));
-    canvas.width = room * scale; canvas.height = rows * c * scale;
-    canvas.style.height = rows * c + "px"; canvas.style.width = room + "px";
+  const canvas = $("strip").firstElementChild, rows = strip.layers.length, tall = strip.tall;
+  const count = strip.kept.length, scale = devicePixelRatio || 1;
+  // Room is taken ahead, as a canvas that changes its size is empty, and as much as a canvas may have.
+  if (all || canvas.width < Math.min(widest, count * strip.cell) * scale) {
+    strip.cell = Math.max(1, Math.min(8, Math.floor(widest / 2 / count)));
+    const room = Math.min(widest, Math.max(256, 2 * count * strip.cell));
+    canvas.width = room * scale; canvas.height = rows * tall * scale;
+    canvas.style.height = rows * tall + "px"; canvas.style.width = room + "px";
     strip.drawn = 0;
   }
+  const c = strip.cell, gap = c > 2 ? 1 : 0;
   const g = canvas.getContext("2d");
   g.setTransform(scale, 0, 0, scale, 0, 0);
   g.fillStyle = getComputedStyle(canvas).color;
   for (; strip.drawn < strip.kept.length; ++strip.drawn) {
     const token = strip.kept[strip.drawn];
     g.globalAlpha = strip.drawn < strip.prompt ? .45 : 1;
-    for (let l = 0; l < rows; ++l) if (token[l] == "1") g.fillRect(strip.drawn * c, (rows - 1 - l) * c, c - 1, c - 1);
+    for (let l = 0; l < rows; ++l) if (token[l] == "1") g.fillRect(strip.drawn * c, (rows - 1 - l) * tall, c - gap, tall - 1);
   }
 }
 function show(routing) {
@@ -110,7 +112,7 @@ function point(token) {
   strip.at = Math.min(strip.kept.length - 1, Math.max(0, token));
   const through = strip.layers.filter((l, i) => strip.kept[strip.at][i] == "1");
   $("here").textContent = (strip.at < strip.prompt ? "token " + (strip.at + 1) + " of the text to go on from"
-    : "new token " + (strip.at - strip.prompt + 1)) + ": " + (through.length ? "layers " + through.join(", ") : "no routed layer");
+    : "new token " + (strip.at - strip.prompt + 1)) + ": " + (through.length ? "layer " + through.join(", ") : "no routed layer");
 }
 function depth(usage) {
   $("depth").replaceChildren();
@@ -175,7 +177,7 @@ function stop() { if (going) going.abort(); }
 $("form").addEventListener("submit", e => { e.preventDefault(); write(); });
 $("stop").addEventListener("click", stop);
 $("key").addEventListener("change", name);
-$("strip").addEventListener("mousemove", e => point(Math.floor((e.offsetX) / strip.cell)));
+$("strip").addEventListener("mousemove", e => point(Math.floor(e.offsetX / strip.cell)));
 $("strip").addEventListener("keydown", e => {
   if (e.key != "ArrowLeft" && e.key != "ArrowRight") return;
   e.preventDefault();
