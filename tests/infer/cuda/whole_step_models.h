@@ -188,6 +188,8 @@ struct Schedule {
   std::int64_t whole_rows = 64;  // several steps for more texts than one has room for
   /// Every third text goes through no routed layer and every third one through all of them.
   bool own_thresholds = false;
+  /// Prompts are beginnings of the first one with another last token, and what was computed of them is shared.
+  bool shares = false;
 };
 
 /// All texts through the engine. `watch`: their logits are kept, and the host chooses from them.
@@ -199,6 +201,7 @@ inline std::vector<Text> run(Pair& m, const Schedule& s, bool watch, EngineStats
   o.max_rows = s.most_rows;
   o.max_sequences = 20;
   o.whole_rows = s.whole_rows;
+  o.prefix_cache = s.shares;
   Engine engine(m.gpu, m.model(), o);
   std::map<RequestId, Text> texts;
   if (watch) {
@@ -213,6 +216,8 @@ inline std::vector<Text> run(Pair& m, const Schedule& s, bool watch, EngineStats
     q.max_tokens = s.tokens - i % 5;
     q.prompt.resize(static_cast<std::size_t>(i == 0 ? s.prompt : 1 + (i * 37) % s.prompt));
     for (std::int32_t& id : q.prompt) id = any(r);
+    if (s.shares && i > 0)
+      std::copy_n(texts.begin()->second.request.prompt.begin(), q.prompt.size() - 1, q.prompt.begin());
     q.sampling.temperature = i % 2 == 0 ? 0.0 : 0.9;
     q.sampling.seed = static_cast<std::uint64_t>(i);
     if (s.own_thresholds && i % 3 > 0) q.threshold = i % 3 == 1 ? 0.01 : 0.99;
@@ -229,6 +234,7 @@ inline std::vector<Text> run(Pair& m, const Schedule& s, bool watch, EngineStats
   }
   stats = engine.stats();
   EXPECT_EQ(stats.free_blocks, stats.blocks);
+  EXPECT_EQ(stats.prefix_hit_tokens > 0, s.shares);
   std::vector<Text> all;
   for (auto& [id, text] : texts) all.push_back(std::move(text));
   return all;
