@@ -14,7 +14,7 @@ double logit(double probability) { return std::log(probability / (1.0 - probabil
 // x - t > 0 where x > t, in either precision: a difference of two numbers rounds to 0 only where they are
 // equal.
 Tensor row_shifts(Context& c, std::span<const double> thresholds) {
-  const Tensor shifts = c.empty_stat({static_cast<std::int64_t>(thresholds.size())});
+  Tensor shifts = c.empty_stat({static_cast<std::int64_t>(thresholds.size())});
   const bool is_double = shifts.dtype() == DType::F64;
   std::vector<double> values;
   values.reserve(thresholds.size());

@@ -46,7 +46,7 @@ std::string Browser::program() {
   for (const char* name : {"chromium", "chromium-browser", "google-chrome"}) {
     for (std::size_t begin = 0; begin < folders.size();) {
       const std::size_t end = std::min(folders.find(':', begin), folders.size());
-      const std::string file = folders.substr(begin, end - begin) + "/" + name;
+      std::string file = folders.substr(begin, end - begin) + "/" + name;
       if (access(file.c_str(), X_OK) == 0) return file;
       begin = end + 1;
     }
