@@ -29,7 +29,9 @@ struct ServeFlags {
   std::string name;
   std::string tokenizer;
   double threshold = -1;
+  double min_threshold = 0.001, max_threshold = 0.999;
   bool invariant = false;
+  bool no_prefix_cache = false;
   std::string precision = "auto";
   std::string key_file;
   double deadline = 600;
@@ -70,6 +72,10 @@ void warn_of_the_open(const ServeFlags& flags) {
 
 void run(ServeFlags& flags, const Globals& globals) {
   const Stopwatch watch;
+  if (flags.min_threshold > flags.max_threshold)
+    throw UsageError(fmt::format("--min-threshold {} is above --max-threshold {}.", flags.min_threshold,
+                                 flags.max_threshold),
+                     "Requests choose between the two.");
   // Threads of the server log too.
   auto log = spdlog::stderr_color_mt("fathom serve");
   log->set_pattern("%^%v%$");
@@ -99,6 +105,7 @@ void run(ServeFlags& flags, const Globals& globals) {
   EngineOptions options =
       flags.engine.options(*model.context, *loaded.model, static_cast<std::size_t>(flags.engine.sequences));
   options.vocab = tokenizer->vocab_size();
+  options.prefix_cache = !flags.no_prefix_cache;
   if (routing.kind != RoutingKind::None) options.rule = causal_rule(routing);
   Engine engine(*model.context, *loaded.model, options);
 
@@ -112,6 +119,10 @@ void run(ServeFlags& flags, const Globals& globals) {
   if (tokenizer->end_of_document() >= 0) served.stop_tokens.push_back(tokenizer->end_of_document());
   served.limits.vocab = std::min(tokenizer->vocab_size(), loaded.config.model.vocab_size);
   served.limits.context = engine.context();
+  if (routing.looks_ahead()) {
+    served.limits.min_threshold = flags.min_threshold;
+    served.limits.max_threshold = flags.max_threshold;
+  }
   served.limits.texts =
       std::min(flags.limits.texts, flags.service.scheduler.sequences + flags.service.scheduler.queue);
 
@@ -186,8 +197,16 @@ void add_serve(CLI::App& app, Globals& globals) {
                   "Tokenizer, if neither in the run folder nor where the config says");
   sub->add_option("--threshold", flags->threshold, "Causal routing threshold (default: the config's)")
       ->check(number_from_to(0.001, 0.999));
+  sub->add_option("--min-threshold", flags->min_threshold, "The lowest that a request may choose")
+      ->capture_default_str()
+      ->check(number_from_to(0.001, 0.999));
+  sub->add_option("--max-threshold", flags->max_threshold, "And the highest")
+      ->capture_default_str()
+      ->check(number_from_to(0.001, 0.999));
   sub->add_flag("--invariant", flags->invariant,
                 "Row-invariant kernels: a text is the same whoever else is served");
+  sub->add_flag("--no-prefix-cache", flags->no_prefix_cache,
+                "Texts that begin alike are computed each on its own");
   add_precision_flag(*sub, flags->precision,
                      "fp32 | bf16 (on the CPU the weights alone) | auto: bf16 on a GPU, fp32 on the CPU");
   add_engine_flags(*sub, flags->engine);

@@ -57,6 +57,7 @@ Engine::Engine(Context& c, const Transformer& model, const EngineOptions& option
     : c_(c), model_(model), options_(options), cache_(c, model, options.cache) {
   if (options.max_rows < 1 || options.max_sequences < 1)
     throw InternalError("[engine] a pass has at least one row of one sequence");
+  if (options.prefix_cache) prefixes_ = std::make_unique<PrefixCache>(cache_);
   const std::int64_t vocab = model.config().vocab_size;
   if (options_.vocab <= 0 || options_.vocab > vocab) options_.vocab = vocab;
   if (options.whole_rows != 0) {
@@ -97,6 +98,7 @@ void check_request(const Request& r, std::int64_t vocab, std::int64_t context, c
   }
   require(r.max_tokens >= 0, "max_tokens", "0 or more");
   require(r.top_logprobs >= 0, "top_logprobs", "0 or more");
+  require(!r.threshold || (*r.threshold > 0 && *r.threshold < 1), "a routing threshold", "between 0 and 1");
   check_sampling(r.sampling, vocab);
 }
 
@@ -113,7 +115,8 @@ RequestId Engine::submit(Request request) {
 void Engine::release(Running& r) {
   if (r.sequence >= 0) cache_.remove(r.sequence);
   r.sequence = -1;
-  r.computed = 0;
+  r.computed = r.adopted = r.remembered = 0;
+  r.begun = false;
 }
 
 void Engine::cancel(RequestId id) {
@@ -144,6 +147,7 @@ void Engine::assume_computed(RequestId id, double kept) {
   r.sequence = sequence;
   r.computed = computed;
   r.scored = computed + 1;
+  r.is_assumed = true;
   running_.splice(running_.end(), waiting_, found);
 }
 
@@ -154,7 +158,7 @@ std::int64_t Engine::promised_groups() const {
   for (const Running& r : running_) {
     const auto tokens = static_cast<std::int64_t>(r.ids.size());
     groups += 1 + cache_.missing_groups(r.sequence, tokens,
-                                        r.computed == 0 ? std::min(tokens, options_.max_rows) : 0);
+                                        r.begun ? 0 : std::min(tokens - r.computed, options_.max_rows));
   }
   return groups;
 }
@@ -177,9 +181,11 @@ bool Engine::admit() {
   if (waiting_.empty() || static_cast<std::int64_t>(running_.size()) >= options_.max_sequences) return false;
   Running& r = waiting_.front();
   r.sequence = cache_.add();
+  adopt(r);
   const auto tokens = static_cast<std::int64_t>(r.ids.size());
-  const std::int64_t needed = cache_.missing_groups(r.sequence, tokens, std::min(tokens, options_.max_rows));
-  if (!running_.empty() && needed + promised_groups() > cache_.pool().free_groups()) {
+  const std::int64_t needed =
+      cache_.missing_groups(r.sequence, tokens, std::min(tokens - r.computed, options_.max_rows));
+  if (!running_.empty() && needed + promised_groups() > cache_.pool().available_groups()) {
     release(r);
     return false;
   }
@@ -195,6 +201,8 @@ std::vector<Engine::Part> Engine::schedule() {
     parts.push_back({&r, n});
     rows -= n;
   };
+  // Others of the same beginning may have been before it since it was admitted.
+  for (Running& r : running_) adopt(r);
   // Texts that wait for their next token first, then prompts in the order in which they came.
   for (Running& r : running_) {
     if (r.left() == 1 && r.computed > 0) take(r, std::min<std::int64_t>(1, rows));
@@ -223,6 +231,7 @@ void Engine::make_room(std::vector<Part>& parts, std::vector<Event>& events) {
     rows.reserve(parts.size());
     for (const Part& p : parts) rows.push_back({p.request->sequence, p.rows});
     if (cache_.fits(rows)) return;
+    if (prefixes_ && prefixes_->forget_one()) continue;
     // A chunk of a prompt may be smaller.
     const auto longest = std::max_element(parts.begin(), parts.end(),
                                           [](const Part& a, const Part& b) { return a.rows < b.rows; });
@@ -235,6 +244,11 @@ void Engine::make_room(std::vector<Part>& parts, std::vector<Event>& events) {
     Running& victim = running_.back();
     std::erase_if(parts, [&](const Part& p) { return p.request == &victim; });
     if (running_.size() > 1) {
+      preempt(victim);
+      continue;
+    }
+    if (victim.adopted > 0) {
+      victim.recomputes = true;
       preempt(victim);
       continue;
     }
@@ -276,7 +290,9 @@ void Engine::run(std::span<const Part> parts, std::vector<Event>& events,
                  void (Engine::*how)(std::span<const Part>, std::vector<Event>&)) {
   if (parts.empty()) return;
   try {
+    for (const Part& p : parts) begin(*p.request);
     (this->*how)(parts, events);
+    for (const Part& p : parts) remember(*p.request);
   } catch (const MemoryError& e) {
     fail(parts, e.what(), events);
   } catch (const std::bad_alloc&) {
@@ -315,8 +331,16 @@ void Engine::finish_scored(std::vector<Event>& events) {
   drop_finished();
 }
 
-void Engine::finish(Running& r, Event& event) const {
+void Engine::tell_routing(Running& r, Event& event) const {
+  if (!r.request.routing || r.computed <= r.told) return;
+  for (auto& token : cache_.kept(r.sequence, r.told, r.computed)) event.kept.push_back(std::move(token));
+  r.told = r.computed;
+}
+
+void Engine::finish(Running& r, Event& event) {
+  tell_routing(r, event);
   r.finished = true;
+  event.cached_tokens = std::max<std::int64_t>(0, r.cached);
   for (const std::int64_t layer : model_.routed_layers()) {
     event.routed_fraction.push_back(static_cast<double>(cache_.entries(r.sequence, layer)) /
                                     static_cast<double>(cache_.tokens(r.sequence)));
@@ -353,8 +377,8 @@ void Engine::run_whole(std::span<const Part> parts, std::vector<Event>& events) 
   std::vector<StepRow> rows;
   for (const Part& p : parts) {
     const Running& r = *p.request;
-    rows.push_back(
-        {r.sequence, r.ids.back(), r.computed, r.request.sampling.temperature, r.request.sampling.seed});
+    const SamplingOptions& s = r.request.sampling;
+    rows.push_back({r.sequence, r.ids.back(), r.computed, s.temperature, s.seed, r.request.threshold});
   }
   const std::vector<DecoderResult> results = whole_->run(rows);
   ++stats_.whole_steps;
@@ -374,8 +398,23 @@ void Engine::run_whole(std::span<const Part> parts, std::vector<Event>& events) 
     }
     ++r.computed;
     if (event.finish != Finish::None) finish(r, event);
+    if (event.has_token) tell_routing(r, event);
     if (event.has_token || event.finish != Finish::None) events.push_back(std::move(event));
   }
+}
+
+// Thresholds by row only where they differ: each is a sum more in every routed layer.
+Causal Engine::rule_of(std::span<const Part> parts) const {
+  Causal rule = options_.rule;
+  rule.threshold = threshold_of(*parts.front().request);
+  const bool differ = std::any_of(parts.begin(), parts.end(),
+                                  [&](const Part& p) { return threshold_of(*p.request) != rule.threshold; });
+  if (!differ || model_.routing().kind == RoutingKind::None) return rule;
+  std::vector<double> thresholds;
+  for (const Part& p : parts)
+    thresholds.insert(thresholds.end(), static_cast<std::size_t>(p.rows), threshold_of(*p.request));
+  rule.shifts = row_shifts(c_, thresholds);
+  return rule;
 }
 
 void Engine::run_pass(std::span<const Part> parts, std::vector<Event>& events) {
@@ -408,7 +447,7 @@ void Engine::run_pass(std::span<const Part> parts, std::vector<Event>& events) {
   Batch batch = upload(c_, host);
   batch.cache = &cache_;
   cache_.begin(c_, rows);
-  const ForwardResult result = model_.forward(c_, batch, options_.rule);
+  const ForwardResult result = model_.forward(c_, batch, rule_of(parts));
   count(result, host.seq);
 
   const std::vector<float> logits = choose_or_read(result.hidden, wanted);
@@ -431,6 +470,7 @@ void Engine::run_pass(std::span<const Part> parts, std::vector<Event>& events) {
     if (r.request.max_tokens == 0 && r.left() == 0 && event.finish == Finish::None)
       event.finish = Finish::Length;
     if (event.finish != Finish::None) finish(r, event);
+    if (event.has_token) tell_routing(r, event);
     if (event.has_token || event.finish != Finish::None || !event.prompt_logprobs.empty())
       events.push_back(std::move(event));
   }
@@ -543,7 +583,8 @@ EngineStats Engine::stats() const {
   s.waiting = static_cast<std::int64_t>(waiting_.size());
   s.running = static_cast<std::int64_t>(running_.size());
   s.blocks = cache_.pool().blocks();
-  s.free_blocks = cache_.pool().free_blocks();
+  s.free_blocks = cache_.pool().available_blocks();
+  s.prefix_blocks = cache_.pool().idle_blocks();
   s.block_bytes = cache_.bytes_per_block();
   return s;
 }

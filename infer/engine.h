@@ -11,11 +11,13 @@
 #include <cstdint>
 #include <functional>
 #include <list>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "infer/kv_cache.h"
+#include "infer/prefix_cache.h"
 #include "infer/sampling.h"
 #include "infer/whole_step.h"
 #include "src/model/transformer.h"
@@ -32,6 +34,9 @@ struct EngineOptions {
   /// at a time, and reads all weights for these; where more texts decode, ops over all of them are faster.
   /// -1: as many as that is true of, and as one step has room for; 0: none; else so many, in several steps.
   std::int64_t whole_rows = -1;
+  /// Texts that begin as others did go on from what these left in the cache, in whole blocks: what stays of
+  /// texts that are done gives way to those that run. The cache's block is then the least that is shared.
+  bool prefix_cache = false;
 };
 
 struct Request {
@@ -43,6 +48,11 @@ struct Request {
   bool logprobs = false;          // of each new token
   std::int64_t top_logprobs = 0;  // with each new token, so many of the most likely ones
   bool prompt_logprobs = false;   // of each token of the prompt but the first
+  /// Of its routing, in (0, 1); none: EngineOptions::rule's. A model without routed layers does not ask.
+  std::optional<double> threshold = {};
+  /// With EngineOptions::prefix_cache. False: it neither reads what others left nor leaves anything.
+  bool prefix_cache = true;
+  bool routing = false;  // of each token, which routed layers computed it
 };
 
 enum class Finish : std::uint8_t {
@@ -66,18 +76,24 @@ struct Event {
   Finish finish = Finish::None;                                // then the request is gone
   bool has_stop_token = false;  // `token` is the stop token that ended the text, and no part of it
   std::string error;
+  /// With Request::routing: of further tokens, from the text's first one on (of the prompt too), by routed
+  /// layer 1 where it computed the token. What was chosen last has been computed by none.
+  std::vector<std::vector<std::uint8_t>> kept;
   /// At the end of a text that was computed, by routed layer: the share of it that the layer computed.
   std::vector<double> routed_fraction;
+  std::int64_t cached_tokens = 0;  // likewise: of the prompt, those that were in the cache when it began
 };
 
 struct EngineStats {
   std::int64_t waiting = 0, running = 0;
-  std::int64_t blocks = 0, free_blocks = 0;
+  std::int64_t blocks = 0, free_blocks = 0;  // those free that no text needs which runs,
+  std::int64_t prefix_blocks = 0;            // and of them those with beginnings for later texts
   std::int64_t block_bytes = 0;
   // Since the engine began:
   std::int64_t steps = 0;
   std::int64_t whole_steps = 0;           // and launches of whole steps
   std::int64_t prompt_tokens = 0;         // computed, again after a preemption too
+  std::int64_t prefix_hit_tokens = 0;     // found in the cache, after a preemption too
   std::int64_t decoded_tokens = 0;        // chosen
   std::int64_t preemptions = 0;           // of texts that had been computed in part
   std::int64_t most_bytes = 0;            // of blocks in use
@@ -133,6 +149,15 @@ class Engine {
     std::int64_t computed = 0;      // of ids, in the cache
     std::int64_t scored = 1;        // of the prompt's ids, how many have their logprob (the first has none)
     bool finished = false;
+    // Of its present sequence:
+    bool begun = false;           // a pass had rows of it
+    std::int64_t adopted = 0;     // of ids, found in the cache
+    std::int64_t remembered = 0;  // of ids, to be found by others
+    // Of all:
+    std::int64_t cached = -1;  // of the prompt, found in the cache by the first sequence; -1: none has begun
+    bool is_assumed = false;   // its entries are no keys and values of its ids
+    bool recomputes = false;   // shared blocks left it no room
+    std::int64_t told = 0;     // of ids, those whose routing an event has had
 
     /// Ids that the cache does not have yet, of those that anything follows from.
     std::int64_t left() const {
@@ -151,6 +176,11 @@ class Engine {
   void make_room(std::vector<Part>& parts, std::vector<Event>& events);
   void preempt(Running& victim);
   void release(Running& r);
+  std::int64_t may_adopt(const Running& r) const;
+  void adopt(Running& r);
+  void begin(Running& r);
+  void remember(Running& r);
+  double prefix_key(const Running& r) const;
   void run(std::span<const Part> parts, std::vector<Event>& events,
            void (Engine::*how)(std::span<const Part>, std::vector<Event>&));
   void run_pass(std::span<const Part> parts, std::vector<Event>& events);
@@ -166,6 +196,10 @@ class Engine {
     std::span<const float> logits;  // if it needs them
   };
   bool device_chooses(const Running& r) const;
+  double threshold_of(const Running& r) const {
+    return r.request.threshold.value_or(options_.rule.threshold);
+  }
+  Causal rule_of(std::span<const Part> parts) const;
   [[nodiscard]] std::vector<float> choose_or_read(const Tensor& hidden, std::vector<Wanted>& wanted);
   void use_logits(Running& r, std::int64_t position, std::span<const float> logits, Event& event);
   void choose(Running& r, std::span<const float> logits, Event& event);
@@ -173,15 +207,17 @@ class Engine {
   void count(const ForwardResult& result, std::int64_t rows);
   static void fail(std::span<const Part> parts, const std::string& error, std::vector<Event>& events);
   void finish_scored(std::vector<Event>& events);
-  void finish(Running& r, Event& event) const;
+  void finish(Running& r, Event& event);
+  void tell_routing(Running& r, Event& event) const;
   void drop_finished();
 
   Context& c_;
   const Transformer& model_;
   EngineOptions options_;
   KvCache cache_;
-  std::unique_ptr<WholeStep> whole_;      // null: there is none
-  std::list<Running> waiting_, running_;  // both in the order of their submission
+  std::unique_ptr<PrefixCache> prefixes_;  // null: there is none
+  std::unique_ptr<WholeStep> whole_;       // null: there is none
+  std::list<Running> waiting_, running_;   // both in the order of their submission
   RequestId next_ = 1;
   EngineStats stats_;
   LogitsObserver observer_;

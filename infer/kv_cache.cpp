@@ -107,6 +107,7 @@ void KvCache::remove(SequenceId id) {
   const Sequence& s = at(id);
   for (const std::int32_t group : s.groups) pool_.give(group);
   for (const std::int32_t group : s.routed_groups) pool_.give(group);
+  for (const std::int32_t group : s.borrowed) pool_.give(group);
   sequences_.erase(id);
   queries_.erase(id);
 }
@@ -116,6 +117,19 @@ std::int64_t KvCache::entries(SequenceId id, std::int64_t layer) const {
   return is_routed_[l] ? at(id).routed[static_cast<std::size_t>(place_[l])].entries : at(id).tokens;
 }
 
+std::vector<std::vector<std::uint8_t>> KvCache::kept(SequenceId id, std::int64_t begin,
+                                                     std::int64_t end) const {
+  const Sequence& s = at(id);
+  std::vector<std::vector<std::uint8_t>> tokens(static_cast<std::size_t>(end - begin),
+                                                std::vector<std::uint8_t>(s.routed.size()));
+  for (std::size_t i = 0; i < s.routed.size(); ++i) {
+    const std::vector<std::int32_t>& of = s.routed[i].tokens;
+    for (auto t = std::lower_bound(of.begin(), of.end(), begin); t != of.end() && *t < end; ++t)
+      tokens[static_cast<std::size_t>(*t - begin)][i] = 1;
+  }
+  return tokens;
+}
+
 std::int64_t KvCache::missing_groups(SequenceId id, std::int64_t tokens, std::int64_t more) const {
   const Sequence& s = at(id);
   const auto held = [](const auto& list) { return static_cast<std::int64_t>(list.size()); };
@@ -123,7 +137,8 @@ std::int64_t KvCache::missing_groups(SequenceId id, std::int64_t tokens, std::in
   std::int64_t blocks = -held(s.spare);
   // A layer that took entries back may hold blocks that it does not need, and no other layer gets these.
   for (const Layer& layer : s.routed)
-    blocks += std::max<std::int64_t>(0, blocks_for(layer.entries + more) - held(layer.blocks));
+    blocks += std::max<std::int64_t>(0, blocks_for(layer.entries + more) - held(layer.blocks)) +
+              (layer.has_borrowed_tail ? 1 : 0);
   if (blocks > 0) groups += (blocks + pool_.width() - 1) / pool_.width();
   return groups;
 }
@@ -202,6 +217,7 @@ std::int32_t KvCache::take_block(Sequence& s) {
 }
 
 void KvCache::make_room(Sequence& s, Layer& layer) {
+  if (layer.has_borrowed_tail) throw InternalError("[cache] an entry for a block that others have");
   if (static_cast<std::int64_t>(layer.blocks.size()) < blocks_for(layer.entries + 1))
     layer.blocks.push_back(take_block(s));
 }

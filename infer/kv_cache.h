@@ -29,6 +29,21 @@ struct NewRows {
   std::int64_t rows = 0;
 };
 
+/// What a block of a sequence's tokens left in the layers, as far as later sequences need it to go on behind
+/// these tokens (prefix_cache.h).
+struct CacheSegment {
+  struct Layer {                       // of a routed layer
+    std::int64_t first = 0;            // its blocks begin with this entry, a multiple of the block
+    std::int64_t before = 0;           // entries of earlier tokens, from `first` on in these blocks too
+    std::vector<std::int32_t> tokens;  // of each entry from `first` on which token it is
+    std::vector<std::int32_t> blocks;
+
+    std::int64_t end() const { return first + static_cast<std::int64_t>(tokens.size()); }
+  };
+  std::int32_t group = -1;  // of the dense layers; -1: there are none
+  std::vector<Layer> routed;
+};
+
 class KvCache final : public AttentionCache {
  public:
   /// The memory is taken at once. UserError: a block that is no multiple of 16, or less memory than one token
@@ -45,6 +60,8 @@ class KvCache final : public AttentionCache {
   /// Tokens that a sequence has in the dense layers, and entries that it has in a layer.
   std::int64_t tokens(SequenceId id) const { return at(id).tokens; }
   std::int64_t entries(SequenceId id, std::int64_t layer) const;
+  /// Of its tokens from `begin` to before `end`, by routed layer, in their order: 1 where it kept the token.
+  std::vector<std::vector<std::uint8_t>> kept(SequenceId id, std::int64_t begin, std::int64_t end) const;
 
   /// Whether the blocks suffice for these rows, whatever the routed layers keep of them.
   bool fits(std::span<const NewRows> rows) const;
@@ -64,6 +81,20 @@ class KvCache final : public AttentionCache {
   void assume(SequenceId id, std::int64_t tokens, std::int64_t entries);
   /// And random numbers for all keys and values.
   void fill_random(Context& c) const;
+
+  // For sequences that begin as others did (prefix_cache.h):
+
+  /// Keeps what the tokens of block number `index` of a sequence left, all of which it has.
+  CacheSegment keep(SequenceId id, std::int64_t index);
+  void drop(const CacheSegment& segment);
+  /// Whether dropping it makes room, as far as the dense layers' blocks say (or the routed ones', where all
+  /// layers are routed).
+  bool is_idle(const CacheSegment& segment) const;
+  /// A new sequence reads the entries of these segments of consecutive blocks of tokens, the first ones that
+  /// there are, as its own. No entry is copied but, by own_tails, those of blocks that are not full.
+  void adopt(SequenceId id, std::span<const CacheSegment* const> segments);
+  /// Before the sequence's next rows: missing_groups counts what it takes.
+  void own_tails(Context& c, SequenceId id);
 
   // For speculative decoding (speculate/):
 
@@ -112,13 +143,15 @@ class KvCache final : public AttentionCache {
   const BlockPool& pool() const { return pool_; }
   std::int64_t block() const { return block_; }
   std::int64_t bytes_per_block() const { return bytes_per_block_; }
-  std::int64_t used_bytes() const { return (pool_.blocks() - pool_.free_blocks()) * bytes_per_block_; }
+  /// Of blocks that running sequences use.
+  std::int64_t used_bytes() const { return (pool_.blocks() - pool_.available_blocks()) * bytes_per_block_; }
 
  private:
   struct Layer {  // of a routed layer of a sequence
     std::vector<std::int32_t> blocks;
     std::int64_t entries = 0;
     std::vector<std::int32_t> tokens;  // of each entry which of the sequence's tokens it is, ascending
+    bool has_borrowed_tail = false;    // the last block is not full, and others read or write it
   };
   /// Entries that are to be copied, as their numbers in the pool.
   struct Copies {
@@ -131,6 +164,7 @@ class KvCache final : public AttentionCache {
     std::vector<Layer> routed;
     std::vector<std::int32_t> routed_groups;  // whose blocks are the routed layers', or
     std::vector<std::int32_t> spare;          // not yet any layer's
+    std::vector<std::int32_t> borrowed;       // groups of others, once for each block of theirs
   };
   /// What rows see: the kernels' tables.
   struct Tables {
@@ -152,6 +186,7 @@ class KvCache final : public AttentionCache {
     ++layer.entries;
     layer.tokens.push_back(static_cast<std::int32_t>(token));
   }
+  std::int32_t group_of(std::int32_t block) const { return static_cast<std::int32_t>(block / pool_.width()); }
   void copy(Context& c, const Copies& copies) const;
   void keep_queries(Context& c, std::int64_t layer, const Tensor& qkv);
   static DType dtype(const Context& c, const Transformer& model);

@@ -6,6 +6,7 @@
 
 #include "kernels/error.h"
 #include "src/model/selection.h"
+#include "src/ops/routing.h"
 
 namespace fathom {
 
@@ -57,7 +58,6 @@ DecoderModel describe(const Transformer& model, const Causal& rule, const KvCach
   d.norm_eps = m.norm_eps;
   d.qkv = {1, m.heads, m.kv_heads, m.head_dim(), m.rope_theta, m.norm_eps, m.rope_scaling};
   d.gate = gate_kind(model.routing().gate);
-  d.threshold_logit = logit(rule.threshold);
   d.embedding = p.get("model.embed_tokens.weight");
   d.final_norm = p.get("model.norm.weight");
   d.head = m.tie_embeddings ? d.embedding : ConstView(p.get("lm_head.weight"));
@@ -87,14 +87,15 @@ std::unique_ptr<WholeStep> WholeStep::open(Context& c, const Transformer& model,
       c.backend().make_decoder(describe(model, rule, cache, choices, most_sequences));
   if (decoder == nullptr) return nullptr;
   const auto tables = 1 + static_cast<std::int64_t>(model.routed_layers().size());
-  return std::unique_ptr<WholeStep>(
-      new WholeStep(cache, std::move(decoder), most_sequences, tables, model.config().vocab_size));
+  return std::unique_ptr<WholeStep>(new WholeStep(cache, std::move(decoder), rule.threshold, most_sequences,
+                                                  tables, model.config().vocab_size));
 }
 
-WholeStep::WholeStep(KvCache& cache, std::unique_ptr<Decoder> decoder, std::int64_t slots,
+WholeStep::WholeStep(KvCache& cache, std::unique_ptr<Decoder> decoder, double threshold, std::int64_t slots,
                      std::int64_t tables, std::int64_t vocab)
     : cache_(cache),
       decoder_(std::move(decoder)),
+      threshold_(threshold),
       slots_(static_cast<std::size_t>(slots)),
       tables_(tables),
       vocab_(vocab) {}
@@ -137,6 +138,7 @@ std::vector<DecoderResult> WholeStep::run(std::span<const StepRow> rows) {
              row.token,
              static_cast<std::int32_t>(row.position),
              entries[i].data(),
+             ops::fp32_below(logit(row.threshold.value_or(threshold_))),
              row.temperature,
              uniform(row.seed, static_cast<std::uint64_t>(row.position + 1))};
   }

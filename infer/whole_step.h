@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -24,6 +25,7 @@ struct StepRow {
   /// Of SamplingOptions the temperature and the seed alone: whoever has more to say reads the logits.
   double temperature = 0;
   std::uint64_t seed = 0;
+  std::optional<double> threshold = {};  // of its routing; none: the rule's
 };
 
 class WholeStep {
@@ -45,12 +47,13 @@ class WholeStep {
     std::int64_t used = 0;            // the step that it was last part of
     std::vector<std::int64_t> known;  // by table: how many of its blocks the decoder has
   };
-  WholeStep(KvCache& cache, std::unique_ptr<Decoder> decoder, std::int64_t slots, std::int64_t tables,
-            std::int64_t vocab);
+  WholeStep(KvCache& cache, std::unique_ptr<Decoder> decoder, double threshold, std::int64_t slots,
+            std::int64_t tables, std::int64_t vocab);
   std::int64_t slot_of(SequenceId id);
 
   KvCache& cache_;
   std::unique_ptr<Decoder> decoder_;
+  double threshold_;  // the rule's
   std::vector<Slot> slots_;
   std::int64_t tables_, vocab_;
   std::int64_t steps_ = 0;

@@ -34,7 +34,7 @@ struct DecoderLayer {
   ConstView post_norm;       // [D]
   DecoderMatrix gate_up;     // [2F, D], gate first
   DecoderMatrix down;        // [D, F]
-  // A routed layer computes the rows whose decision is above the threshold, and the others not at all.
+  // A routed layer computes the rows whose decision is above their threshold, and the others not at all.
   bool routed = false;
   ConstView router;                         // [D]
   ConstView predictor_in, predictor_bias;   // [P, D], [P]; undefined where the router itself decides
@@ -50,10 +50,9 @@ struct DecoderModel {
   double norm_eps = 1e-5;
   QkvShape qkv;  // heads, RoPE; its rows are not read
   GateKind gate = GateKind::Raw;
-  double threshold_logit = 0;  // a row is kept whose logit is above
-  ConstView embedding;         // [V, D]
-  ConstView final_norm;        // [D]
-  ConstView head;              // [V, D]
+  ConstView embedding;   // [V, D]
+  ConstView final_norm;  // [D]
+  ConstView head;        // [V, D]
   std::vector<DecoderLayer> layers;
   /// Queries and keys are Hadamard-transformed behind RoPE, each over its d elements (kernels/hadamard.h).
   bool transforms_heads = false;
@@ -71,6 +70,7 @@ struct DecoderRow {
   std::int32_t token = 0;                 // the last one that there is,
   std::int32_t position = 0;              // and its place: dense layers have so many entries before it
   const std::int32_t* entries = nullptr;  // those of the routed layers, in their order
+  float threshold = 0;                    // a routed layer computes it where its decision's logit is above
   /// 0: the most likely token. Else a token is drawn from softmax(logits / temperature), the one in which the
   /// share `uniform` of [0, 1) falls, the tokens' probabilities laid side by side in the order of their ids.
   double temperature = 0;

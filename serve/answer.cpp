@@ -61,10 +61,16 @@ void Answer::take(TextUpdate update) {
                            update.prompt_logprobs.end());
   std::move(update.prompt_alternatives.begin(), update.prompt_alternatives.end(),
             std::back_inserter(c.prompt_alternatives));
+  for (const std::vector<std::uint8_t>& token : update.kept) {
+    std::string& layers = c.routing.kept.emplace_back();
+    for (const std::uint8_t kept : token) layers += kept != 0 ? '1' : '0';
+  }
   if (update.finish != Finish::None) {
     --left_;
     c.finish = update.finish;
     usage_.completion_tokens += update.tokens;
+    // A prompt counts once, whatever n is.
+    if (update.text % static_cast<std::size_t>(plan_.n) == 0) usage_.cached_tokens += update.cached_tokens;
     exchange_->record().completion_tokens = usage_.completion_tokens;
     const auto tokens =
         static_cast<double>(static_cast<std::int64_t>(prompt_of(update.text).ids.size()) + update.tokens);
@@ -81,11 +87,13 @@ void Answer::take(TextUpdate update) {
     std::move(update.piece.tokens.begin(), update.piece.tokens.end(), std::back_inserter(c.tokens));
     return;
   }
-  const bool says = !update.piece.text.empty() || (plan_.logprobs && !update.piece.tokens.empty());
+  const bool says = !update.piece.text.empty() || (plan_.logprobs && !update.piece.tokens.empty()) ||
+                    !c.routing.kept.empty();
   if (!says && update.finish == Finish::None) return;
   ChoicePart part{static_cast<std::int64_t>(update.text), std::move(update.piece.text),
                   std::move(update.piece.tokens), update.finish, !c.is_begun};
   if (plan_.echo) add_prompt(update.text, part);
+  add_routing(c, part);
   c.is_begun = true;
   send(plan_.format->chunk(plan_.head, part, plan_.include_usage));
 }
@@ -117,6 +125,13 @@ void Answer::add_prompt(std::size_t index, ChoicePart& part) const {
   part.tokens = std::move(tokens);
 }
 
+void Answer::add_routing(Choice& c, ChoicePart& part) const {
+  if (!plan_.routing) return;
+  const std::int64_t next = c.routing.first + static_cast<std::int64_t>(c.routing.kept.size());
+  part.routing = std::exchange(c.routing, {next, {}, {}});
+  part.routing->layers = model_.routed_layers;
+}
+
 void Answer::send(const std::string& json) {
   if (!is_begun_) {
     is_begun_ = true;
@@ -137,6 +152,7 @@ void Answer::finish() {
     Choice& c = choices_[i];
     ChoicePart part{static_cast<std::int64_t>(i), std::move(c.text), std::move(c.tokens), c.finish};
     if (plan_.echo) add_prompt(i, part);
+    add_routing(c, part);
     parts.push_back(std::move(part));
   }
   exchange_->reply({.body = plan_.format->whole(plan_.head, parts, usage_)});

@@ -19,6 +19,7 @@ struct AnswerPlan {
   std::int64_t n = 1;  // texts of each prompt
   bool echo = false, stream = false, include_usage = false, logprobs = false;
   bool scores_only = false;  // max_tokens 0
+  bool routing = false;      // which layers computed which token
 };
 
 /// Made on the exchange's strand; hears of its job on the engine's thread, and goes back to the strand.
@@ -37,9 +38,11 @@ class Answer final : public JobListener, public std::enable_shared_from_this<Ans
     std::vector<std::vector<SampledToken>> prompt_alternatives;
     Finish finish = Finish::None;
     bool is_begun = false;  // of a stream: its first piece is out
+    ShownRouting routing;   // of tokens that the client has not heard of
   };
 
   void take(TextUpdate update);
+  void add_routing(Choice& c, ChoicePart& part) const;
   void add_prompt(std::size_t index, ChoicePart& part) const;
   void send(const std::string& json);
   void finish();

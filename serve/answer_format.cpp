@@ -70,7 +70,8 @@ json with_head(const AnswerHead& head, const char* object, json choices) {
 json usage_json(const Usage& usage) {
   json out = {{"prompt_tokens", usage.prompt_tokens},
               {"completion_tokens", usage.completion_tokens},
-              {"total_tokens", usage.prompt_tokens + usage.completion_tokens}};
+              {"total_tokens", usage.prompt_tokens + usage.completion_tokens},
+              {"prompt_tokens_details", {{"cached_tokens", usage.cached_tokens}}}};
   if (!usage.routed_fraction.empty()) {
     const double sum = std::accumulate(usage.routed_fraction.begin(), usage.routed_fraction.end(), 0.0);
     out["routed_fraction"] = sum / static_cast<double>(usage.routed_fraction.size());
@@ -80,17 +81,25 @@ json usage_json(const Usage& usage) {
   return out;
 }
 
+json AnswerFormat::whole_choice(const ChoicePart& part, bool is_chunk) const {
+  json out = choice(part, is_chunk);
+  if (part.routing)
+    out["routing"] = {
+        {"layers", part.routing->layers}, {"first", part.routing->first}, {"kept", part.routing->kept}};
+  return out;
+}
+
 std::string AnswerFormat::whole(const AnswerHead& head, const std::vector<ChoicePart>& choices,
                                 const Usage& usage) const {
   json list = json::array();
-  for (const ChoicePart& part : choices) list.push_back(choice(part, false));
+  for (const ChoicePart& part : choices) list.push_back(whole_choice(part, false));
   json out = with_head(head, name(false), std::move(list));
   out["usage"] = usage_json(usage);
   return dump(out);
 }
 
 std::string AnswerFormat::chunk(const AnswerHead& head, const ChoicePart& part, bool with_usage) const {
-  json out = with_head(head, name(true), json::array({choice(part, true)}));
+  json out = with_head(head, name(true), json::array({whole_choice(part, true)}));
   if (with_usage) out["usage"] = nullptr;
   return dump(out);
 }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,11 +17,19 @@ namespace fathom::serve {
 
 struct Usage {
   std::int64_t prompt_tokens = 0, completion_tokens = 0;
+  std::int64_t cached_tokens = 0;  // of the prompts
   std::vector<std::int64_t> routed_layers = {};
   /// By routed layer, of all texts' tokens (weighted by their number); empty: dense, or nothing was computed.
   std::vector<double> routed_fraction = {};
 };
 nlohmann::json usage_json(const Usage& usage);
+
+/// Which of a text's tokens the routed layers computed, from token number `first` on, the prompt's counted.
+struct ShownRouting {
+  std::int64_t first = 0;
+  std::vector<std::int64_t> layers;
+  std::vector<std::string> kept;  // of each token a character a layer: 1 where it was computed, else 0
+};
 
 /// One choice, or a piece of one.
 struct ChoicePart {
@@ -29,6 +38,7 @@ struct ChoicePart {
   std::vector<ShownToken> tokens = {};
   Finish finish = Finish::None;  // None: more follows
   bool is_first = true;          // of a stream: this choice's first piece
+  std::optional<ShownRouting> routing = {};
 };
 
 /// What an answer has at its top.
@@ -46,6 +56,8 @@ class AnswerFormat {
   /// The object's "object".
   virtual const char* name(bool is_chunk) const = 0;
   virtual nlohmann::json choice(const ChoicePart& part, bool is_chunk) const = 0;
+  /// With what is no route's own.
+  nlohmann::json whole_choice(const ChoicePart& part, bool is_chunk) const;
 
   std::string whole(const AnswerHead& head, const std::vector<ChoicePart>& choices, const Usage& usage) const;
   /// A piece of a stream; `with_usage`: the client has asked for it, so pieces before the last have null.

@@ -26,11 +26,16 @@ using nlohmann::json;
 constexpr std::int64_t kDefaultMaxTokens = 16;  // OpenAI's, of /v1/completions
 
 json model_json(const ServedModel& model) {
-  return {{"id", model.name},
-          {"object", "model"},
-          {"created", model.created},
-          {"owned_by", "fathom"},
-          {"max_model_len", model.limits.context}};
+  json out = {{"id", model.name},
+              {"object", "model"},
+              {"created", model.created},
+              {"owned_by", "fathom"},
+              {"max_model_len", model.limits.context}};
+  if (model.limits.max_threshold > 0)
+    out["routing"] = {{"layers", model.routed_layers},
+                      {"min_threshold", model.limits.min_threshold},
+                      {"max_threshold", model.limits.max_threshold}};
+  return out;
 }
 
 }  // namespace
@@ -225,6 +230,7 @@ AnswerPlan Api::new_plan(const char* prefix, const AnswerOptions& options, const
   plan.stream = options.stream;
   plan.include_usage = options.include_usage;
   plan.logprobs = options.logprobs >= 0;
+  plan.routing = options.routing;
   return plan;
 }
 

@@ -117,6 +117,17 @@ std::vector<PromptInput> read_prompts(JsonFields& fields, const RequestLimits& l
   return prompts;
 }
 
+// The dial for depth, what came of it, and what is shared.
+void read_routing(JsonFields& fields, const RequestLimits& limits, AnswerOptions& o) {
+  if (limits.max_threshold > 0) {
+    o.threshold = fields.number("routing_threshold", limits.min_threshold, limits.max_threshold);
+  } else {
+    fields.refuse("routing_threshold", "this model computes all of every token.");
+  }
+  o.routing = fields.flag("return_routing", false);
+  o.prefix_cache = fields.flag("cache_prompt", true);
+}
+
 void read_sampling(JsonFields& fields, const RequestLimits& limits, AnswerOptions& o) {
   SamplingOptions& s = o.sampling;
   s.temperature = fields.number("temperature", 0, 100).value_or(1);
@@ -158,6 +169,7 @@ AnswerOptions read_answer_options(JsonFields& fields, const RequestLimits& limit
     of_stream.refuse_others();
   }
   read_sampling(fields, limits, o);
+  read_routing(fields, limits, o);
   fields.ignore("user");
   return o;
 }

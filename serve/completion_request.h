@@ -19,6 +19,8 @@ struct RequestLimits {
   std::int64_t context = 0;  // tokens of a prompt and its answer
   std::int64_t texts = 128;  // of a request: prompts times n
   std::int64_t logprobs = 20;
+  /// Of routing, between which a request may choose its own; 0 and 0: the model asks for none.
+  double min_threshold = 0, max_threshold = 0;
 };
 
 /// Text, or ids as they are.
@@ -37,6 +39,9 @@ struct AnswerOptions {
   SamplingOptions sampling;
   std::optional<std::uint64_t> seed;  // none: another one each time
   bool ignore_eos = false;            // go on behind the end of a document
+  std::optional<double> threshold;    // of routing; none: the server's
+  bool prefix_cache = true;           // what texts that begin alike share
+  bool routing = false;               // says which routed layers computed which token
   bool stream = false;
   bool include_usage = false;
   int logprobs = -1;  // with each token, so many of the most likely ones; -1: none at all

@@ -30,6 +30,8 @@ struct TextUpdate {
   Finish finish = Finish::None;  // Stop or Length: the last update of this text, with
   std::int64_t tokens = 0;       // what was chosen in all, and
   std::vector<double> routed_fraction = {};
+  std::int64_t cached_tokens = 0;                    // of the prompt
+  std::vector<std::vector<std::uint8_t>> kept = {};  // further ones (Event::kept), with any update
 };
 
 /// Called on the engine's thread, which waits meanwhile. What it throws ends its job, and no other.

@@ -14,7 +14,7 @@ constexpr const char* kPage = R"html(<!doctype html>
   --soft: light-dark(#f3f5f8, #20242a); }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.3rem; margin: 0 0 1rem; }
-label { display: block; }
+label { display: block; } [hidden] { display: none !important; }
 textarea, input { font: inherit; color: inherit; background: var(--soft); border: 1px solid var(--line);
   border-radius: 4px; padding: .4rem; box-sizing: border-box; }
 textarea { width: 100%; min-height: 6rem; }
@@ -27,6 +27,9 @@ button { font: inherit; padding: .4rem 1.2rem; }
 #answer .prompt { opacity: .6; }
 #status { min-height: 1.5rem; }
 #status.bad { color: light-dark(#a01818, #ff9a9a); }
+#routing { margin: .6rem 0; } #routing figcaption { display: flex; gap: 1rem; flex-wrap: wrap; }
+#strip { overflow-x: auto; border: 1px solid var(--line); border-radius: 4px; }
+#strip canvas { display: block; color: var(--deep); background: var(--soft); }
 #depth { display: grid; grid-template-columns: auto 1fr auto; gap: .2rem .6rem; align-items: center; }
 #depth .bar { background: var(--soft); height: .8rem; } #depth .bar i { display: block; height: 100%; background: var(--deep); }
 </style>
@@ -37,6 +40,7 @@ button { font: inherit; padding: .4rem 1.2rem; }
   <div class="numbers">
     <label>New tokens <input id="tokens" type="number" min="1" value="100"></label>
     <label>Temperature <input id="temperature" type="number" min="0" max="100" step="0.1" value="0.8"></label>
+    <label id="dial" hidden>Routing threshold <input id="threshold" type="number" step="0.01" placeholder="usual"></label>
     <label id="keys" hidden>API key <input id="key" type="password" autocomplete="off"></label>
   </div>
   <button id="go">Write</button> <button id="stop" type="button" disabled>Stop</button>
@@ -44,6 +48,10 @@ button { font: inherit; padding: .4rem 1.2rem; }
 </form>
 <div id="answer" aria-live="off" tabindex="0" aria-label="Answer"></div>
 <div id="status" role="status"></div>
+<figure id="routing" hidden>
+  <figcaption><span>Depth by token and layer</span><span id="here"></span></figcaption>
+  <div id="strip" tabindex="0" role="img" aria-label="Depth by token and layer"><canvas></canvas></div>
+</figure>
 <div id="depth"></div>
 <script>
 const $ = id => document.getElementById(id);
@@ -58,7 +66,53 @@ function refused(status, text) {
 async function name() {
   const r = await fetch("v1/models", {headers: headers()});
   if (!r.ok) return refused(r.status, await r.text());
-  $("model").textContent = "· " + (await r.json()).data[0].id;
+  const model = (await r.json()).data[0];
+  $("model").textContent = "· " + model.id;
+  $("dial").hidden = !model.routing;
+  if (model.routing) { $("threshold").min = model.routing.min_threshold; $("threshold").max = model.routing.max_threshold; }
+}
+// A column a token, a row a layer, the first layer below; the prompt is paler.
+const strip = {layers: [], kept: [], prompt: 0, at: -1, cell: 8, tall: 12, drawn: 0}, widest = 30000;
+function draw(all) {
+  const canvas = $("strip").firstElementChild, rows = strip.layers.length, tall = strip.tall;
+  const count = strip.kept.length, scale = devicePixelRatio || 1;
+  // Room is taken ahead, as a canvas that changes its size is empty, and as much as a canvas may have.
+  if (all || canvas.width < Math.min(widest, count * strip.cell) * scale) {
+    strip.cell = Math.max(1, Math.min(8, Math.floor(widest / 2 / count)));
+    const room = Math.min(widest, Math.max(256, 2 * count * strip.cell));
+    canvas.width = room * scale; canvas.height = rows * tall * scale;
+    canvas.style.height = rows * tall + "px"; canvas.style.width = room + "px";
+    strip.drawn = 0;
+  }
+  const c = strip.cell, gap = c > 2 ? 1 : 0;
+  const g = canvas.getContext("2d");
+  g.setTransform(scale, 0, 0, scale, 0, 0);
+  g.fillStyle = getComputedStyle(canvas).color;
+  for (; strip.drawn < strip.kept.length; ++strip.drawn) {
+    const token = strip.kept[strip.drawn];
+    g.globalAlpha = strip.drawn < strip.prompt ? .45 : 1;
+    for (let l = 0; l < rows; ++l) if (token[l] == "1") g.fillRect(strip.drawn * c, (rows - 1 - l) * tall, c - gap, tall - 1);
+  }
+}
+function show(routing) {
+  if (!routing.layers.length || !routing.kept.length) return;
+  if (!strip.kept.length) { strip.layers = routing.layers; strip.prompt = routing.kept.length; $("routing").hidden = false; }
+  const first = !strip.kept.length, box = $("strip"), at_end = box.scrollLeft + box.clientWidth >= box.dataset.end - 40;
+  strip.kept.push(...routing.kept);
+  draw(first);
+  box.dataset.end = strip.kept.length * strip.cell;
+  if (first || at_end) box.scrollLeft = box.dataset.end - box.clientWidth + 2;
+}
+function forget() {
+  strip.kept = []; strip.at = -1; strip.drawn = 0; $("routing").hidden = true; $("here").textContent = "";
+  $("strip").dataset.end = 0;
+}
+function point(token) {
+  if (!strip.kept.length) return;
+  strip.at = Math.min(strip.kept.length - 1, Math.max(0, token));
+  const through = strip.layers.filter((l, i) => strip.kept[strip.at][i] == "1");
+  $("here").textContent = (strip.at < strip.prompt ? "token " + (strip.at + 1) + " of the text to go on from"
+    : "new token " + (strip.at - strip.prompt + 1)) + ": " + (through.length ? "layer " + through.join(", ") : "no routed layer");
 }
 function depth(usage) {
   $("depth").replaceChildren();
@@ -76,7 +130,7 @@ async function write() {
   if (going) return;
   going = new AbortController();
   $("go").disabled = true; $("stop").disabled = false;
-  depth(null); say("…");
+  depth(null); forget(); say("…");
   const prompt = document.createElement("span");
   prompt.className = "prompt"; prompt.textContent = $("prompt").value;
   const answer = document.createTextNode("");
@@ -88,7 +142,8 @@ async function write() {
   try {
     const r = await fetch("v1/completions", {method: "POST", signal: going.signal, headers: headers(),
       body: JSON.stringify({prompt: $("prompt").value, max_tokens: +$("tokens").value,
-        temperature: +$("temperature").value, stream: true, stream_options: {include_usage: true}})});
+        temperature: +$("temperature").value, stream: true, return_routing: true,
+        routing_threshold: $("dial").hidden || !$("threshold").value ? null : +$("threshold").value, stream_options: {include_usage: true}})});
     if (!r.ok) { refused(r.status, await r.text()); return; }
     const reader = r.body.pipeThrough(new TextDecoderStream()).getReader();
     let left = "", failed = "";
@@ -102,6 +157,7 @@ async function write() {
         const event = JSON.parse(data);
         if (event.error) { failed = event.error.message; continue; }
         if (event.usage) usage = event.usage;
+        if (event.choices.length && event.choices[0].routing) show(event.choices[0].routing);
         if (!event.choices.length || !event.choices[0].text) continue;
         first = first || performance.now();
         ++pieces;
@@ -121,6 +177,14 @@ function stop() { if (going) going.abort(); }
 $("form").addEventListener("submit", e => { e.preventDefault(); write(); });
 $("stop").addEventListener("click", stop);
 $("key").addEventListener("change", name);
+$("strip").addEventListener("mousemove", e => point(Math.floor(e.offsetX / strip.cell)));
+$("strip").addEventListener("keydown", e => {
+  if (e.key != "ArrowLeft" && e.key != "ArrowRight") return;
+  e.preventDefault();
+  point(strip.at + (e.key == "ArrowRight" ? 1 : -1));
+  $("strip").scrollLeft = strip.at * strip.cell - $("strip").clientWidth / 2;
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (strip.kept.length) draw(true); });
 document.addEventListener("keydown", e => {
   if (e.key == "Enter" && (e.ctrlKey || e.metaKey)) { e.preventDefault(); write(); }
   if (e.key == "Escape") stop();

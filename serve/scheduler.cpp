@@ -1,6 +1,7 @@
 #include "serve/scheduler.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include <fmt/format.h>
@@ -231,14 +232,21 @@ void Scheduler::take(Event& event, Updates& updates) {
   update.finish = event.finish;
   update.prompt_logprobs = std::move(event.prompt_logprobs);
   update.prompt_alternatives = std::move(event.prompt_alternatives);
+  update.kept = std::move(event.kept);
   update.routed_fraction = std::move(event.routed_fraction);
+  update.cached_tokens = event.cached_tokens;
   if (event.has_token) {
     count_token(text, jobs_.at(text.job));
     update.piece = text.answer->add(event.token, std::move(event.alternatives));
   }
   if (text.answer->stopped()) {
     // The token that completes the stop string may have been the last one anyhow.
-    if (event.finish == Finish::None) update.routed_fraction = engine_.stop(event.request).routed_fraction;
+    if (event.finish == Finish::None) {
+      Event end = engine_.stop(event.request);
+      update.routed_fraction = std::move(end.routed_fraction);
+      update.cached_tokens = end.cached_tokens;
+      std::move(end.kept.begin(), end.kept.end(), std::back_inserter(update.kept));
+    }
     update.finish = Finish::Stop;
   } else if (event.finish != Finish::None) {
     Piece rest = event.has_stop_token ? text.answer->end(event.token, std::move(event.alternatives))
@@ -250,7 +258,8 @@ void Scheduler::take(Event& event, Updates& updates) {
   update.tokens = text.tokens;
   const JobId job = text.job;
   if (done) end_text(found);
-  if (done || !update.piece.text.empty() || !update.piece.tokens.empty() || !update.prompt_logprobs.empty())
+  if (done || !update.piece.text.empty() || !update.piece.tokens.empty() || !update.kept.empty() ||
+      !update.prompt_logprobs.empty())
     updates[job].push_back(std::move(update));
 }
 

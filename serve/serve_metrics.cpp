@@ -15,10 +15,17 @@ void add_engine(MetricsText& out, const EngineStats& s, const std::vector<std::i
   out.gauge("fathom_kv_cache_usage_ratio", "Share of the blocks of keys and values that are in use.",
             s.blocks > 0 ? number(s.blocks - s.free_blocks) / number(s.blocks) : 0);
   out.gauge("fathom_kv_cache_blocks", "Blocks of keys and values, free ones too.", number(s.blocks));
-  out.gauge("fathom_kv_cache_free_blocks", "Blocks of keys and values that are free.", number(s.free_blocks));
+  out.gauge("fathom_kv_cache_free_blocks",
+            "Blocks of keys and values that are free, or have only beginnings for later texts.",
+            number(s.free_blocks));
+  out.gauge("fathom_prefix_cache_blocks", "Blocks that have only beginnings for later texts.",
+            number(s.prefix_blocks));
   out.gauge("fathom_kv_cache_block_bytes", "Bytes of a block.", number(s.block_bytes));
   out.counter("fathom_prompt_tokens_total",
               "Tokens of prompts that were computed, again after a preemption too.", number(s.prompt_tokens));
+  out.counter("fathom_prefix_cache_hit_tokens_total",
+              "Tokens that were in the cache when a text began, and were not computed.",
+              number(s.prefix_hit_tokens));
   out.counter("fathom_generated_tokens_total", "Tokens that were chosen.", number(s.decoded_tokens));
   out.counter("fathom_engine_steps_total", "Steps of the engine.", number(s.steps));
   out.counter("fathom_preemptions_total", "Texts that gave their blocks away and were computed again.",

@@ -93,6 +93,9 @@ std::vector<TextRequest> texts_of(const std::vector<PreparedPrompt>& prompts, co
       r.logprobs = options.logprobs >= 0;
       r.top_logprobs = std::max(0, options.logprobs);
       r.prompt_logprobs = echo && r.logprobs;
+      r.threshold = options.threshold;
+      r.prefix_cache = options.prefix_cache;
+      r.routing = options.routing;
       texts.push_back(std::move(t));
     }
   }

@@ -44,6 +44,7 @@ struct DecodeCandidate {
 struct DecodeRow {
   int slot, token, position;  // dense layers have `position` entries before it
   float inverse_temperature;  // 0: the most likely token
+  float threshold;            // of a decision's logit
   double uniform;             // of [0, 1): what is drawn
 };
 
@@ -69,7 +70,6 @@ struct DecodeStep {
   const float* frequencies;  // of RoPE, [d/2]
   int depth, vocab, choices, width, hidden, predictor_hidden, heads, kv_heads;
   float norm_eps, qk_eps, score_scale;  // the last one with log2(e): exponentials are powers of two
-  float threshold;                      // of a decision's logit
   int gate;                             // GateKind
   int bits;                             // of the layers' products: 16 or 4
   int group;                            // columns that share a scale; 0: one scale a row

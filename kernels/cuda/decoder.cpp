@@ -147,8 +147,11 @@ class CudaDecoder final : public Decoder {
     for (std::size_t i = 0; i < rows.size(); ++i) {
       const DecoderRow& r = rows[i];
       step_.row[i] = {
-          static_cast<int>(r.slot), r.token, r.position,
+          static_cast<int>(r.slot),
+          r.token,
+          r.position,
           r.temperature > 0 ? static_cast<float>(std::clamp(1 / r.temperature, 1e-30, 1e30)) : 0.0F,
+          r.threshold,
           r.uniform};
       std::copy(r.entries, r.entries + step_.routed_layers, step_.entries[i]);
     }
@@ -194,7 +197,6 @@ class CudaDecoder final : public Decoder {
     step_.qk_eps = static_cast<float>(m.qkv.norm_eps);
     constexpr double kLog2E = 1.4426950408889634074;
     step_.score_scale = static_cast<float>(m.cache.scale * kLog2E);
-    step_.threshold = static_cast<float>(m.threshold_logit);
     step_.gate = static_cast<int>(m.gate);
     for (const DecoderLayer& l : m.layers) {
       step_.routed_layers += l.routed ? 1 : 0;

@@ -27,6 +27,7 @@
 #include "src/ops/loss.h"
 #include "src/ops/mlp.h"
 #include "src/ops/norm.h"
+#include "src/ops/routing.h"
 #include "src/ops/token_choice.h"
 
 namespace fathom {
@@ -65,8 +66,17 @@ ops::Dispatch Transformer::dispatch(Context& c, const ExpertLayer& routed, const
   if (rows.causal) {
     if (tokens_choose) return ops::experts_above(c, weights, 0, e.count);
     const bool by_predictor = rows.causal->logit == Causal::Logit::Predictor;
-    return ops::experts_above(c, by_predictor ? routed.predicted : routed.scores,
-                              logit(rows.causal->threshold), e.count);
+    const Tensor& logits = by_predictor ? routed.predicted : routed.scores;
+    if (!rows.causal->shifts.defined())
+      return ops::experts_above(c, logits, logit(rows.causal->threshold), e.count);
+    const Tensor& of_pass = rows.causal->shifts;
+    const Tensor shifts = rows.kept.defined() ? ops::gather_stat(c, of_pass, rows.kept) : of_pass;
+    const Tensor shifted = c.empty(logits.shape(), logits.dtype());
+    for (std::int64_t i = 0; i < logits.dim(0); ++i) {
+      c.backend().copy(shifted.rows(i, i + 1), shifts);
+      c.backend().accumulate(shifted.rows(i, i + 1), logits.rows(i, i + 1));
+    }
+    return ops::experts_above(c, shifted, 0, e.count);
   }
   const ops::ExpertSequences s{
       .batch = rows.batch, .seq = rows.seq, .experts = e.count, .keep = expert_tokens(e, rows.seq)};

@@ -45,6 +45,12 @@ struct Select {
   }
 };
 
+// Of rows with thresholds of their own.
+Tensor select_shifted(Context& c, const Causal& rule, const RoutedLayer& routed, std::int64_t rows) {
+  const Tensor& logits = rule.logit == Causal::Logit::Predictor ? routed.predicted : routed.scores;
+  return ops::rows_above(c, ops::add(c, logits.detach(), rule.shifts), 0, 1, rows);
+}
+
 }  // namespace
 
 // p_i = w2 . silu(W1 x_i + b1) + b2, on the stream without its gradient: it learns to foretell S and shapes
@@ -71,7 +77,9 @@ Transformer::Stream Transformer::routed_block(Context& c, std::int64_t layer, co
     routed.scores = ops::row_score(c, x, weight(layer, "router.weight"));
   }
   if (routing_.has_predictor()) routed.predicted = predict(c, layer, x);
-  routed.indices = std::visit(Select{c, routing_, routed, rows.batch, rows.seq}, rule);
+  routed.indices = causal != nullptr && causal->shifts.defined()
+                       ? select_shifted(c, *causal, routed, x.dim(0))
+                       : std::visit(Select{c, routing_, routed, rows.batch, rows.seq}, rule);
   result.routing.push_back(routed);
   if (routed.indices.size() == 0) return {x, {}};
   if (rows.cache != nullptr) rows.cache->expect(c, layer, routed.indices);

@@ -1,12 +1,28 @@
 #include "src/model/selection.h"
 
 #include <cmath>
+#include <vector>
 
 #include "kernels/error.h"
+#include "src/autograd/context.h"
+#include "src/ops/routing.h"
 
 namespace fathom {
 
 double logit(double probability) { return std::log(probability / (1.0 - probability)); }
+
+// x - t > 0 where x > t, in either precision: a difference of two numbers rounds to 0 only where they are
+// equal.
+Tensor row_shifts(Context& c, std::span<const double> thresholds) {
+  Tensor shifts = c.empty_stat({static_cast<std::int64_t>(thresholds.size())});
+  const bool is_double = shifts.dtype() == DType::F64;
+  std::vector<double> values;
+  values.reserve(thresholds.size());
+  for (const double t : thresholds)
+    values.push_back(is_double ? -logit(t) : -double{ops::fp32_below(logit(t))});
+  from_doubles(c.backend(), shifts, values);
+  return shifts;
+}
 
 GateKind gate_kind(Gate gate) {
   switch (gate) {

@@ -2,12 +2,16 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <variant>
 
 #include "kernels/backend.h"
 #include "src/config/config.h"
+#include "src/core/tensor.h"
 
 namespace fathom {
+
+class Context;
 
 /// The K largest router scores of each sequence. Looks at the whole sequence: for training and `val_topk`.
 struct TopK {};
@@ -22,6 +26,10 @@ struct Causal {
   /// Skipped: routed blocks pass all tokens by, and are not even asked: the model as its own draft. Experts
   /// are, where they are left.
   enum class Blocks : std::uint8_t { Asked, Skipped } blocks = Blocks::Asked;
+  /// Rows of one pass that have thresholds of their own (row_shifts): stat [N] of a batch of one sequence of
+  /// N rows, what is added to each row's logit, which is then compared with 0; `threshold` is not read.
+  /// Undefined: all rows have that one.
+  Tensor shifts = {};
 };
 
 /// Top-k on Gaussian noise: the paper's control. A pure function of (seed, step, layer): layer l draws from
@@ -43,6 +51,10 @@ using SelectionRule = std::variant<TopK, Causal, Stochastic>;
 
 /// The inverse of sigma.
 double logit(double probability);
+
+/// Causal::shifts of rows with these thresholds, each in (0, 1): every row is decided about as by a pass that
+/// has its threshold alone.
+Tensor row_shifts(Context& c, std::span<const double> thresholds);
 
 /// What the gate is to the kernels.
 GateKind gate_kind(Gate gate);

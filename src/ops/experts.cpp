@@ -4,6 +4,7 @@
 
 #include "src/ops/check.h"
 #include "src/ops/dispatch.h"
+#include "src/ops/routing.h"
 #include "src/ops/weight_gradient.h"
 
 namespace fathom::ops {
@@ -99,7 +100,7 @@ Dispatch experts_above(Context& c, const Tensor& scores, double threshold, std::
   d.taken = std::move(taken);
   // What is above the threshold is above 0 once it is subtracted: expert_fill's rule.
   const Tensor above = c.empty_stat({experts, rows});
-  c.backend().fill(above, -threshold);
+  c.backend().fill(above, above.dtype() == DType::F32 ? -double{fp32_below(threshold)} : -threshold);
   c.backend().accumulate(above, scores.rows(0, experts));
   c.backend().expert_fill(d.rows, d.slots, above, rows, d.shape);
   return d;

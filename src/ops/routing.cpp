@@ -1,5 +1,7 @@
 #include "src/ops/routing.h"
 
+#include <cmath>
+
 #include "src/ops/check.h"
 
 namespace fathom::ops {
@@ -19,6 +21,11 @@ Tensor rows_above(Context& c, const Tensor& scores, double threshold, std::int64
   return room.rows(0, kept);
 }
 
+float fp32_below(double x) {
+  const auto nearest = static_cast<float>(x);
+  return static_cast<double>(nearest) > x ? std::nextafter(nearest, -INFINITY) : nearest;
+}
+
 Tensor gather_rows(Context& c, const Tensor& x, const Tensor& indices) {
   expect_matrix(c, "gather_rows", "x", x);
   const GatherShape s{x.dim(0), indices.size(), x.dim(1)};
@@ -36,6 +43,12 @@ Tensor gather_rows(Context& c, const Tensor& x, const Tensor& indices) {
 Tensor gather_int32(Context& c, const Tensor& x, const Tensor& indices) {
   Tensor out = c.empty({indices.size()}, DType::I32);
   c.backend().gather_int32(out, x, indices);
+  return out;
+}
+
+Tensor gather_stat(Context& c, const Tensor& x, const Tensor& indices) {
+  Tensor out = c.empty_stat({indices.size()});
+  c.backend().gather_rows_forward(out, x, indices, {x.size(), indices.size(), 1});
   return out;
 }
 

@@ -73,6 +73,7 @@ std::vector<Seen> run_schedule(Model& m, std::uint64_t seed, EngineStats& stats)
       q.sampling.seed = static_cast<std::uint64_t>(from_to(0, 1000));
       q.sampling.repetition_penalty = from_to(0, 2) == 0 ? 1.3 : 1.0;
       q.prompt_logprobs = from_to(0, 3) == 0;
+      if (from_to(0, 1) == 0) q.threshold = 0.4 + 0.05 * static_cast<double>(from_to(0, 4));
       Seen seen;
       seen.request = q;
       seen.ids = q.prompt;
@@ -103,6 +104,12 @@ std::vector<Seen> run_schedule(Model& m, std::uint64_t seed, EngineStats& stats)
   return ended;
 }
 
+Causal rule_of(const Model& m, const Request& request) {
+  Causal rule = m.rule;
+  rule.threshold = request.threshold.value_or(rule.threshold);
+  return rule;
+}
+
 std::int64_t schedules(std::int64_t usual) {
   const char* given = std::getenv("FATHOM_SCHEDULES");
   return given == nullptr ? usual : std::atoll(given);
@@ -117,7 +124,7 @@ void expect_the_bits_of_the_whole_pass(Model& m, std::int64_t count) {
     EngineStats stats;
     for (const Seen& s : run_schedule(m, static_cast<std::uint64_t>(seed), stats)) {
       if (s.ids.size() > static_cast<std::size_t>(kContext)) continue;  // scored behind the context
-      const std::vector<float> whole = causal_logits(m.c, m.model, s.ids, m.rule);
+      const std::vector<float> whole = causal_logits(m.c, m.model, s.ids, rule_of(m, s.request));
       for (const auto& [position, logits] : s.logits) {
         // NOLINTNEXTLINE(bugprone-suspicious-memory-comparison): to the bit
         ASSERT_EQ(std::memcmp(logits.data(), whole.data() + (position - 1) * kVocab, kVocab * sizeof(float)),
@@ -172,8 +179,8 @@ TEST_P(EngineSchedules, AreCloseToTheWholePassInTheFastMode) {
     SCOPED_TRACE(seed);
     EngineStats stats;
     for (const Seen& s : run_schedule(m, static_cast<std::uint64_t>(seed), stats)) {
-      const std::vector<float> whole = causal_logits(m.c, m.model, s.ids, m.rule);
-      const std::vector<double> margin = margins(m, s.ids);
+      const std::vector<float> whole = causal_logits(m.c, m.model, s.ids, rule_of(m, s.request));
+      const std::vector<double> margin = margins(m, s.ids, rule_of(m, s.request));
       for (const auto& [position, logits] : s.logits) {
         if (margin[static_cast<std::size_t>(position - 1)] < 1e-4) {
           ++near;  // another rounding may route it otherwise
@@ -255,6 +262,8 @@ TEST_F(EngineInput, IsRefusedInOneParagraphAndTheOthersGoOn) {
   EXPECT_THAT(refused({.prompt = {1}, .sampling = {.repetition_penalty = 0}}),
               HasSubstr("repetition_penalty"));
   EXPECT_THAT(refused({.prompt = {1}, .max_tokens = -1}), HasSubstr("max_tokens"));
+  EXPECT_THAT(refused({.prompt = {1}, .threshold = 0}), HasSubstr("threshold"));
+  EXPECT_THAT(refused({.prompt = {1}, .threshold = NAN}), HasSubstr("threshold"));
   SamplingOptions biased;
   biased.logit_bias[31] = 1;
   EXPECT_THAT(refused({.prompt = {1}, .sampling = biased}), HasSubstr("token 31"));
@@ -403,6 +412,32 @@ TEST_F(EngineInput, LogitsThatAreNotFiniteEndTheirRequestOnly) {
   ASSERT_EQ(events.size(), 1U);
   EXPECT_EQ(events[0].finish, Finish::Length);
   EXPECT_EQ(engine.stats().free_blocks, engine.stats().blocks);
+}
+
+// The dial: less is computed the higher it stands, and in company as alone.
+TEST_F(EngineInput, ThresholdsSayHowMuchOfATextIsComputed) {
+  std::mt19937_64 r(3);
+  const Ids prompt = random_ids(r, 40);
+  const auto fractions_of = [&](const std::vector<double>& thresholds) {
+    Engine engine(m.c, m.model, options());
+    std::map<RequestId, double> of;
+    for (const double t : thresholds)
+      of[engine.submit({.prompt = prompt, .max_tokens = 1, .threshold = t})] = -1;
+    while (!engine.idle()) {
+      for (const Event& e : engine.step()) {
+        if (e.finish != Finish::None) of[e.request] = e.routed_fraction.at(0);
+      }
+    }
+    std::vector<double> fractions;
+    for (const auto& [id, fraction] : of) fractions.push_back(fraction);
+    return fractions;
+  };
+  const std::vector<double> together = fractions_of({0.001, 0.3, 0.5, 0.7, 0.999});
+  EXPECT_EQ(together.front(), 1);
+  EXPECT_EQ(together.back(), 0);
+  EXPECT_TRUE(std::is_sorted(together.rbegin(), together.rend()));
+  EXPECT_EQ(together[2], fractions_of({0.5})[0]);
+  EXPECT_LT(together[3], together[1]);
 }
 
 TEST_F(EngineInput, BiasesThatLeaveNothingEndTheirRequest) {

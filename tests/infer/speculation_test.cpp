@@ -217,7 +217,7 @@ bool is_near_tie(Model& m, const Ids& text) {
   std::vector<float> logits = causal_logits(m.c, m.model, before, m.rule);
   logits.erase(logits.begin(), logits.end() - kVocab);
   std::sort(logits.begin(), logits.end(), std::greater<>());
-  return logits[0] - logits[1] < 1e-3 || margins(m, before).back() < 1e-4;
+  return logits[0] - logits[1] < 1e-3 || margins(m, before, m.rule).back() < 1e-4;
 }
 
 // Elsewhere a row's rounding depends on how many rows a pass has.

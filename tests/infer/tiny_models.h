@@ -93,13 +93,13 @@ struct Model {
 };
 
 /// How near the nearest decision about each row, or one before it, came to going the other way.
-inline std::vector<double> margins(Model& m, const std::vector<std::int32_t>& ids) {
+inline std::vector<double> margins(Model& m, const std::vector<std::int32_t>& ids, const Causal& rule) {
   const NoGrad no_grad(m.c);
   const auto n = static_cast<std::int64_t>(ids.size());
-  const ForwardResult pass = m.model.forward(m.c, make_batch(m.c, 1, n, ids, {}), m.rule);
+  const ForwardResult pass = m.model.forward(m.c, make_batch(m.c, 1, n, ids, {}), rule);
   std::vector<double> least(ids.size(), INFINITY);
-  const double border = logit(m.rule.threshold);
-  const bool predictor = m.rule.logit == Causal::Logit::Predictor;
+  const double border = logit(rule.threshold);
+  const bool predictor = rule.logit == Causal::Logit::Predictor;
   for (const RoutedLayer& l : pass.routing) {
     const auto scores = to_doubles(m.c.backend(), predictor ? l.predicted : l.scores);
     for (std::size_t i = 0; i < ids.size(); ++i) least[i] = std::min(least[i], std::fabs(scores[i] - border));

@@ -233,6 +233,65 @@ TEST_F(Completions, UsageComesAtTheEndOfAStreamIfAsked) {
   EXPECT_EQ(events.back()["usage"]["completion_tokens"], 3);
 }
 
+TEST_F(Completions, ThresholdsSayHowDeepATextGoes) {
+  const auto usage = [](const json& threshold) {
+    return complete({{"prompt", std::string(60, 'q')},
+                     {"max_tokens", 20},
+                     {"temperature", 0},
+                     {"routing_threshold", threshold}})["usage"];
+  };
+  const double usual = usage(nullptr)["routed_fraction"];
+  EXPECT_GT(usage(0.1)["routed_fraction"], usual);
+  EXPECT_LT(usage(0.9)["routed_fraction"], usual);
+  EXPECT_EQ(usage(TinyModel::kThreshold)["routed_fraction"], usual);
+}
+
+TEST_F(Completions, SayWhatWasInTheCache) {
+  json body = {{"prompt", std::string(100, 'z') + "!"}, {"max_tokens", 5}, {"temperature", 0}};
+  const auto cached = [&] { return complete(body)["usage"]["prompt_tokens_details"]["cached_tokens"]; };
+  const std::string text = text_of(body);
+  EXPECT_EQ(cached(), 96);
+  EXPECT_EQ(text_of(body), text);
+  body["cache_prompt"] = false;
+  EXPECT_EQ(cached(), 0);
+  EXPECT_EQ(text_of(body), text);
+  body["cache_prompt"] = true;
+  body["n"] = 3;  // a prompt counts once
+  EXPECT_EQ(cached(), 96);
+  body["routing_threshold"] = 0.2;
+  EXPECT_EQ(cached(), 0);
+}
+
+TEST_F(Completions, SayWhichLayersComputedWhichToken) {
+  json body = {{"prompt", "Where does it go?"},
+               {"max_tokens", 12},
+               {"temperature", 0},
+               {"ignore_eos", true},
+               {"return_routing", true}};
+  const json whole = complete(body);
+  const json routing = whole["choices"][0]["routing"];
+  EXPECT_EQ(routing["layers"], whole["usage"]["routed_layers"]);
+  EXPECT_EQ(routing["first"], 0);
+  // All tokens but the one that was chosen last.
+  const std::vector<std::string> kept = routing["kept"];
+  ASSERT_EQ(kept.size(), whole["usage"]["total_tokens"].get<std::size_t>() - 1);
+  for (std::size_t i = 0; i < 2; ++i) {
+    double sum = 0;
+    for (const std::string& token : kept) sum += token.at(i) == '1' ? 1 : 0;
+    EXPECT_NEAR(sum / static_cast<double>(kept.size()), whole["usage"]["routed_fraction_by_layer"][i], 1e-9);
+  }
+  // A stream's pieces say the same, each where it goes on; and so does a text that found some in the cache.
+  body["stream"] = true;
+  std::vector<std::string> pieces;
+  for (const json& event : post(server_->port(), "/v1/completions", body).events()) {
+    const json& part = event["choices"][0]["routing"];
+    EXPECT_EQ(part["first"], pieces.size());
+    for (const json& token : part["kept"]) pieces.push_back(token);
+  }
+  EXPECT_EQ(pieces, kept);
+  EXPECT_FALSE(complete({{"prompt", "a"}, {"max_tokens", 2}})["choices"][0].contains("routing"));
+}
+
 TEST_F(Completions, BiasesAndPenaltiesReachTheEngine) {
   const json body = {{"prompt", "ab"}, {"max_tokens", 6}, {"temperature", 0}, {"logit_bias", {{"120", 100}}}};
   EXPECT_EQ(text_of(body), "xxxxxx");
@@ -263,28 +322,37 @@ TEST_F(Completions, RefuseInOpenAisShape) {
   expect_error({{"prompt", "a"}, {"logit_bias", {{"300", 1}}}}, 400, "logit_bias", "300");
   expect_error({{"prompt", "a"}, {"stream_options", {{"include_usage", true}}}}, 400, "stream_options",
                "stream");
+  expect_error({{"prompt", "a"}, {"routing_threshold", 0.95}}, 400, "routing_threshold", "0.9");
+  expect_error({{"prompt", "a"}, {"routing_threshold", "deep"}}, 400, "routing_threshold", "number");
   expect_error({{"prompt", "a"}, {"model", "gpt-4"}}, 404, "model", "gpt-4");
   expect_error(json::array(), 400, "", "JSON object");
 }
 
 TEST_F(Completions, OfManyClientsAreThoseOfEachAlone) {
   constexpr int kClients = 64;
+  // Half of the prompts begin alike, at three thresholds and the server's; alone nothing is shared.
   const auto body = [](int i) {
-    return json{
-        {"prompt", std::string(static_cast<std::size_t>(1 + i * 3 % 90), static_cast<char>('a' + i % 26))},
-        {"max_tokens", 40},
-        {"temperature", 0},
-        {"logprobs", i % 3 == 0 ? 2 : 0}};
+    const std::string own(static_cast<std::size_t>(1 + i * 3 % 90), static_cast<char>('a' + i % 26));
+    return json{{"prompt", i % 2 == 0 ? own : std::string(70, '~') + own},
+                {"max_tokens", 40},
+                {"temperature", 0},
+                {"routing_threshold", i % 5 == 0 ? json() : json(0.15 * (i % 5))},
+                {"logprobs", i % 3 == 0 ? 2 : 0}};
   };
   std::vector<std::string> alone(kClients), together(kClients);
-  const auto choices = [&](int i) {
-    return post(server_->port(), "/v1/completions", body(i)).json()["choices"].dump();
+  const auto choices = [&](int i, bool shares) {
+    json request = body(i);
+    request["cache_prompt"] = shares;
+    return post(server_->port(), "/v1/completions", request).json()["choices"].dump();
   };
-  for (int i = 0; i < kClients; ++i) alone[static_cast<std::size_t>(i)] = choices(i);
+  const double hits = server_->metric("fathom_prefix_cache_hit_tokens_total");
+  for (int i = 0; i < kClients; ++i) alone[static_cast<std::size_t>(i)] = choices(i, false);
+  EXPECT_EQ(server_->metric("fathom_prefix_cache_hit_tokens_total"), hits);
   std::vector<std::thread> clients;
   for (int i = 0; i < kClients; ++i)
-    clients.emplace_back([&, i] { together[static_cast<std::size_t>(i)] = choices(i); });
+    clients.emplace_back([&, i] { together[static_cast<std::size_t>(i)] = choices(i, true); });
   for (std::thread& t : clients) t.join();
+  EXPECT_GT(server_->metric("fathom_prefix_cache_hit_tokens_total"), hits + 64 * 8);
   for (std::size_t i = 0; i < kClients; ++i) EXPECT_EQ(together[i], alone[i]) << i;
   EXPECT_TRUE(server_->all_blocks_free());
 }

@@ -69,6 +69,8 @@ struct TinyModel {
                   .limits = {}};
     s.limits.vocab = tokenizer.vocab_size();
     s.limits.context = model.config().max_seq_len;
+    s.limits.min_threshold = 0.1;
+    s.limits.max_threshold = 0.9;
     return s;
   }
 
@@ -77,6 +79,7 @@ struct TinyModel {
     o.rule = rule;
     o.vocab = tokenizer.vocab_size();
     o.max_sequences = sequences;
+    o.prefix_cache = true;
     o.cache.block = 16;
     const std::int64_t blocks = (model.config().max_seq_len + 15) / 16 + 1;
     o.cache.bytes = KvCache::entry_bytes(c, model) * 16 * blocks * 5 * texts_of_cache;

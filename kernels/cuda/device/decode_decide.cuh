@@ -22,9 +22,10 @@ class DecodeDecision : DecodePhase {
       const float score = sum_of_warps(fixed_.squares[thread_]);
       float logit = score;
       if (s_.by_predictor) logit = sum_of_warps(fixed_.logits[thread_], layer.predictor_last[0]);
-      fixed_.is_computed[thread_] = logit > s_.threshold;
+      const bool is_computed = logit > s_.row[thread_].threshold;
+      fixed_.is_computed[thread_] = is_computed;
       fixed_.gates[thread_] = gate_of(score);
-      if (blockIdx.x == 0) s_.outcome->kept[layer.routed][thread_] = logit > s_.threshold ? 1 : 0;
+      if (blockIdx.x == 0) s_.outcome->kept[layer.routed][thread_] = is_computed ? 1 : 0;
     }
     __syncthreads();
     if (thread_ == 0) {

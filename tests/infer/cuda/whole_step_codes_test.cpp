@@ -92,7 +92,7 @@ TEST_P(CudaCodeSteps, AreNearTheWholePass) {
   std::int64_t compared = 0, near = 0;
   for (const auto& text : texts) {
     const std::vector<float> whole = causal_logits(m.cpu, m.on_cpu, text.ids, m.rule);
-    const std::vector<double> margin = margins(m, text.ids);
+    const std::vector<double> margin = margins(m, text.ids, m.rule);
     for (const auto& [position, logits] : text.logits) {
       if (margin[static_cast<std::size_t>(position - 1)] < 0.3) {
         ++near;  // it, or one that it sees, may be routed otherwise

@@ -186,6 +186,10 @@ struct Text {
 struct Schedule {
   std::int64_t texts, most_rows, block, prompt, tokens;
   std::int64_t whole_rows = 64;  // several steps for more texts than one has room for
+  /// Every third text goes through no routed layer and every third one through all of them.
+  bool own_thresholds = false;
+  /// Prompts are beginnings of the first one with another last token, and what was computed of them is shared.
+  bool shares = false;
 };
 
 /// All texts through the engine. `watch`: their logits are kept, and the host chooses from them.
@@ -197,6 +201,7 @@ inline std::vector<Text> run(Pair& m, const Schedule& s, bool watch, EngineStats
   o.max_rows = s.most_rows;
   o.max_sequences = 20;
   o.whole_rows = s.whole_rows;
+  o.prefix_cache = s.shares;
   Engine engine(m.gpu, m.model(), o);
   std::map<RequestId, Text> texts;
   if (watch) {
@@ -211,8 +216,11 @@ inline std::vector<Text> run(Pair& m, const Schedule& s, bool watch, EngineStats
     q.max_tokens = s.tokens - i % 5;
     q.prompt.resize(static_cast<std::size_t>(i == 0 ? s.prompt : 1 + (i * 37) % s.prompt));
     for (std::int32_t& id : q.prompt) id = any(r);
+    if (s.shares && i > 0)
+      std::copy_n(texts.begin()->second.request.prompt.begin(), q.prompt.size() - 1, q.prompt.begin());
     q.sampling.temperature = i % 2 == 0 ? 0.0 : 0.9;
     q.sampling.seed = static_cast<std::uint64_t>(i);
+    if (s.own_thresholds && i % 3 > 0) q.threshold = i % 3 == 1 ? 0.01 : 0.99;
     Text text;
     text.request = q;
     text.ids = q.prompt;
@@ -226,22 +234,23 @@ inline std::vector<Text> run(Pair& m, const Schedule& s, bool watch, EngineStats
   }
   stats = engine.stats();
   EXPECT_EQ(stats.free_blocks, stats.blocks);
+  EXPECT_EQ(stats.prefix_hit_tokens > 0, s.shares);
   std::vector<Text> all;
   for (auto& [id, text] : texts) all.push_back(std::move(text));
   return all;
 }
 
 /// How near each row's decisions came to going the other way: their logits' distance from the threshold.
-inline std::vector<double> margins(Pair& m, const Ids& ids) {
+inline std::vector<double> margins(Pair& m, const Ids& ids, const Causal& rule) {
   const NoGrad no_grad(m.cpu);
   const auto n = static_cast<std::int64_t>(ids.size());
-  const ForwardResult pass = m.on_cpu.forward(m.cpu, make_batch(m.cpu, 1, n, ids, {}), m.rule);
+  const ForwardResult pass = m.on_cpu.forward(m.cpu, make_batch(m.cpu, 1, n, ids, {}), rule);
   std::vector<double> least(ids.size(), INFINITY);
   for (const RoutedLayer& l : pass.routing) {
-    const bool predictor = m.rule.logit == Causal::Logit::Predictor;
+    const bool predictor = rule.logit == Causal::Logit::Predictor;
     const auto scores = to_doubles(m.cpu.backend(), predictor ? l.predicted : l.scores);
     for (std::size_t i = 0; i < ids.size(); ++i)
-      least[i] = std::min(least[i], std::fabs(scores[i] - logit(m.rule.threshold)));
+      least[i] = std::min(least[i], std::fabs(scores[i] - logit(rule.threshold)));
   }
   return least;
 }
@@ -339,8 +348,10 @@ inline void expect_close(Pair& m, const Schedule& schedule) {
   std::int64_t compared = 0, near = 0, seeing = 0;
   double worst = 0;
   for (const Text& text : texts) {
-    const std::vector<float> whole = causal_logits(m.cpu, m.on_cpu, text.ids, m.rule);
-    const std::vector<double> margin = margins(m, text.ids);
+    Causal rule = m.rule;
+    rule.threshold = text.request.threshold.value_or(rule.threshold);
+    const std::vector<float> whole = causal_logits(m.cpu, m.on_cpu, text.ids, rule);
+    const std::vector<double> margin = margins(m, text.ids, rule);
     for (const auto& [position, logits] : text.logits) {
       if (margin[static_cast<std::size_t>(position - 1)] < 0.03) {
         ++near;  // bf16 may route it otherwise

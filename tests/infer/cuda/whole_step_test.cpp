@@ -33,6 +33,24 @@ class CudaWholeSteps : public testing_support::OnCuda<::testing::TestWithParam<C
 
 TEST_P(CudaWholeSteps, AreCloseToTheWholePass) { expect_close_to_pass({18, 40, 16, 90, 30}, 160); }
 
+// Rows of one launch with thresholds of their own.
+TEST_P(CudaWholeSteps, TakeEachRowsThreshold) {
+  if (GetParam().routing.kind == RoutingKind::None) return;
+  Schedule schedule{18, 40, 16, 90, 30};
+  schedule.own_thresholds = true;
+  expect_close_to_pass(schedule, 160);
+}
+
+// Steps over blocks that others have computed, and copies of those that were not full; of texts with one token
+// behind what they share the first one comes of a step.
+TEST_P(CudaWholeSteps, GoOnFromWhatOthersComputed) {
+  Schedule schedule{18, 40, 16, 90, 30};
+  schedule.shares = true;
+  expect_close_to_pass(schedule, 160);
+  schedule.own_thresholds = true;
+  expect_close_to_pass(schedule, 160);
+}
+
 // Entries in many pieces, which are joined on the way or in a phase of their own.
 TEST_P(CudaWholeSteps, AreCloseOverLongTexts) {
   expect_close_to_pass({1, 512, 64, 1500, 12}, 1600);
