@@ -16,6 +16,18 @@ std::size_t common_prefix(std::span<const std::int32_t> a, std::span<const std::
       std::mismatch(a.begin(), a.begin() + static_cast<std::ptrdiff_t>(n), b.begin()).first - a.begin());
 }
 
+// What rows may need is room in every routed layer, and what they keep is a part of that: where there is not
+// so much, fewer rows go first. Only the first `divisible` of them can. 0: not even the fewest fit.
+std::int64_t CachedModel::rows_that_fit(SequenceId sequence, std::int64_t rows,
+                                        std::int64_t divisible) const {
+  while (rows > 0) {
+    const NewRows next{sequence, rows};
+    if (cache.fits({&next, 1})) return rows;
+    rows = std::min(rows / 2, divisible);
+  }
+  return 0;
+}
+
 std::vector<float> CachedModel::add(SequenceId sequence, std::span<const std::int32_t> tokens,
                                     std::int64_t position, std::int64_t wanted) const {
   const NoGrad no_grad(c);
@@ -24,7 +36,14 @@ std::vector<float> CachedModel::add(SequenceId sequence, std::span<const std::in
   // The rows that are wanted come in one pass.
   const std::int64_t before = size - std::max<std::int64_t>(wanted, std::min(size, max_rows));
   for (std::int64_t done = 0; done < size;) {
-    const std::int64_t n = done < before ? std::min(max_rows, before - done) : size - done;
+    const std::int64_t n = rows_that_fit(
+        sequence, done < before ? std::min(max_rows, before - done) : size - done, size - done - wanted);
+    if (n == 0) {
+      throw UserError(
+          fmt::format("The cache ({} blocks of {}) holds no more than the {} tokens of this text.",
+                      cache.pool().blocks(), cache.block(), position + done),
+          "Give the cache more memory.");
+    }
     HostBatch host;
     host.batch = 1;
     host.seq = n;
@@ -33,12 +52,6 @@ std::vector<float> CachedModel::add(SequenceId sequence, std::span<const std::in
     std::iota(host.positions.begin(), host.positions.end(), static_cast<std::int32_t>(position + done));
     host.documents.assign(static_cast<std::size_t>(n), 0);
     const NewRows rows{sequence, n};
-    if (!cache.fits({&rows, 1})) {
-      throw UserError(
-          fmt::format("The cache ({} blocks of {}) holds no more than the {} tokens of this text.",
-                      cache.pool().blocks(), cache.block(), position + done),
-          "Give the cache more memory.");
-    }
     if (whole != nullptr && size == 1 && wanted == 1 && position == cache.tokens(sequence)) {
       const StepRow row{.sequence = sequence, .token = tokens[0], .position = position};
       whole->run({&row, 1});

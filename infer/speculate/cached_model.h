@@ -23,10 +23,14 @@ struct CachedModel {
   /// for this model, rule and cache.
   WholeStep* whole = nullptr;
 
-  /// Adds tokens to a sequence, the first of them at `position` of its text, in passes of at most max_rows.
+  /// Adds tokens to a sequence, the first of them at `position` of its text, in passes of at most max_rows,
+  /// and of fewer where the cache is nearly full.
   /// Logits of the last `wanted` rows, [wanted * vocab]. UserError: the cache has no room for them.
   std::vector<float> add(SequenceId sequence, std::span<const std::int32_t> tokens, std::int64_t position,
                          std::int64_t wanted) const;
+
+ private:
+  std::int64_t rows_that_fit(SequenceId sequence, std::int64_t rows, std::int64_t divisible) const;
 };
 
 /// A sequence of a cache, which goes with it.

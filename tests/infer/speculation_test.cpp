@@ -498,6 +498,33 @@ TEST(Speculation, WhereMemoryEndsTheTextIsStillTheTargets) {
   EXPECT_GT(cut, 5);
 }
 
+// A pass of many rows wants room in every routed layer whatever these keep; what fits row by row is read in
+// passes of fewer.
+TEST(Speculation, APromptThatFitsRowByRowFits) {
+  Model m(make_cpu_backend({.invariant = true}, 1), DType::F32, depth(CausalMethod::Aux), kContext);
+  Request request{.prompt = random_ids(200, 1), .max_tokens = 4};
+  request.sampling.temperature = 0;
+  const Ids expected = plain(m.c, m.model, m.rule, request).ids;
+  const auto fits = [&](Bench& b, std::int64_t rows) {
+    b.target.max_rows = rows;
+    try {
+      EXPECT_EQ(speculate(b, options_of(Method::Plain, Draft::Ngram, 1), request).ids, expected);
+      return true;
+    } catch (const UserError&) {
+      return false;
+    }
+  };
+  int tight = 0;
+  for (std::int64_t tokens = 120; tokens < 260; tokens += 4) {
+    Bench b(m.c, m.model, m.rule, 6, tokens);
+    const bool alone = fits(b, 1);
+    EXPECT_EQ(fits(b, 200), alone) << tokens;
+    const NewRows all{b.cache.add(), 200};
+    tight += alone && !b.cache.fits({&all, 1}) ? 1 : 0;
+  }
+  EXPECT_GT(tight, 0);
+}
+
 void expect_refused(Bench& b, const SpeculationOptions& o, const Request& request, const std::string& why) {
   try {
     const Speculation s(b.target, &b.small, o, request);
