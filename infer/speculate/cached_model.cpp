@@ -63,6 +63,7 @@ std::vector<float> CachedModel::add(SequenceId sequence, std::span<const std::in
     batch.cache = &cache;
     cache.begin(c, {&rows, 1});
     const ForwardResult result = model.forward(c, batch, rule);
+    if (experts != nullptr) experts->add(result);
     done += n;
     if (done < size || wanted == 0) continue;
     std::vector<std::int32_t> last(static_cast<std::size_t>(wanted));

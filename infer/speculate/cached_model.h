@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "infer/expert_counts.h"
 #include "infer/kv_cache.h"
 #include "infer/whole_step.h"
 #include "src/model/transformer.h"
@@ -22,6 +23,7 @@ struct CachedModel {
   /// Not null: steps over one row at a time, of sequences that have all of their tokens (whole_step.h); made
   /// for this model, rule and cache.
   WholeStep* whole = nullptr;
+  ExpertCounts* experts = nullptr;  // not null: counts what passes find
 
   /// Adds tokens to a sequence, the first of them at `position` of its text, in passes of at most max_rows,
   /// and of fewer where the cache is nearly full.

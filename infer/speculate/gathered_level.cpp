@@ -27,6 +27,7 @@ GatheredLevel::GatheredLevel(const TargetLevel& target, const Causal& rule, cons
     : target_(target), m_(target.cached()), rule_(rows), is_draft_(is_draft) {
   m_.rule = rule;
   m_.whole = nullptr;  // it is made for all of the tokens
+  m_.experts = nullptr;
 }
 
 std::int64_t GatheredLevel::target_needs() const {
