@@ -27,6 +27,7 @@ struct RandomDraft {
   std::unique_ptr<Context> c;
   std::unique_ptr<Transformer> model;
   std::optional<KvCache> cache;
+  std::unique_ptr<ShortPasses> passes;
   std::optional<CachedModel> cached;
 
   RandomDraft(const SpeculativeBenchFlags& flags, const std::string& preset, const EngineBench& s) {
@@ -42,7 +43,9 @@ struct RandomDraft {
     model->initialise(*c, 2);
     const Window window{.sinks = flags.levels.sinks, .recent = flags.levels.window};
     cache.emplace(*c, *model, window_cache(*c, *model, window, flags.model.block));
-    cached.emplace(CachedModel{*c, *model, Causal{}, *cache, config.model.vocab_size, s.options.max_rows});
+    passes = ShortPasses::open(*c, *model, Causal{}, *cache);
+    cached.emplace(CachedModel{*c, *model, Causal{}, *cache, config.model.vocab_size, s.options.max_rows,
+                               nullptr, nullptr, passes.get()});
   }
 };
 
@@ -225,8 +228,10 @@ void run_context(const SpeculativeBenchFlags& flags, const Globals& globals, std
   cache.fill_random(c);
   const std::unique_ptr<WholeStep> whole =
       WholeStep::open(c, *s.model, s.options.rule, cache, s.config.model.vocab_size, 1);
+  const std::unique_ptr<ShortPasses> passes = ShortPasses::open(c, *s.model, s.options.rule, cache);
   const CachedModel target{
-      c, *s.model, s.options.rule, cache, s.config.model.vocab_size, s.options.max_rows, whole.get()};
+      c,           *s.model, s.options.rule, cache, s.config.model.vocab_size, s.options.max_rows,
+      whole.get(), nullptr,  passes.get()};
   for (const std::string& method : flags.methods) {
     Composition composition(flags, method, s, target, plain, context);
     const SpeculationReport report = composition.run(flags.tokens);

@@ -96,7 +96,9 @@ SpeculationRoom::SmallModel::SmallModel(const SpeculationFlags& flags, const Spe
   const Transformer& model = *trained.loaded.model;
   cache.emplace(c, model,
                 window_cache(c, model, {.sinks = flags.sinks, .recent = flags.window}, text.engine.block));
-  cached.emplace(CachedModel{c, model, rule, *cache, model.config().vocab_size, chunk});
+  passes = ShortPasses::open(c, model, rule, *cache);
+  cached.emplace(
+      CachedModel{c, model, rule, *cache, model.config().vocab_size, chunk, nullptr, nullptr, passes.get()});
 }
 
 SpeculationRoom::SpeculationRoom(const SpeculationFlags& flags, const SpeculativeText& text,
@@ -120,7 +122,9 @@ SpeculationRoom::SpeculationRoom(const SpeculationFlags& flags, const Speculativ
   } catch (const MemoryError&) {
     // The cache has taken it all: op by op is slower and needs nothing of its own.
   }
-  target_.emplace(CachedModel{c, model, text.rule, *cache_, vocab, engine.max_rows, whole_.get()});
+  passes_ = ShortPasses::open(c, model, text.rule, *cache_);
+  target_.emplace(CachedModel{c, model, text.rule, *cache_, vocab, engine.max_rows, whole_.get(), nullptr,
+                              passes_.get()});
 }
 
 }  // namespace fathom::app

@@ -35,6 +35,7 @@ class SpeculationRoom {
     TrainedModel trained;
     Causal rule;
     std::optional<KvCache> cache;
+    std::unique_ptr<ShortPasses> passes;
     std::optional<CachedModel> cached;
   };
 
@@ -42,6 +43,7 @@ class SpeculationRoom {
   std::optional<SmallModel> draft_;
   std::optional<KvCache> cache_;
   std::unique_ptr<WholeStep> whole_;
+  std::unique_ptr<ShortPasses> passes_;
   std::optional<CachedModel> target_;
 };
 

@@ -33,6 +33,11 @@ std::vector<float> CachedModel::add(SequenceId sequence, std::span<const std::in
   const NoGrad no_grad(c);
   const auto size = static_cast<std::int64_t>(tokens.size());
   std::vector<float> found;
+  const auto append_rows = [&](const std::vector<float>& all) {
+    const auto width = static_cast<std::ptrdiff_t>(model.config().vocab_size);
+    for (std::int64_t i = 0; i < wanted; ++i)
+      found.insert(found.end(), all.begin() + i * width, all.begin() + i * width + vocab);
+  };
   // The rows that are wanted come in one pass.
   const std::int64_t before = size - std::max<std::int64_t>(wanted, std::min(size, max_rows));
   for (std::int64_t done = 0; done < size;) {
@@ -59,6 +64,10 @@ std::vector<float> CachedModel::add(SequenceId sequence, std::span<const std::in
       found.resize(static_cast<std::size_t>(vocab));
       return found;
     }
+    if (passes != nullptr && n == size && wanted > 0 && size <= ShortPasses::kMostRows) {
+      append_rows(passes->run(sequence, tokens, position, wanted));
+      return found;
+    }
     Batch batch = upload(c, host);
     batch.cache = &cache;
     cache.begin(c, {&rows, 1});
@@ -70,11 +79,7 @@ std::vector<float> CachedModel::add(SequenceId sequence, std::span<const std::in
     std::iota(last.begin(), last.end(), static_cast<std::int32_t>(n - wanted));
     const Tensor at = c.empty({wanted}, DType::I32);
     from_host(c.backend(), at, last);
-    const std::vector<float> all =
-        to_floats(c.backend(), model.logits(c, ops::gather_rows(c, result.hidden, at)));
-    const auto width = static_cast<std::ptrdiff_t>(model.config().vocab_size);
-    for (std::int64_t i = 0; i < wanted; ++i)
-      found.insert(found.end(), all.begin() + i * width, all.begin() + i * width + vocab);
+    append_rows(to_floats(c.backend(), model.logits(c, ops::gather_rows(c, result.hidden, at))));
   }
   return found;
 }

@@ -8,6 +8,7 @@
 
 #include "infer/expert_counts.h"
 #include "infer/kv_cache.h"
+#include "infer/speculate/short_passes.h"
 #include "infer/whole_step.h"
 #include "src/model/transformer.h"
 
@@ -24,6 +25,8 @@ struct CachedModel {
   /// for this model, rule and cache.
   WholeStep* whole = nullptr;
   ExpertCounts* experts = nullptr;  // not null: counts what passes find
+  /// Not null: passes over a few rows whose logits are wanted; made for this model, rule and cache.
+  ShortPasses* passes = nullptr;
 
   /// Adds tokens to a sequence, the first of them at `position` of its text, in passes of at most max_rows,
   /// and of fewer where the cache is nearly full.

@@ -78,6 +78,7 @@ struct Bench {
   const Transformer& model;
   Model draft;
   KvCache cache, draft_cache;
+  std::unique_ptr<ShortPasses> passes;
   CachedModel target, small;
 
   Bench(Context& context, const Transformer& of, const Causal& rule, std::uint64_t draft_seed = 6,
@@ -88,7 +89,8 @@ struct Bench {
               draft_seed),
         cache(c, model, cache_of(c, model, tokens)),
         draft_cache(draft.c, draft.model, cache_of(draft.c, draft.model, kContext)),
-        target{c, model, rule, cache, kVocab, 50},
+        passes(ShortPasses::open(c, model, rule, cache, true)),
+        target{c, model, rule, cache, kVocab, 50, nullptr, nullptr, passes.get()},
         small{draft.c, draft.model, draft.rule, draft_cache, kVocab, 50} {}
 
   bool is_free() const {
