@@ -24,7 +24,7 @@ constexpr int kThreads = 32 * kWarps;
 constexpr int kKeys = 64;
 constexpr std::int64_t kMostRows = 64;
 constexpr std::int64_t kMostVectors = 256;  // of a key/value head: beyond, prompts' kernel is as good
-constexpr int kMostSplits = 128;
+constexpr int kMostSplits = 256;
 
 // Stages of keys and values, and the blocks of threads of a multiprocessor that have room for them.
 template <int D, int kBits>
