@@ -167,6 +167,7 @@ void add_bench(CLI::App& app, Globals& globals) {
   add_bench_requests(*bench, globals);
   add_bench_batch(*bench, globals);
   add_bench_load(*bench, globals);
+  add_bench_speculative(*bench, globals);
   CLI::App* sub = bench->add_subcommand(
       "train", "Training steps on random tokens: tok/s, FLOP/s, share of the GEMM rate");
   add_bench_model_flags(*sub, flags->model);

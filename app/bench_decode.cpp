@@ -1,4 +1,6 @@
 // fathom bench decode and prefill: the engine's speed, against what reading the weights and the cache takes.
+#include "app/bench_decode.h"
+
 #include <algorithm>
 #include <cmath>
 #include <iostream>
@@ -8,7 +10,6 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include "app/bench_engine.h"
 #include "app/bench_kernels.h"
 #include "app/gemm_rate.h"
 #include "kernels/error.h"
@@ -19,19 +20,7 @@ namespace fathom::app {
 
 namespace {
 
-struct DecodeFlags : EngineBenchFlags {
-  std::int64_t steps = 64;
-  bool random_cache = false;
-};
-
 constexpr std::int64_t kSettling = 400;  // steps in which the routers come to the capacity
-
-// Tokens of each text: the first ones come while the last texts' prompts still go in.
-std::int64_t new_tokens(const DecodeFlags& flags) {
-  const std::int64_t chunk = flags.chunk > 0 ? flags.chunk : 512;  // at the least
-  const std::int64_t rows = std::max(chunk, 2 * flags.batch) - flags.batch;
-  return std::max(flags.steps, kSettling) + flags.batch * flags.context / rows + 2 * flags.batch + 16;
-}
 
 // Bytes that a step of `rows` texts has to read: each weight of what it computes once, and each text's
 // entries. A routed block's weights are read when any of the texts goes through it.
@@ -63,12 +52,6 @@ double least_bytes(const Config& config, const Transformer& model, const Context
       bytes += element * static_cast<double>(m.width * (1 + config.routing.causal.predictor_hidden));
   }
   return bytes + entries;
-}
-
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
 }
 
 // Texts that have their context, and write.
@@ -116,13 +99,28 @@ void settle(Engine& engine, const EngineBench& s, const DecodeFlags& flags) {
   for (const RequestId text : texts) engine.cancel(text);
 }
 
-void run_decode(const DecodeFlags& flags, const Globals& globals) {
+}  // namespace
+
+// Tokens of each text: the first ones come while the last texts' prompts still go in.
+std::int64_t new_tokens(const DecodeFlags& flags) {
+  const std::int64_t chunk = flags.chunk > 0 ? flags.chunk : 512;  // at the least
+  const std::int64_t rows = std::max(chunk, 2 * flags.batch) - flags.batch;
+  return std::max(flags.steps, kSettling) + flags.batch * flags.context / rows + 2 * flags.batch + 16;
+}
+
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+EngineBench prepare_decode(const DecodeFlags& flags, const Globals& globals, std::int64_t more) {
   constexpr std::int64_t kFitted = 1024;
-  const EngineBench s =
-      prepare_engine(flags, globals, new_tokens(flags),
-                     std::max<std::int64_t>(0, flags.context + flags.steps - kFitted), flags.steps);
-  const double ceiling = read_rate(*s.backend);
-  Engine engine(*s.c, *s.model, s.options);
+  return prepare_engine(flags, globals, new_tokens(flags) + more,
+                        std::max<std::int64_t>(0, flags.context + flags.steps - kFitted), flags.steps);
+}
+
+DecodeTimes time_decode(Engine& engine, const EngineBench& s, const DecodeFlags& flags) {
   if (!s.spread.empty()) settle(engine, s, flags);
   begin_texts(engine, s, flags);
   for (int i = 0; i < 3; ++i) step(engine);
@@ -135,10 +133,22 @@ void run_decode(const DecodeFlags& flags, const Globals& globals) {
     if (engine.stats().running != flags.batch)
       throw InternalError("[bench] a text has ended before its time");
   }
-  EngineStats during = engine.stats();
-  during.rows -= before.rows;
-  for (std::size_t i = 0; i < during.routed_rows.size(); ++i) during.routed_rows[i] -= before.routed_rows[i];
-  const double kept = kept_share(during), seconds = median(times);
+  DecodeTimes t{median(times), engine.stats(), engine.stats().whole_steps > before.whole_steps};
+  t.during.rows -= before.rows;
+  for (std::size_t i = 0; i < t.during.routed_rows.size(); ++i)
+    t.during.routed_rows[i] -= before.routed_rows[i];
+  return t;
+}
+
+namespace {
+
+void run_decode(const DecodeFlags& flags, const Globals& globals) {
+  const EngineBench s = prepare_decode(flags, globals);
+  const double ceiling = read_rate(*s.backend);
+  Engine engine(*s.c, *s.model, s.options);
+  const DecodeTimes times = time_decode(engine, s, flags);
+  const EngineStats& during = times.during;
+  const double kept = kept_share(during), seconds = times.seconds;
   const double bytes =
       least_bytes(s.config, *s.model, *s.c, flags.batch, kept, static_cast<double>(flags.context));
   nlohmann::json json = line_of("decode", flags, s);
@@ -146,7 +156,7 @@ void run_decode(const DecodeFlags& flags, const Globals& globals) {
   json["tok_s"] = static_cast<double>(flags.batch) / seconds;
   json["routed_fraction"] = s.config.routing.routes_depth() ? nlohmann::json(kept) : nullptr;
   json["random_cache"] = flags.random_cache;
-  json["whole_steps"] = during.whole_steps > before.whole_steps;
+  json["whole_steps"] = times.is_whole;
   // Which experts' weights are read depends on the tokens; what is not known is not said.
   const bool known = !s.config.routing.has_experts();
   json["least_bytes"] = known ? nlohmann::json(bytes) : nullptr;

@@ -27,6 +27,7 @@ void add_bench_gemm(CLI::App& bench, Globals& globals);
 void add_bench_attention(CLI::App& bench, Globals& globals);
 void add_bench_ops(CLI::App& bench, Globals& globals);
 void add_bench_decode(CLI::App& bench, Globals& globals);  // and prefill
+void add_bench_speculative(CLI::App& bench, Globals& globals);
 void add_bench_requests(CLI::App& bench, Globals& globals);
 void add_bench_batch(CLI::App& bench, Globals& globals);
 void add_bench_load(CLI::App& bench, Globals& globals);

@@ -245,15 +245,8 @@ class Generation {
   }
 
   void add_experts(nlohmann::json& json) const {
-    const EngineStats s = engine_.stats();
-    if (s.expert_rows.empty()) return;
-    nlohmann::json& layers = json["expert_fraction"] = nlohmann::json::array();
-    for (std::size_t i = 0; i < s.expert_rows.size(); ++i) {
-      const auto rows = static_cast<double>(std::max<std::int64_t>(1, s.expert_layer_rows[i]));
-      std::vector<double> shares;
-      for (const std::int64_t taken : s.expert_rows[i]) shares.push_back(static_cast<double>(taken) / rows);
-      layers.push_back(shares);
-    }
+    const ExpertCounts experts = engine_.stats().experts;
+    if (!experts.rows.empty()) json["expert_fraction"] = experts.shares();
   }
 
   void summarise() const {

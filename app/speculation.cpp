@@ -2,7 +2,6 @@
 
 #include <charconv>
 #include <iostream>
-#include <memory>
 #include <optional>
 
 #include <fmt/format.h>
@@ -10,93 +9,14 @@
 #include <nlohmann/json.hpp>
 #include <spdlog/spdlog.h>
 
+#include "app/speculation_room.h"
 #include "infer/text_stream.h"
 #include "kernels/error.h"
 #include "src/core/stopwatch.h"
-#include "src/model/model_tokenizer.h"
 
 namespace fathom::app {
 
 namespace {
-
-using Method = SpeculationOptions::Method;
-using Draft = SpeculationOptions::Draft;
-
-Method method_of(const std::string& name) {
-  if (name == "triforce") return Method::Triforce;
-  if (name == "retrieval") return Method::Retrieval;
-  if (name == "draft") return Method::Draft;
-  return name == "ngram" ? Method::Ngram : Method::Plain;
-}
-
-bool can_skip(const Transformer& model) {
-  const auto routed = static_cast<std::int64_t>(model.routed_layers().size());
-  return routed > 0 && routed < model.config().depth;
-}
-
-SpeculationOptions options_of(const SpeculationFlags& flags, const Transformer& model) {
-  SpeculationOptions o;
-  o.method = method_of(flags.method);
-  if (flags.draft.empty()) {
-    o.draft = can_skip(model) ? Draft::SelfSkip : Draft::Ngram;
-    if (o.method == Method::Draft && o.draft == Draft::Ngram)
-      throw UsageError(
-          "--speculate draft wants a draft, and this model has no routed blocks that it could skip.",
-          "Give --draft MODEL, or take --speculate ngram.");
-  } else {
-    o.draft = flags.draft == "self-skip" ? Draft::SelfSkip
-              : flags.draft == "ngram"   ? Draft::Ngram
-                                         : Draft::Model;
-  }
-  const std::int64_t usual =
-      std::min<std::int64_t>(4096, std::max(4 * flags.chunk, model.config().max_seq_len / 4));
-  o.retrieval = {.budget = flags.budget > 0 ? flags.budget : usual, .chunk = flags.chunk};
-  o.window = {.sinks = flags.sinks, .recent = flags.window};
-  o.proposals = flags.proposals == "auto" ? 0 : std::stoll(flags.proposals);
-  o.proposals_between = flags.proposals_between;
-  if (flags.coupling == "gumbel") o.tokens = RowRule::Tokens::SharedNoise;
-  return o;
-}
-
-void require_same_tokenizer(const SpeculativeText& text, const SpeculationFlags& flags,
-                            const LoadedModel& draft) {
-  const LoadedModel& target = text.model.loaded;
-  const std::string ours = text.tokenizer != nullptr ? text.tokenizer->hash() : target.meta.tokenizer_hash;
-  std::string theirs = draft.meta.tokenizer_hash;
-  if (theirs.empty() && text.tokenizer != nullptr) theirs = tokenizer_of(draft)->hash();
-  if (!ours.empty() && ours == theirs) return;
-  throw UserError(
-      fmt::format("The draft {} has the tokenizer {}, and {} has {}: a draft proposes ids, so both need "
-                  "the same.",
-                  flags.draft, theirs.empty() ? "of nobody's knowledge" : theirs, target.checkpoint.string(),
-                  ours.empty() ? "one that is not known" : ours),
-      "Train a draft on a store of the same tokenizer, or draft by self-skip or ngram.");
-}
-
-/// A draft that is a model, and its cache.
-struct SmallModel {
-  SmallModel(const SpeculationFlags& flags, const SpeculativeText& text, const Globals& globals)
-      : trained(open_model(flags.draft, {.invariant = text.invariant}, globals, text.precision)) {
-    require_same_tokenizer(text, flags, trained.loaded);
-    const RoutingConfig& routing = trained.loaded.config.routing;
-    if (routing.kind != RoutingKind::None) rule = causal_rule(routing);
-    Context& c = *trained.context;
-    const Transformer& model = *trained.loaded.model;
-    // The window before it moves, and the one after.
-    const std::int64_t tokens = 2 * flags.sinks + 3 * flags.window + 2 * kMostVerified;
-    const std::int64_t blocks = tokens / text.engine.block + 3;
-    cache.emplace(c, model,
-                  KvCacheOptions{.block = text.engine.block,
-                                 .bytes = KvCache::entry_bytes(c, model) * text.engine.block * blocks *
-                                          (model.config().depth + 1)});
-    cached.emplace(CachedModel{c, model, rule, *cache, model.config().vocab_size, text.engine.chunk});
-  }
-
-  TrainedModel trained;
-  Causal rule;
-  std::optional<KvCache> cache;
-  std::optional<CachedModel> cached;
-};
 
 /// What came, and when.
 struct Answer {
@@ -107,20 +27,8 @@ struct Answer {
 };
 
 nlohmann::json json_of(const SpeculationReport& report, const std::string& method) {
-  nlohmann::json levels = nlohmann::json::array();
-  for (const LevelReport& l : report.levels) {
-    const LevelCounts& n = l.counts;
-    nlohmann::json level = {{"name", l.name},      {"passes", n.passes},     {"proposed", n.proposed},
-                            {"tested", n.tested},  {"accepted", n.accepted}, {"tokens", n.tokens},
-                            {"seconds", n.seconds}};
-    level["acceptance"] =
-        n.tested > 0 ? nlohmann::json(static_cast<double>(n.accepted) / static_cast<double>(n.tested))
-                     : nullptr;
-    if (l.gatherings > 0) level["gatherings"] = l.gatherings;
-    levels.push_back(std::move(level));
-  }
   nlohmann::json json = {{"method", method},
-                         {"levels", levels},
+                         {"levels", levels_json(report)},
                          {"tokens_per_verification", report.tokens_a_pass()},
                          {"decode_seconds", report.seconds}};
   json["estimated_speedup"] = report.speedup() > 0 ? nlohmann::json(report.speedup()) : nullptr;
@@ -145,44 +53,45 @@ void summarise(const SpeculationReport& report) {
 
 }  // namespace
 
+nlohmann::json levels_json(const SpeculationReport& report) {
+  nlohmann::json levels = nlohmann::json::array();
+  for (const LevelReport& l : report.levels) {
+    const LevelCounts& n = l.counts;
+    nlohmann::json level = {{"name", l.name},         {"passes", n.passes},
+                            {"proposed", n.proposed}, {"tested", n.tested},
+                            {"accepted", n.accepted}, {"tokens", n.tokens},
+                            {"seconds", n.seconds},   {"settle_seconds", n.settle_seconds}};
+    if (n.passes > 0) level["pass_ms"] = 1e3 * (n.seconds - n.settle_seconds) / static_cast<double>(n.passes);
+    level["acceptance"] =
+        n.tested > 0 ? nlohmann::json(static_cast<double>(n.accepted) / static_cast<double>(n.tested))
+                     : nullptr;
+    if (l.gatherings > 0) level["gatherings"] = l.gatherings;
+    levels.push_back(std::move(level));
+  }
+  return levels;
+}
+
 void generate_by_speculation(const SpeculationFlags& flags, const SpeculativeText& text,
                              const Globals& globals) {
-  Context& c = *text.model.context;
   const Transformer& model = *text.model.loaded.model;
-  SpeculationOptions options = options_of(flags, model);
-  EngineOptions engine = text.engine.options(c, model, 1);
-  if (text.engine.cache_gb <= 0) {
-    const std::int64_t blocks = tokens_beside(options) / text.engine.block + 1;
-    engine.cache.bytes +=
-        KvCache::entry_bytes(c, model) * text.engine.block * blocks * (model.config().depth + 1);
-  }
-  const bool has_model = (options.method == Method::Triforce || options.method == Method::Draft) &&
-                         options.draft == Draft::Model;
-  std::optional<SmallModel> small;
-  if (has_model) {
-    SpeculativeText for_draft = text;
-    for_draft.engine.chunk = engine.max_rows;
-    small.emplace(flags, for_draft, globals);
-  }
-  KvCache cache(c, model, engine.cache);
-  const std::int64_t all = model.config().vocab_size;
-  const std::int64_t vocab = text.tokenizer != nullptr ? std::min(all, text.tokenizer->vocab_size()) : all;
-  std::unique_ptr<WholeStep> whole;
-  try {
-    whole = WholeStep::open(c, model, text.rule, cache, vocab, 1);
-  } catch (const MemoryError&) {
-    // The cache has taken it all: op by op is slower and needs nothing of its own.
-  }
-  const CachedModel target{c, model, text.rule, cache, vocab, engine.max_rows, whole.get()};
+  const SpeculationRoom room(flags, text, globals);
 
   const Stopwatch watch;
-  Speculation speculation(target, small ? &*small->cached : nullptr, options, text.request);
+  Speculation speculation(room.target(), room.draft(), room.options(), text.request);
   if (!globals.json) std::cout << text.prompt << std::flush;
   std::optional<TextStream> stream;
   if (text.tokenizer != nullptr) stream.emplace(*text.tokenizer, text.stops);
   Answer a;
+  std::optional<UserError> failure;
   while (a.finish.empty()) {
-    const Speculation::Step step = speculation.step();
+    Speculation::Step step;
+    try {
+      step = speculation.step();
+    } catch (const UserError& e) {
+      failure = e;
+      a.finish = name_of(Finish::Error);
+      break;
+    }
     a.last_seconds = watch.seconds();
     if (a.first_tokens == 0) a.first_seconds = a.last_seconds, a.first_tokens = step.tokens.size();
     a.finish = name_of(step.finish);
@@ -193,6 +102,7 @@ void generate_by_speculation(const SpeculationFlags& flags, const SpeculativeTex
       if (!globals.json) std::cout << news << std::flush;
       if (!stream->stopped()) continue;
       a.finish = name_of(Finish::Stop);  // what was chosen behind it is nobody's
+      speculation.end(std::ssize(a.ids));
       break;
     }
   }
@@ -200,6 +110,7 @@ void generate_by_speculation(const SpeculationFlags& flags, const SpeculativeTex
   if (!globals.json) {
     if (stream && !stream->stopped()) std::cout << stream->rest();
     std::cout << (stream ? "" : fmt::format("{}", fmt::join(a.ids, ","))) << "\n" << std::flush;
+    if (failure) throw UserError(*failure);
     summarise(report);
     return;
   }
@@ -213,20 +124,18 @@ void generate_by_speculation(const SpeculationFlags& flags, const SpeculativeTex
       decoded > 0 ? nlohmann::json(decoded / (a.last_seconds - a.first_seconds)) : nullptr;
   json["text"] = stream ? nlohmann::json(stream->text()) : nullptr;
   if (!text.prompt.empty()) json["prompt"] = text.prompt;
+  if (failure) json["error"] = failure->what();
   if (const auto layers = model.routed_layers(); !layers.empty()) {
     json["routed_layers"] = layers;
     json["routed_fraction"] = speculation.routed_fraction();
   }
+  if (!speculation.experts().rows.empty()) json["expert_fraction"] = speculation.experts().shares();
   json["speculation"] = json_of(report, flags.method);
-  std::cout << json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << "\n";
+  std::cout << json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << "\n" << std::flush;
+  if (failure) throw UserError(*failure);
 }
 
-void add_speculation_flags(CLI::App& sub, SpeculationFlags& flags) {
-  sub.add_option(
-         "--speculate", flags.method,
-         "triforce | retrieval | draft | ngram: several tokens a pass of the model, distributed as without "
-         "it; plain: none, to compare with")
-      ->check(CLI::IsMember({"triforce", "retrieval", "draft", "ngram", "plain"}));
+void add_level_flags(CLI::App& sub, SpeculationFlags& flags) {
   sub.add_option(
       "--draft", flags.draft,
       "With --speculate triforce or draft: self-skip (the model without its routed blocks), ngram, or a "
@@ -270,6 +179,15 @@ void add_speculation_flags(CLI::App& sub, SpeculationFlags& flags) {
          "that all levels share, so that the text does not depend on the draft")
       ->capture_default_str()
       ->check(CLI::IsMember({"ratio", "gumbel"}));
+}
+
+void add_speculation_flags(CLI::App& sub, SpeculationFlags& flags) {
+  sub.add_option(
+         "--speculate", flags.method,
+         "triforce | retrieval | draft | ngram: several tokens a pass of the model, distributed as without "
+         "it; plain: none, to compare with")
+      ->check(CLI::IsMember({"triforce", "retrieval", "draft", "ngram", "plain"}));
+  add_level_flags(sub, flags);
 }
 
 void check_speculation_flags(const CLI::App& sub, const SpeculationFlags& flags) {

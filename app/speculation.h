@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
 
 #include "app/engine_flags.h"
 #include "app/trained_model.h"
@@ -28,7 +29,9 @@ struct SpeculationFlags {
   bool asked() const { return !method.empty(); }
 };
 
-/// Declares --speculate and what goes with it.
+/// Declares what goes with --speculate.
+void add_level_flags(CLI::App& sub, SpeculationFlags& flags);
+/// And --speculate.
 void add_speculation_flags(CLI::App& sub, SpeculationFlags& flags);
 /// UsageError: what goes with --speculate was given without it.
 void check_speculation_flags(const CLI::App& sub, const SpeculationFlags& flags);
@@ -49,5 +52,8 @@ struct SpeculativeText {
 /// Writes the text, and how the levels fared, as `generate` writes one prompt's.
 void generate_by_speculation(const SpeculationFlags& flags, const SpeculativeText& text,
                              const Globals& globals);
+
+/// Of each level what it did, from the first draft to the model.
+nlohmann::json levels_json(const SpeculationReport& report);
 
 }  // namespace fathom::app

@@ -70,10 +70,7 @@ Engine::Engine(Context& c, const Transformer& model, const EngineOptions& option
     }
   }
   stats_.routed_rows.resize(model.routed_layers().size());
-  stats_.expert_layer_rows.resize(model.expert_layers().size());
-  stats_.expert_rows.assign(
-      model.expert_layers().size(),
-      std::vector<std::int64_t>(static_cast<std::size_t>(model.routing().experts.count)));
+  stats_.experts = ExpertCounts(model);
 }
 
 void check_request(const Request& r, std::int64_t vocab, std::int64_t context, const KvCache& cache) {
@@ -570,12 +567,7 @@ void Engine::count(const ForwardResult& result, std::int64_t rows) {
   stats_.rows += rows;
   for (std::size_t i = 0; i < result.routing.size(); ++i)
     stats_.routed_rows[i] += result.routing[i].indices.size();
-  for (const ExpertLayer& e : result.experts) {
-    stats_.expert_layer_rows[static_cast<std::size_t>(e.layer)] += e.dispatch.shape.rows;
-    std::vector<std::int64_t>& taken = stats_.expert_rows[static_cast<std::size_t>(e.layer)];
-    for (std::size_t i = 0; i < taken.size() && i < e.dispatch.taken.size(); ++i)
-      taken[i] += e.dispatch.taken[i];
-  }
+  stats_.experts.add(result);
 }
 
 EngineStats Engine::stats() const {

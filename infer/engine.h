@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "infer/expert_counts.h"
 #include "infer/kv_cache.h"
 #include "infer/prefix_cache.h"
 #include "infer/sampling.h"
@@ -99,9 +100,7 @@ struct EngineStats {
   std::int64_t most_bytes = 0;            // of blocks in use
   std::int64_t rows = 0;                  // of all passes,
   std::vector<std::int64_t> routed_rows;  // and of them, by routed layer, those that it kept
-  /// By layer of experts: the rows that it computed, and of them, by expert, those that it took.
-  std::vector<std::int64_t> expert_layer_rows;
-  std::vector<std::vector<std::int64_t>> expert_rows;
+  ExpertCounts experts;
 };
 
 /// UserError: the prompt is empty, holds ids outside of the vocabulary, is longer than the context or than

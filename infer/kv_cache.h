@@ -120,6 +120,14 @@ class KvCache final : public AttentionCache {
   bool has_room(SequenceId id, std::int64_t tokens, std::int64_t entries, std::int64_t spare = 0) const;
   /// Keeps the queries of this sequence's newest row from now on, layer by layer.
   void watch(SequenceId id);
+  bool watches(SequenceId id) const { return queries_.contains(id); }
+  /// Of a sequence that is watched: here they are, by layer [1, (H+2G)d].
+  void set_queries(SequenceId id, const std::vector<Tensor>& queries) { queries_.at(id) = queries; }
+  /// For a pass that appends to the dense layers by itself: takes the blocks of so many more tokens, and
+  /// counts them. They must fit.
+  void extend(SequenceId id, std::int64_t tokens);
+  /// Where a dense layer's entries are.
+  CacheShape dense_shape(std::int64_t layer) const;
   /// How well chunks of `chunk` entries suit that query, [kv_heads, chunks]: the mean of their keys times the
   /// sum of the group's queries. Empty: the sequence is not watched, or the layer has seen no row of it
   /// since.

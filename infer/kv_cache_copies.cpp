@@ -119,6 +119,21 @@ bool KvCache::has_room(SequenceId id, std::int64_t tokens, std::int64_t entries,
   return missing_groups(id, at(id).tokens + tokens, entries) + spare <= pool_.free_groups();
 }
 
+void KvCache::extend(SequenceId id, std::int64_t tokens) {
+  Sequence& s = at(id);
+  s.tokens += tokens;
+  take_groups(s);
+}
+
+CacheShape KvCache::dense_shape(std::int64_t layer) const {
+  const auto l = static_cast<std::size_t>(layer);
+  if (is_routed_[l]) throw InternalError("[cache] a routed layer has tables of its own");
+  CacheShape s = shape_;
+  s.stride = pool_.width();
+  s.offset = place_[l];
+  return s;
+}
+
 void KvCache::watch(SequenceId id) { queries_[id].resize(place_.size()); }
 
 void KvCache::keep_queries(Context& c, std::int64_t layer, const Tensor& qkv) {

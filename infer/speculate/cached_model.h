@@ -6,7 +6,9 @@
 #include <utility>
 #include <vector>
 
+#include "infer/expert_counts.h"
 #include "infer/kv_cache.h"
+#include "infer/speculate/short_passes.h"
 #include "infer/whole_step.h"
 #include "src/model/transformer.h"
 
@@ -22,11 +24,18 @@ struct CachedModel {
   /// Not null: steps over one row at a time, of sequences that have all of their tokens (whole_step.h); made
   /// for this model, rule and cache.
   WholeStep* whole = nullptr;
+  ExpertCounts* experts = nullptr;  // not null: counts what passes find
+  /// Not null: passes over a few rows whose logits are wanted; made for this model, rule and cache.
+  ShortPasses* passes = nullptr;
 
-  /// Adds tokens to a sequence, the first of them at `position` of its text, in passes of at most max_rows.
+  /// Adds tokens to a sequence, the first of them at `position` of its text, in passes of at most max_rows,
+  /// and of fewer where the cache is nearly full.
   /// Logits of the last `wanted` rows, [wanted * vocab]. UserError: the cache has no room for them.
   std::vector<float> add(SequenceId sequence, std::span<const std::int32_t> tokens, std::int64_t position,
                          std::int64_t wanted) const;
+
+ private:
+  std::int64_t rows_that_fit(SequenceId sequence, std::int64_t rows, std::int64_t divisible) const;
 };
 
 /// A sequence of a cache, which goes with it.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 #include "kernels/error.h"
 
@@ -28,16 +29,31 @@ std::int64_t Chain::cycle(std::vector<std::int32_t>& text, std::int64_t most) {
   const std::size_t before = text.size();
   if (!extend(static_cast<std::int64_t>(levels_.size()) - 1, text, most, nullptr))
     throw InternalError("[chain] the last level has nothing to say");
-  settle(text);
+  settle_level(levels_.size() - 1, text);
+  behind_ = true;
   return static_cast<std::int64_t>(text.size() - before);
 }
 
 void Chain::settle(std::span<const std::int32_t> text) {
-  for (std::size_t level = levels_.size(); level-- > 0;) {
-    const double began = clock_();
-    levels_[level]->settle(text);
-    counts_[level].seconds += clock_() - began;
-  }
+  for (std::size_t level = levels_.size(); level-- > 0;) settle_level(level, text);
+  behind_ = false;
+}
+
+double Chain::settle_level(std::size_t level, std::span<const std::int32_t> text) {
+  const double began = clock_();
+  levels_[level]->settle(text);
+  const double seconds = clock_() - began;
+  counts_[level].seconds += seconds;
+  counts_[level].settle_seconds += seconds;
+  return seconds;
+}
+
+// While the text goes on plainly nobody asks the levels before, and what they would copy costs nothing.
+void Chain::catch_up(std::span<const std::int32_t> text) {
+  if (!std::exchange(behind_, false)) return;
+  double seconds = 0;
+  for (std::size_t level = levels_.size() - 1; level-- > 0;) seconds += settle_level(level, text);
+  pace_.settled(seconds);
 }
 
 // One pass of a level: what the level before proposes, tested, and one token more. At most `most` tokens,
@@ -49,6 +65,7 @@ bool Chain::extend(std::int64_t level, std::vector<std::int32_t>& text, std::int
   std::vector<Row> q, p;
   if (level > 0) {
     const std::int64_t wanted = std::min(pace_.proposals(level), most - 1);
+    if (wanted > 0 && level == static_cast<std::int64_t>(levels_.size()) - 1) catch_up(text);
     if (wanted > 0) propose(level - 1, text, wanted, most - 1, q);
     if (!q.empty()) levels_[static_cast<std::size_t>(level - 1)]->handed_on(text);
   }

@@ -25,8 +25,9 @@ struct LevelCounts {
   std::int64_t proposed = 0;  // to it
   std::int64_t tested = 0;    // of these, up to the first that it did not take
   std::int64_t accepted = 0;
-  std::int64_t tokens = 0;  // that it handed on
-  double seconds = 0;
+  std::int64_t tokens = 0;    // that it handed on
+  double seconds = 0;         // of passes, and of settling
+  double settle_seconds = 0;  // of it
   /// Over nothing that was proposed; without the level's first pass, which is slower for what it meets first.
   std::int64_t plain_passes = 0;
   double plain_seconds = 0;
@@ -42,10 +43,10 @@ class Chain {
   virtual ~Chain() = default;
 
   /// One pass of the last level: adds 1 to `most` tokens to the text, of which only the last may be a stop.
-  /// Returns how many.
+  /// Returns how many. The levels before are told of them when they are to propose again.
   std::int64_t cycle(std::vector<std::int32_t>& text, std::int64_t most);
 
-  /// Tells all levels of a text, the last one first. cycle() does; a text that begins wants it once.
+  /// Tells all levels of a text, the last one first. A text that begins wants it once.
   void settle(std::span<const std::int32_t> text);
 
   const std::vector<LevelCounts>& counts() const { return counts_; }
@@ -59,6 +60,8 @@ class Chain {
   std::int32_t choose(const Row& p, const Decision& d);
 
  private:
+  double settle_level(std::size_t level, std::span<const std::int32_t> text);
+  void catch_up(std::span<const std::int32_t> text);
   void propose(std::int64_t level, std::vector<std::int32_t>& text, std::int64_t wanted, std::int64_t most,
                std::vector<Row>& rows);
   bool extend(std::int64_t level, std::vector<std::int32_t>& text, std::int64_t most,
@@ -74,6 +77,7 @@ class Chain {
   std::vector<std::int32_t> stops_;
   std::vector<LevelCounts> counts_;
   std::int64_t passes_ = 0;
+  bool behind_ = false;  // the levels before the last one have not been told of the text
   std::function<double()> clock_;
 };
 

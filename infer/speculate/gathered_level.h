@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "infer/speculate/target_level.h"
@@ -47,6 +48,7 @@ class GatheredLevel : public Level {
   CachedModel m_;
   const RowRule& rule_;
   bool is_draft_;
+  std::unique_ptr<ShortPasses> own_passes_;  // by another rule than the target's
   OwnSequence sequence_;
   std::int64_t base_ = 0;              // tokens that the sequence has for the text's first settled_ ones
   std::int64_t settled_ = 0;           // tokens of the text that the target has computed

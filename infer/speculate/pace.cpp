@@ -10,6 +10,7 @@ namespace {
 
 constexpr double kForgetCost = 0.9;         // of seconds, from pass to pass
 constexpr double kForgetAcceptance = 0.98;  // from proposal to proposal
+constexpr double kForgetSettling = 0.99;    // from cycle to cycle: what is gathered anew is seldom, and long
 constexpr double kGuess = 0.7;              // acceptance before any was seen,
 constexpr double kGuessWeight = 4;          // worth so many proposals
 constexpr std::int64_t kTriesFirst = 6;     // cycles that show what proposals do
@@ -71,7 +72,8 @@ AdaptivePace::Best AdaptivePace::best(std::int64_t level) const {
   Best best{0, o.single.value()};
   for (std::int64_t n = 1; n <= (last ? limits_.most : limits_.most_between); ++n) {
     const auto count = static_cast<double>(n);
-    const double seconds = (count * proposal + o.several.at(count, o.single.value())) / tokens_of(a, n);
+    const double cycle = count * proposal + o.several.at(count, o.single.value());
+    const double seconds = (cycle + (last ? settling_.value() : 0)) / tokens_of(a, n);
     if (seconds < best.seconds * (last && best.n == 0 ? kWorth : 1)) best = {n, seconds};
   }
   return best;
@@ -128,5 +130,7 @@ void AdaptivePace::passed(std::int64_t level, std::int64_t n, double seconds) {
     o.several.add(static_cast<double>(n), seconds, kForgetCost);
   }
 }
+
+void AdaptivePace::settled(double seconds) { settling_.add(seconds, kForgetSettling); }
 
 }  // namespace fathom

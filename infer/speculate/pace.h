@@ -22,6 +22,9 @@ class Pace {
   virtual void tested(std::int64_t level, double sure, bool accepted) = 0;
   /// A pass of the level over n proposals, beside the row behind them.
   virtual void passed(std::int64_t level, std::int64_t n, double seconds) = 0;
+  /// So long the levels before the last one took, before they propose, to take over what the text has become:
+  /// plain passes do without.
+  virtual void settled(double seconds) { (void)seconds; }
 };
 
 class FixedPace final : public Pace {
@@ -64,6 +67,7 @@ class AdaptivePace final : public Pace {
   bool one_more(std::int64_t level, std::int64_t n, double sure) override;
   void tested(std::int64_t level, double sure, bool accepted) override;
   void passed(std::int64_t level, std::int64_t n, double seconds) override;
+  void settled(double seconds) override;
 
   /// Whether the last level goes on plainly, as proposals would lose.
   bool is_off() const { return off_; }
@@ -112,6 +116,7 @@ class AdaptivePace final : public Pace {
 
   Limits limits_;
   std::vector<Of> levels_;
+  Mean settling_;  // seconds, of a cycle with proposals
   std::int64_t cycles_ = 0, tries_ = 0;
   bool off_ = false;
 };

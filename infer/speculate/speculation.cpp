@@ -46,12 +46,13 @@ std::int64_t tokens_beside(const SpeculationOptions& o) {
 
 Speculation::Speculation(const CachedModel& target, const CachedModel* draft,
                          const SpeculationOptions& options, Request request, Chance* chance)
-    : target_(target),
+    : experts_(target.model),
+      target_(target),
       options_(options),
       request_(std::move(request)),
       ids_(request_.prompt),
       rule_(request_.sampling, options.tokens, static_cast<std::int64_t>(ids_.size())),
-      last_(target_, rule_),
+      last_(counted(), rule_),
       seeded_(request_.sampling.seed) {
   check(draft);
   build(draft);
@@ -62,6 +63,11 @@ Speculation::Speculation(const CachedModel& target, const CachedModel* draft,
   names_.emplace_back("target");
   chain_ =
       std::make_unique<Chain>(levels, chance != nullptr ? *chance : seeded_, *pace_, request_.stop_tokens);
+}
+
+CachedModel& Speculation::counted() {
+  target_.experts = &experts_;
+  return target_;
 }
 
 void Speculation::check(const CachedModel* draft) const {
@@ -186,12 +192,20 @@ Speculation::Step Speculation::step() {
   return step;
 }
 
+void Speculation::end(std::int64_t tokens) {
+  const std::size_t size = request_.prompt.size() + static_cast<std::size_t>(tokens);
+  if (size > ids_.size()) throw InternalError("[speculate] fewer tokens than are to be left");
+  ids_.resize(size);
+  behind_the_end_ = chain_->counts().back().tokens - tokens;
+}
+
 std::vector<double> Speculation::routed_fraction() const {
   std::vector<double> shares;
   const SequenceId id = last_.sequence();
+  const std::int64_t tokens = std::min(std::ssize(ids_), target_.cache.tokens(id));
   for (const std::int64_t layer : target_.model.routed_layers())
-    shares.push_back(static_cast<double>(target_.cache.entries(id, layer)) /
-                     static_cast<double>(std::max<std::int64_t>(1, target_.cache.tokens(id))));
+    shares.push_back(static_cast<double>(target_.cache.entries_of(id, layer, tokens)) /
+                     static_cast<double>(std::max<std::int64_t>(1, tokens)));
   return shares;
 }
 
@@ -205,7 +219,8 @@ SpeculationReport Speculation::report() const {
       r.levels.back().gatherings = g->gatherings();
   }
   r.seconds = seconds_;
-  r.tokens = counts.back().tokens;
+  r.levels.back().counts.tokens -= behind_the_end_;
+  r.tokens = r.levels.back().counts.tokens;
   return r;
 }
 

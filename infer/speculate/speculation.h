@@ -43,7 +43,7 @@ struct LevelReport {
 struct SpeculationReport {
   std::vector<LevelReport> levels;  // from the first draft to the target
   double seconds = 0;               // of all cycles; the prompt's passes do not count
-  std::int64_t tokens = 0;          // that were chosen, a stop token included
+  std::int64_t tokens = 0;          // that were chosen, a stop token included, those behind the end not
   /// Against passes of the target over nothing that was proposed: tokens * their mean seconds / seconds; 0:
   /// unknown.
   double speedup() const;
@@ -67,16 +67,23 @@ class Speculation {
   /// then the text is at its end.
   Step step();
 
+  /// The text ends with so many of the new tokens, those behind a stop text left out: they count no more.
+  void end(std::int64_t tokens);
+
   /// By routed layer the share of the text's tokens that it computed.
   std::vector<double> routed_fraction() const;
+  /// Of all passes of the model, proposals that were not taken included.
+  const ExpertCounts& experts() const { return experts_; }
   SpeculationReport report() const;
 
  private:
+  CachedModel& counted();
   void check(const CachedModel* draft) const;
   void build(const CachedModel* draft);
   std::unique_ptr<Pace> make_pace() const;
   std::int64_t room();
 
+  ExpertCounts experts_;
   CachedModel target_;
   SpeculationOptions options_;
   Request request_;
@@ -91,6 +98,7 @@ class Speculation {
   std::unique_ptr<Chain> chain_;
   bool begun_ = false;
   double seconds_ = 0;
+  std::int64_t behind_the_end_ = 0;  // tokens that were chosen, and left out
 };
 
 /// Groups of a cache, in tokens of the dense layers, that a text of the target takes beside its own: what is

@@ -1,6 +1,7 @@
 #include "infer/speculate/target_level.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace fathom {
 
@@ -17,6 +18,14 @@ void TargetLevel::keep(std::int64_t tokens) {
 void TargetLevel::read(std::span<const std::int32_t> text) {
   const std::span<const std::int32_t> all = text.first(text.size() - 1);
   m_.add(sequence_.id(), all.subspan(ids_.size()), static_cast<std::int64_t>(ids_.size()), 0);
+  ids_.assign(all.begin(), all.end());
+}
+
+void TargetLevel::assume(std::span<const std::int32_t> text, double kept) {
+  const std::span<const std::int32_t> all = text.first(text.size() - 1);
+  const auto tokens = std::ssize(all);
+  m_.cache.assume(sequence_.id(), tokens,
+                  static_cast<std::int64_t>(std::llround(kept * static_cast<double>(tokens))));
   ids_.assign(all.begin(), all.end());
 }
 

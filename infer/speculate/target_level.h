@@ -18,6 +18,9 @@ class TargetLevel final : public Level {
 
   /// The keys and values of a text but its last token.
   void read(std::span<const std::int32_t> text);
+  /// For measurements: as if that were read, with what lies in the cache's blocks, and the share `kept` of it
+  /// in routed layers.
+  void assume(std::span<const std::int32_t> text, double kept);
   bool rows(std::span<const std::int32_t> text, std::int64_t proposed, std::vector<Row>& rows) override;
   /// Takes the rows back that belong to proposals that were not taken.
   void settle(std::span<const std::int32_t> text) override;

@@ -111,12 +111,18 @@ void run(const CachedRows<T>& a, cudaStream_t stream) {
   });
 }
 
-// By the tensor cores: prompts by one kernel, rows that come alone by another, and whoever has rows for both
-// has both kernels. False: heads that neither takes, or too few rows for the one that does. scratch(n):
-// memory for n floats.
+// By the tensor cores: some rows of one sequence by one kernel, prompts by another, rows that come alone by a
+// third, and whoever has rows for these two has both. False: heads that neither takes, or too few rows for
+// the one that does. scratch(n): memory for n floats.
 template <typename Scratch>
 bool attend_fast(const CachedRows<bf16>& a, int multiprocessors, cudaStream_t stream, Scratch&& scratch) {
   const CacheShape& s = a.s;
+  if (cached_few_wanted() && cached_few_supports(s)) {
+    const int splits = cached_few_splits(s, multiprocessors);
+    const auto floats = static_cast<std::int64_t>(cached_few_floats(s, splits));
+    attend_cached_few(a, splits, floats > 0 ? scratch(floats) : nullptr, stream);
+    return true;
+  }
   const bool by_flash = cached_flash_supports(s), by_split = cached_split_supports(s);
   if (!by_split) {
     if (!by_flash || s.rows < kManyRows * s.sequences) return false;

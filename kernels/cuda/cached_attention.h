@@ -3,9 +3,10 @@
 //
 // The row kernel (cached_attention.cu) takes any dtype and head size, and a row's result depends on its keys
 // alone. The flash kernel (cached_attention_flash.cu) is for many bf16 rows of a sequence: prompts. The split
-// kernel (cached_attention_split.cu) is for single bf16 rows of many or long ones: decoding. All three read
-// codes in registers: the first two as the numbers of the compute dtype that they stand for, the third as
-// they are (device/code_walk.cuh).
+// kernel (cached_attention_split.cu) is for single bf16 rows of many or long ones: decoding. The few-row
+// kernel (cached_attention_few.cu) is for some bf16 rows of one sequence, which may be long: what speculative
+// decoding checks. All read codes in registers: the split kernel as they are (device/code_walk.cuh), the
+// others as the numbers of the compute dtype that they stand for.
 #pragma once
 
 #include <cstddef>
@@ -95,5 +96,15 @@ std::size_t cached_split_floats(const CacheShape& s, int splits);
 /// `few`: only of sequences that do not; others stay as they are.
 void attend_cached_split(const CachedRows<bf16>& a, bool few, int splits, float* scratch,
                          cudaStream_t stream);
+
+/// Whether it is to be used: with FATHOM_FEW_ROWS=1 in the environment. Its tests have not run on a GPU yet,
+/// and until they have, everybody else is served by kernels whose tests did.
+bool cached_few_wanted();
+/// Whether the few-row kernel takes these rows: one sequence's, of heads of 64 or 128.
+bool cached_few_supports(const CacheShape& s);
+/// Likewise, as of the split kernel.
+int cached_few_splits(const CacheShape& s, int multiprocessors);
+std::size_t cached_few_floats(const CacheShape& s, int splits);
+void attend_cached_few(const CachedRows<bf16>& a, int splits, float* scratch, cudaStream_t stream);
 
 }  // namespace fathom::cuda

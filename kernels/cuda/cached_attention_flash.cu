@@ -8,7 +8,7 @@
 // split kernel: the walk over their entries would be made for one row of 64.
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/cached_attention.h"
-#include "kernels/cuda/device/code_walk.cuh"
+#include "kernels/cuda/device/cache_tiles.cuh"
 #include "kernels/cuda/device/flash_forward.cuh"
 #include "kernels/cuda/device/launch.cuh"
 #include "kernels/cuda/device/row_runs.cuh"
@@ -52,85 +52,6 @@ __device__ __forceinline__ Segment segment_at(const CachedRows<bf16>& a, int fir
   return {first, at, a.lengths[at - 1]};
 }
 
-/// Keys and values of kKeys entries of a sequence from entry `first` on, head g: zeros behind the last one.
-/// The entries that all threads copy at once lie in one block of the cache, which has whole sixteens; so
-/// where it begins is looked up when one ends, and not for each entry.
-template <int D>
-__device__ __forceinline__ void copy_entries(const CachedRows<bf16>& a, bf16* stage, int sequence, int g,
-                                             int first, int entries) {
-  using Tile = SharedTile<D>;
-  constexpr int kAtOnce = kThreads / Tile::kChunks;
-  static_assert(16 % kAtOnce == 0);
-  const CacheShape& s = a.s;
-  const int block = static_cast<int>(s.block), d = static_cast<int>(s.head_dim);
-  const std::int32_t* const table = a.tables + sequence * s.table;
-  const Tile keys{stage}, values{stage + kKeys * D};
-  const int c = static_cast<int>(threadIdx.x) % Tile::kChunks;
-  const int own = static_cast<int>(threadIdx.x) / Tile::kChunks;
-  const std::int64_t values_after = a.values_after_keys();
-  int number = first / block, inside = first - number * block;
-  const bf16* from = a.pool;
-  const auto look_up = [&](int entry) {
-    if (entry >= entries) return;
-    from = a.pool + (table[number] * s.stride + s.offset) * 2 * s.kv_heads * s.block * d +
-           (static_cast<std::int64_t>(g) * block + inside + own) * d + c * 8;
-  };
-  look_up(first);
-#pragma unroll
-  for (int i = 0; i < kKeys / kAtOnce; ++i) {
-    const int row = i * kAtOnce + own;
-    const bool valid = first + row < entries && c * 8 < d;
-    copy_async(keys.chunk(row, c), from, valid);
-    copy_async(values.chunk(row, c), from + values_after, valid);
-    inside += kAtOnce;
-    from += kAtOnce * d;
-    if (inside < block) continue;
-    inside = 0, ++number;
-    look_up(first + (i + 1) * kAtOnce);
-  }
-  commit_copies();
-}
-
-/// Eight codes as 16 bytes of bf16.
-template <int kBits>
-__device__ __forceinline__ uint4 numbers_of(const std::uint8_t* codes, const CodeScale& scale) {
-  std::uint32_t words[kBits / 4];
-  load_words(words, codes);
-  const auto pair = [&](int e) {
-    const auto code = [&](int i) {
-      return words[i * kBits / 32] >> i * kBits % 32 & static_cast<unsigned>((1 << kBits) - 1);
-    };
-    return pack_bf16(scale.number(code(e)), scale.number(code(e + 1)));
-  };
-  return {pair(0), pair(2), pair(4), pair(6)};
-}
-
-/// The same entries from a cache of codes. Nothing is on its way afterwards.
-template <int D, int kBits>
-__device__ __forceinline__ void decode_entries(const CachedRows<bf16>& a, bf16* stage, int sequence, int g,
-                                               int first, int entries) {
-  using Tile = SharedTile<D>;
-  const CacheShape& s = a.s;
-  const int size = static_cast<int>(s.block), d = static_cast<int>(s.head_dim);
-  const std::int32_t* const table = a.tables + sequence * s.table;
-  const Tile keys{stage}, values{stage + kKeys * D};
-#pragma unroll
-  for (int i = 0; i < kKeys * Tile::kChunks / kThreads; ++i) {
-    const int at = static_cast<int>(threadIdx.x) + i * kThreads;
-    const int row = at / Tile::kChunks, c = at % Tile::kChunks, entry = first + row;
-    uint4 key{}, value{};
-    if (entry < entries && c * 8 < d) {
-      const auto block = CodeBlock<kBits>::at(a.codes, s, table[entry / size] * s.stride + s.offset);
-      const int inside = entry % size, other = block.kv_heads + g;
-      key = numbers_of<kBits>(block.codes(g, inside) + c * kBits, CodeScale::of(*block.scales(g, inside)));
-      value = numbers_of<kBits>(block.codes(other, inside) + c * kBits,
-                                CodeScale::of(*block.scales(other, inside)));
-    }
-    *reinterpret_cast<uint4*>(keys.chunk(row, c)) = key;
-    *reinterpret_cast<uint4*>(values.chunk(row, c)) = value;
-  }
-}
-
 /// Traffic: q and out once, keys and values once for every block of rows (from L2).
 template <int D, int kBits>
 __global__ void __launch_bounds__(kThreads, D == 64 ? 4 : 2) flash_kernel(const Task task) {
@@ -172,9 +93,11 @@ __global__ void __launch_bounds__(kThreads, D == 64 ? 4 : 2) flash_kernel(const 
     const int last_block = (segment.entries - 1) / kKeys;
     const auto bring = [&](bf16* stage, int first) {
       if constexpr (kBits == 16) {
-        copy_entries<D>(a, stage, sequence, g, first, segment.entries);
+        copy_entries<D, kKeys, kThreads>(a, stage, sequence, g, first, segment.entries);
       } else {
-        decode_entries<D, kBits>(a, stage, sequence, g, first, segment.entries);
+        CodesOnTheWay<D, kBits, kKeys, kThreads> codes;
+        codes.load(a, sequence, g, first, segment.entries);
+        codes.store(stage);
       }
     };
     __syncthreads();  // the last segment's stages have been read

@@ -38,7 +38,8 @@ TEST(Presets, PairsDifferInRoutingOnlyAndSpendTheSame) {
                                                        {"d2-dense", "d2-mod"},
                                                        {"d4-dense", "d4-mod"},
                                                        {"d6-dense", "d6-mod"},
-                                                       {"d12-dense", "d12-mod"}};
+                                                       {"d12-dense", "d12-mod"},
+                                                       {"long-dense", "long-mod"}};
   for (const auto& [dense_name, mod_name] : pairs) {
     SCOPED_TRACE(mod_name);
     const Config dense = load(dense_name);

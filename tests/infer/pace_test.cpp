@@ -16,6 +16,8 @@ struct World {
   double row = 0.02;        // of each row more
   double step = 0;          // and of the first of them
   double acceptance = 0.8;  // of a proposal
+  double settle = 0;        // of a cycle with proposals, to take the text over,
+  double gather = 0;        // and at every 50th of them
 };
 
 struct Outcome {
@@ -29,9 +31,15 @@ Outcome run(AdaptivePace& pace, const World& w, int cycles, std::uint64_t seed =
   SplitMix64 random(seed);
   const auto happens = [&](double p) { return static_cast<double>(random.next() >> 11) * 0x1p-53 < p; };
   double seconds = 0, tokens = 0, proposals = 0;
+  int proposed = 0;
   for (int i = 0; i < cycles; ++i) {
     const std::int64_t wanted = pace.proposals(1);
     std::int64_t n = 0;
+    if (wanted > 0) {
+      const double settle = w.settle + (++proposed % 50 == 0 ? w.gather : 0);
+      pace.settled(settle);
+      seconds += settle;
+    }
     while (n < wanted) {
       pace.passed(0, 0, w.draft);
       seconds += w.draft;
@@ -86,6 +94,12 @@ TEST(AdaptivePace, GoesOnPlainlyWhereProposalsLoseAndTriesAgain) {
   EXPECT_LT(o.seconds_a_token, 1.06 * bad.pass);
   AdaptivePace stepped({.levels = 2});
   EXPECT_TRUE(run(stepped, {.step = 20}, 600).off);
+  // What the levels before take to follow the text is a cost of proposals as well.
+  for (const World& w : {World{.settle = 4}, World{.gather = 200}}) {
+    AdaptivePace charged({.levels = 2});
+    EXPECT_TRUE(run(charged, w, 1200).off) << w.settle;
+    EXPECT_LT(run(charged, w, 1200).seconds_a_token, 1.3 * w.pass) << w.settle;
+  }
   // The text becomes easier: that is noticed.
   const Outcome later = run(pace, {.acceptance = 0.9}, 1500, 2);
   EXPECT_FALSE(later.off);

@@ -55,6 +55,7 @@ struct Schedule {
   bool long_chunks = false;  // many rows of a sequence at a time, as prompts have them
   double tolerance = 0;      // absolute; 0: the same bits
   std::vector<std::int64_t> lengths = {5, 70, 1, 130, 16, 200};
+  std::int64_t most_rows = 90;  // of a chunk
 };
 
 void expect_equal_to_whole(Backend& backend, DType dtype, const Heads& h, std::int64_t block, unsigned seed,
@@ -88,7 +89,7 @@ void expect_equal_to_whole(Backend& backend, DType dtype, const Heads& h, std::i
     for (std::size_t i = 0; i < all.size(); ++i) {
       Sequence& q = all[i];
       const std::int64_t most =
-          std::min<std::int64_t>(q.length - q.done, schedule.long_chunks || below(3) == 0 ? 90 : 1);
+          std::min<std::int64_t>(q.length - q.done, schedule.long_chunks || below(3) == 0 ? schedule.most_rows : 1);
       const std::int64_t n = most == 0 || below(4) == 0 ? 0 : 1 + below(most);
       for (std::int64_t r = 0; r < n; ++r, ++q.done) {
         if (q.done % block == 0) q.blocks.push_back(free.back()), free.pop_back();
@@ -254,6 +255,25 @@ TEST_F(CudaCachedAttention, OfSingleRowsIsCloseToAttentionOverTheWholeSequence) 
         SCOPED_TRACE(fmt::format("heads {}/{} of {}, {} bits, blocks of {}", h.heads, h.kv_heads, h.head_dim,
                                  bits, block));
         const Schedule schedule{.tolerance = 0.02, .lengths = {5, 700, 1, 300, 31, 32, 33, 47, 48, 49}};
+        expect_equal_to_whole(*opened.backend, DType::BF16, h, block, 5, schedule);
+        if (::testing::Test::HasFatalFailure()) return;
+      }
+    }
+  }
+}
+
+// What speculative decoding checks: some rows of one sequence.
+TEST_F(CudaCachedAttention, OfSomeRowsOfOneSequenceIsCloseToAttentionOverTheWholeSequence) {
+  const testing_support::OpenedDevice opened = testing_support::open_device(Device::Cuda, {});
+  testing_support::skip_without(opened);
+  if (!opened.backend) return;
+  for (const int bits : {16, 8, 4}) {
+    for (Heads h : {Heads{2, 2, 64}, Heads{8, 1, 64}, Heads{6, 2, 128}, Heads{4, 4, 128}}) {
+      h.bits = bits;
+      for (const std::int64_t block : {16, 48, 128}) {
+        SCOPED_TRACE(fmt::format("heads {}/{} of {}, {} bits, blocks of {}", h.heads, h.kv_heads, h.head_dim,
+                                 bits, block));
+        const Schedule schedule{.long_chunks = true, .tolerance = 0.02, .lengths = {700}, .most_rows = 20};
         expect_equal_to_whole(*opened.backend, DType::BF16, h, block, 5, schedule);
         if (::testing::Test::HasFatalFailure()) return;
       }

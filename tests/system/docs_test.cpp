@@ -24,7 +24,8 @@ TEST(Docs, CommandsListsTheFlagsOfEveryCommand) {
   std::string command;
   static const std::regex title(
       "## fathom ([a-z]+( "
-      "(prepare|inspect|synthetic|train|decode|prefill|requests|load|batch|copy|gemm|attention|ops|plan|run|"
+      "(prepare|inspect|synthetic|train|decode|prefill|requests|load|batch|speculative|copy|gemm|attention|"
+      "ops|plan|run|"
       "status|fit|"
       "report))?)"
       ".*");
@@ -33,7 +34,7 @@ TEST(Docs, CommandsListsTheFlagsOfEveryCommand) {
     if (std::regex_match(line, match, title)) command = match[1];
     if (!command.empty()) sections[command] += line + "\n";
   }
-  EXPECT_EQ(sections.size(), 32u);
+  EXPECT_EQ(sections.size(), 33u);
   for (const auto& [name, text] : sections) {
     const testing::Outcome help = testing::fathom_command(folder, name + " --help");
     ASSERT_EQ(help.status, 0) << name;

@@ -1,5 +1,7 @@
 // Speculative decoding from the command line: greedy texts are those without it, what it says of its levels
 // adds up, and what cannot be is refused in one paragraph.
+#include <sstream>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -44,7 +46,11 @@ TEST_F(SpeculativeCommands, GreedyTextsAreThoseWithoutIt) {
           generate(text + " --speculate " + how + (how == "plain" || how[0] == 'n' ? "" : kSmall));
       for (const char* key : {"tokens", "text", "finish_reason", "prompt", "prompt_tokens"})
         EXPECT_EQ(got.at(key), expected.at(key)) << key;
-      EXPECT_EQ(got.contains("routed_fraction"), expected.contains("routed_fraction"));
+      for (const char* key : {"routed_fraction", "expert_fraction"})
+        EXPECT_EQ(got.contains(key), expected.contains(key)) << key;
+      if (expected.contains("expert_fraction")) {
+        EXPECT_EQ(got.at("expert_fraction").size(), expected.at("expert_fraction").size());
+      }
       const auto& s = got.at("speculation");
       const auto& levels = s.at("levels");
       EXPECT_EQ(levels.back().at("name"), "target");
@@ -65,12 +71,32 @@ TEST_F(SpeculativeCommands, StopsInsideOfWhatWasAccepted) {
   EXPECT_EQ(got.at("text"), "");
   EXPECT_EQ(got.at("tokens").size(), 11U);
   EXPECT_GT(got.at("speculation").at("levels").at(1).at("accepted"), 3);
+  // Those behind it are nobody's.
+  EXPECT_EQ(got.at("speculation").at("levels").at(1).at("tokens"), 11U);
   const Outcome shown = fathom_command(e, "generate " + text + "zz");
   EXPECT_EQ(shown.out, std::string(26, 'b') + "\n");
   EXPECT_THAT(shown.err, HasSubstr("tested proposals of ngram (100 %)"));
   const auto limited = generate(text + "zz");
   EXPECT_EQ(limited.at("tokens").size(), 20U);
   EXPECT_EQ(limited.at("finish_reason"), "length");
+}
+
+// What there is of it, and then the error.
+TEST_F(SpeculativeCommands, ATextThatFailsIsWrittenAsFarAsItWent) {
+  e.trained("dense", "run", "--set model.max_seq_len=512 --set train.seq_len=64");
+  // A text that no end of a document cuts short.
+  const std::string text =
+      "generate run -p bbbbbb -n 400 --temperature 0 --logit-bias 98:1000 --block 16 --cache-gb 0.0004";
+  for (const std::string how : {"plain", "ngram"}) {
+    const Outcome outcome = fathom_command(e, text + " --json --threads 1 --speculate " + how);
+    EXPECT_EQ(outcome.status, 1) << outcome.out;
+    EXPECT_THAT(outcome.err, HasSubstr("Give the cache more memory"));
+    const auto json = nlohmann::json::parse(outcome.out);
+    EXPECT_EQ(json.at("finish_reason"), "error");
+    EXPECT_THAT(json.at("error").get<std::string>(), HasSubstr("holds no more than"));
+    EXPECT_GT(json.at("tokens").size(), 10U);
+    EXPECT_EQ(json.at("speculation").at("levels").back().at("tokens"), json.at("tokens").size());
+  }
 }
 
 TEST_F(SpeculativeCommands, SharedNoiseAndFixedNumbersRepeat) {
@@ -83,6 +109,65 @@ TEST_F(SpeculativeCommands, SharedNoiseAndFixedNumbersRepeat) {
     EXPECT_EQ(generate(text + how + " --coupling gumbel" + kSmall).at("tokens"), noise) << how;
   const std::string fixed = text + "triforce --gamma 4" + kSmall;
   EXPECT_EQ(generate(fixed).at("tokens"), generate(fixed).at("tokens"));
+}
+
+std::vector<nlohmann::json> lines_of(const std::string& text) {
+  std::vector<nlohmann::json> lines;
+  std::istringstream in(text);
+  for (std::string line; std::getline(in, line);) lines.push_back(nlohmann::json::parse(line));
+  return lines;
+}
+
+TEST_F(SpeculativeCommands, TheBenchSaysWhatIsMeasuredAndWhatIsComposed) {
+  const auto bench = [&](const std::string& arguments) {
+    const Outcome outcome = fathom_command(e, "bench speculative --json --threads 1 " + arguments);
+    EXPECT_EQ(outcome.status, 0) << outcome.err;
+    return lines_of(outcome.out);
+  };
+  const std::string small = " --retrieval-budget 64 --draft-window 16 --draft-sinks 2 --gamma 4";
+  for (const std::string variant : {"dense --draft d2", "mod"}) {
+    const auto lines = bench(
+        "--preset d2 --vocab 64 --context 200,300 --tokens 300 --steps 4 --kv-heads 1 "
+        "--acceptance 1,0,0.5 --variant " +
+        variant + small);
+    ASSERT_EQ(lines.size(), 6U);
+    for (const auto& line : lines) {
+      EXPECT_EQ(line.at("kind"), "composed");
+      EXPECT_GT(line.at("plain_ms"), 0);
+      EXPECT_GT(line.at("speedup_by_formula"), 0);
+      EXPECT_NEAR(line.at("speedup").get<double>() * line.at("ms").get<double>(),
+                  line.at("plain_ms").get<double>(), 1e-6 * line.at("plain_ms").get<double>());
+      EXPECT_EQ(line.at("levels").size(), line.at("method") == "triforce" ? 3U : 2U);
+      const double a = line.at("levels").back().at("acceptance");
+      EXPECT_EQ(a, line.at("method") == "draft" ? 0 : 1);
+      if (line.at("method") != "triforce") {
+        EXPECT_EQ(line.at("tokens_per_verification"), a == 1 ? 5 : 1);
+      } else {
+        EXPECT_NEAR(line.at("levels").at(1).at("acceptance").get<double>(), 0.5, 0.15);
+      }
+    }
+  }
+  e.trained("mod", "run", "--set model.max_seq_len=512");
+  const auto lines = bench(
+      "run --text text.jsonl --context 100 --tokens 40 --texts 2 --speculate "
+      "retrieval,triforce,ngram --temperature 0.7" +
+      small);
+  ASSERT_EQ(lines.size(), 3U);
+  for (const auto& line : lines) {
+    EXPECT_EQ(line.at("kind"), "measured");
+    EXPECT_EQ(line.at("tokens"), 80);
+    EXPECT_EQ(line.at("draft"), line.at("method") == "triforce" ? "self-skip" : "");
+    EXPECT_GT(line.at("speedup"), 0);
+  }
+  const auto no = [&](const std::string& arguments, int status, std::initializer_list<std::string> words) {
+    expect_refusal(fathom_command(e, "bench speculative " + arguments), status, words);
+  };
+  no("--preset d2", 2, {"--acceptance R,D,B"});
+  no("--preset d2 --acceptance 0.9 --speculate draft --context 64 --draft d2", 2, {"needs number 2"});
+  no("run", 2, {"--text FILE"});
+  no("run --text text.jsonl --acceptance 0.5", 2, {"it is measured"});
+  no("run --text text.jsonl --context 500", 1, {"more than the model's context of 512"});
+  no("run --text nowhere.txt", 1, {"nowhere.txt"});
 }
 
 TEST_F(SpeculativeCommands, SaysWhatCannotBe) {

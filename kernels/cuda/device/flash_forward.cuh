@@ -18,8 +18,8 @@ struct VisibleKeys {
   }
 };
 
-/// 16 * kTiles queries of one warp. A lane holds parts of the rows g and g + 8 of each tile of 16, in the layouts of
-/// mma.cuh. With two tiles every key and value that is read from shared memory serves twice.
+/// 16 * kTiles queries of one warp. A lane holds parts of the rows g and g + 8 of each tile of 16, in the
+/// layouts of mma.cuh. With two tiles every key and value that is read from shared memory serves twice.
 template <int D, int kTiles = 1>
 struct QueryRows {
   std::uint32_t q[kTiles][D / 16][4];
@@ -29,8 +29,13 @@ struct QueryRows {
 
   __device__ __forceinline__ void begin(const HeadRows& queries, int row) {
 #pragma unroll
+    for (int t = 0; t < kTiles; ++t) load_a_rows<D>(q[t], queries, row + 16 * t);
+    begin();
+  }
+  /// The same, with the queries there.
+  __device__ __forceinline__ void begin() {
+#pragma unroll
     for (int t = 0; t < kTiles; ++t) {
-      load_a_rows<D>(q[t], queries, row + 16 * t);
 #pragma unroll
       for (int n = 0; n < D / 8; ++n) {
 #pragma unroll
@@ -111,7 +116,8 @@ struct QueryRows {
         total += __shfl_xor_sync(kFullWarp, total, 2);
         factor[half] = total > 0.0F ? 1.0F / total : 0.0F;
         const int at = row + 16 * t + lane_id() / 4 + 8 * half;
-        if (lse != nullptr && lane_id() % 4 == 0 && at < to.rows) lse[at] = max[t][half] * scale + logf(total);
+        if (lse != nullptr && lane_id() % 4 == 0 && at < to.rows)
+          lse[at] = max[t][half] * scale + logf(total);
       }
       store_rows<D>(to, row + 16 * t, out[t], factor[0], factor[1]);
     }

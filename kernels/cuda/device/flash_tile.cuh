@@ -105,20 +105,22 @@ __device__ __forceinline__ void transpose_quad(std::uint32_t (&r)[4]) {
   }
 }
 
-/// The A fragments of 16 rows from `row` on, straight from global memory, 16 bytes a lane.
-template <int D>
-__device__ __forceinline__ void load_a_rows(std::uint32_t (&a)[D / 16][4], const HeadRows& from, int row) {
+/// The A fragments of 16 rows from `row` on, straight from global memory, 16 bytes a lane. row_at(r): where
+/// row r begins; null: it is zeros.
+template <int D, typename RowAt>
+__device__ __forceinline__ void load_a_rows_at(std::uint32_t (&a)[D / 16][4], const RowAt& row_at,
+                                               int head_dim, int row) {
   const int g = lane_id() / 4, c = lane_id() % 4;
   uint4 raw[2][D / 32];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int r = row + g + 8 * half;
+    const __nv_bfloat16* const from = row_at(row + g + 8 * half);
 #pragma unroll
     for (int j = 0; j < D / 32; ++j) {
       const int column = 32 * j + 8 * c;
       raw[half][j] = make_uint4(0, 0, 0, 0);
-      if (r < from.rows && column < from.head_dim) {
-        raw[half][j] = *reinterpret_cast<const uint4*>(from.data + r * from.stride + column);
+      if (from != nullptr && column < head_dim) {
+        raw[half][j] = *reinterpret_cast<const uint4*>(from + column);
       }
     }
   }
@@ -134,6 +136,12 @@ __device__ __forceinline__ void load_a_rows(std::uint32_t (&a)[D / 16][4], const
       a[2 * j + 1][half + 2] = r[3];
     }
   }
+}
+
+template <int D>
+__device__ __forceinline__ void load_a_rows(std::uint32_t (&a)[D / 16][4], const HeadRows& from, int row) {
+  load_a_rows_at<D>(
+      a, [&](int r) { return r < from.rows ? from.data + r * from.stride : nullptr; }, from.head_dim, row);
 }
 
 /// Where one head's rows are written.

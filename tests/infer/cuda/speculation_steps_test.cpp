@@ -21,7 +21,9 @@ TEST_P(CudaSpeculationSteps, ChooseWhatTheWholePassFindsLikeliest) {
                 {.block = 16, .bytes = KvCache::entry_bytes(p.gpu, model) * layers * 4 * kContext});
   const auto whole = WholeStep::open(p.gpu, model, p.rule, cache, kVocab, 1);
   if (whole == nullptr) GTEST_SKIP() << "This GPU has no whole steps.";
-  const CachedModel target{p.gpu, model, p.rule, cache, kVocab, 64, whole.get()};
+  const auto passes = ShortPasses::open(p.gpu, model, p.rule, cache);
+  EXPECT_EQ(passes == nullptr, !model.routed_layers().empty());
+  const CachedModel target{p.gpu, model, p.rule, cache, kVocab, 64, whole.get(), nullptr, passes.get()};
   Request request{.max_tokens = 90};
   request.sampling.temperature = 0;
   std::mt19937_64 r(3);

@@ -1,0 +1,130 @@
+#include "app/speculation_room.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "kernels/error.h"
+#include "src/model/model_tokenizer.h"
+
+namespace fathom::app {
+
+namespace {
+
+using Method = SpeculationOptions::Method;
+using Draft = SpeculationOptions::Draft;
+
+Method method_of(const std::string& name) {
+  if (name == "triforce") return Method::Triforce;
+  if (name == "retrieval") return Method::Retrieval;
+  if (name == "draft") return Method::Draft;
+  return name == "ngram" ? Method::Ngram : Method::Plain;
+}
+
+bool can_skip(const Transformer& model) {
+  const auto routed = static_cast<std::int64_t>(model.routed_layers().size());
+  return routed > 0 && routed < model.config().depth;
+}
+
+}  // namespace
+
+SpeculationOptions speculation_options(const SpeculationFlags& flags, const Transformer& model) {
+  SpeculationOptions o;
+  o.method = method_of(flags.method);
+  if (flags.draft.empty()) {
+    o.draft = can_skip(model) ? Draft::SelfSkip : Draft::Ngram;
+    if (o.method == Method::Draft && o.draft == Draft::Ngram)
+      throw UsageError(
+          "--speculate draft wants a draft, and this model has no routed blocks that it could skip.",
+          "Give --draft MODEL, or take --speculate ngram.");
+  } else {
+    o.draft = flags.draft == "self-skip" ? Draft::SelfSkip
+              : flags.draft == "ngram"   ? Draft::Ngram
+                                         : Draft::Model;
+  }
+  const std::int64_t usual =
+      std::min<std::int64_t>(4096, std::max(4 * flags.chunk, model.config().max_seq_len / 4));
+  o.retrieval = {.budget = flags.budget > 0 ? flags.budget : usual, .chunk = flags.chunk};
+  o.window = {.sinks = flags.sinks, .recent = flags.window};
+  o.proposals = flags.proposals == "auto" ? 0 : std::stoll(flags.proposals);
+  o.proposals_between = flags.proposals_between;
+  if (flags.coupling == "gumbel") o.tokens = RowRule::Tokens::SharedNoise;
+  return o;
+}
+
+namespace {
+
+void require_same_tokenizer(const SpeculativeText& text, const SpeculationFlags& flags,
+                            const LoadedModel& draft) {
+  const LoadedModel& target = text.model.loaded;
+  const std::string ours = text.tokenizer != nullptr ? text.tokenizer->hash() : target.meta.tokenizer_hash;
+  std::string theirs = draft.meta.tokenizer_hash;
+  if (theirs.empty() && text.tokenizer != nullptr) theirs = tokenizer_of(draft)->hash();
+  if (!ours.empty() && ours == theirs) return;
+  throw UserError(
+      fmt::format("The draft {} has the tokenizer {}, and {} has {}: a draft proposes ids, so both need "
+                  "the same.",
+                  flags.draft, theirs.empty() ? "of nobody's knowledge" : theirs, target.checkpoint.string(),
+                  ours.empty() ? "one that is not known" : ours),
+      "Train a draft on a store of the same tokenizer, or draft by self-skip or ngram.");
+}
+
+}  // namespace
+
+std::string draft_name(const SpeculationOptions& options, const SpeculationFlags& flags) {
+  if (options.method != Method::Triforce && options.method != Method::Draft) return "";
+  return options.draft == Draft::SelfSkip ? "self-skip"
+         : options.draft == Draft::Ngram  ? "ngram"
+                                          : flags.draft;
+}
+
+KvCacheOptions window_cache(const Context& c, const Transformer& model, const Window& window,
+                            std::int64_t block) {
+  const std::int64_t tokens = 2 * window.sinks + 3 * window.recent + 2 * kMostVerified;
+  return {
+      .block = block,
+      .bytes = KvCache::entry_bytes(c, model) * block * (tokens / block + 3) * (model.config().depth + 1)};
+}
+
+SpeculationRoom::SmallModel::SmallModel(const SpeculationFlags& flags, const SpeculativeText& text,
+                                        std::int64_t chunk, const Globals& globals)
+    : trained(open_model(flags.draft, {.invariant = text.invariant}, globals, text.precision)) {
+  require_same_tokenizer(text, flags, trained.loaded);
+  const RoutingConfig& routing = trained.loaded.config.routing;
+  if (routing.kind != RoutingKind::None) rule = causal_rule(routing);
+  Context& c = *trained.context;
+  const Transformer& model = *trained.loaded.model;
+  cache.emplace(c, model,
+                window_cache(c, model, {.sinks = flags.sinks, .recent = flags.window}, text.engine.block));
+  passes = ShortPasses::open(c, model, rule, *cache);
+  cached.emplace(
+      CachedModel{c, model, rule, *cache, model.config().vocab_size, chunk, nullptr, nullptr, passes.get()});
+}
+
+SpeculationRoom::SpeculationRoom(const SpeculationFlags& flags, const SpeculativeText& text,
+                                 const Globals& globals)
+    : options_(speculation_options(flags, *text.model.loaded.model)) {
+  Context& c = *text.model.context;
+  const Transformer& model = *text.model.loaded.model;
+  EngineOptions engine = text.engine.options(c, model, 1);
+  if (text.engine.cache_gb <= 0) {
+    const std::int64_t blocks = tokens_beside(options_) / text.engine.block + 1;
+    engine.cache.bytes +=
+        KvCache::entry_bytes(c, model) * text.engine.block * blocks * (model.config().depth + 1);
+  }
+  const bool drafts = options_.method == Method::Triforce || options_.method == Method::Draft;
+  if (drafts && options_.draft == Draft::Model) draft_.emplace(flags, text, engine.max_rows, globals);
+  cache_.emplace(c, model, engine.cache);
+  const std::int64_t all = model.config().vocab_size;
+  const std::int64_t vocab = text.tokenizer != nullptr ? std::min(all, text.tokenizer->vocab_size()) : all;
+  try {
+    whole_ = WholeStep::open(c, model, text.rule, *cache_, vocab, 1);
+  } catch (const MemoryError&) {
+    // The cache has taken it all: op by op is slower and needs nothing of its own.
+  }
+  passes_ = ShortPasses::open(c, model, text.rule, *cache_);
+  target_.emplace(CachedModel{c, model, text.rule, *cache_, vocab, engine.max_rows, whole_.get(), nullptr,
+                              passes_.get()});
+}
+
+}  // namespace fathom::app
