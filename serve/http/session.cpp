@@ -79,6 +79,7 @@ void Session::start() {
 }
 
 void Session::next_request() {
+  next_is_posted_ = false;
   if (closed_) return;
   in_request_ = false;
   sessions_.set_idle(this, true);
@@ -115,6 +116,7 @@ void Session::on_some(error_code e, std::size_t n) {
     return lost("left");
   }
   if (current_) return input_ended_ ? end_input() : watch();
+  if (next_is_posted_) return;  // it will see these bytes; two readers of a header would share them
   if (buffer_.size() > 0) return read_header();
   lost("");
 }
@@ -386,6 +388,7 @@ void Session::finish_answer() {
     return;
   }
   // Not from within itself, however many requests came ahead.
+  next_is_posted_ = true;
   asio::post(executor(), [self = shared_from_this()] { self->next_request(); });
 }
 

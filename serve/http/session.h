@@ -141,7 +141,8 @@ class Session : public std::enable_shared_from_this<Session> {
   std::optional<beast::http::request_parser<beast::http::string_body>> parser_;
   bool reading_ = false;  // a read of on_some is under way
   bool input_ended_ = false, watches_reset_ = false;
-  bool in_request_ = false;  // between a request's first byte and its end
+  bool next_is_posted_ = false;  // next_request() is on its way
+  bool in_request_ = false;      // between a request's first byte and its end
   bool lingers_ = false;
   std::size_t lingered_ = 0;
   std::array<char, 4096> unwanted_{};

@@ -66,11 +66,29 @@ TEST(Connections, WhatComesDuringAnAnswerIsAnsweredBehindIt) {
   // A body that is larger than what is read ahead waits with the system.
   const std::string large =
       request_text("POST", "/detokenize", json{{"tokens", std::vector<int>(200'000, 65)}}.dump());
-  std::thread sender([&] { c.send(request_text("POST", "/v1/completions", body.dump()) + large + next); });
+  const std::jthread sender(
+      [&] { c.send(request_text("POST", "/v1/completions", body.dump()) + large + next); });
   EXPECT_EQ(c.read().json()["usage"]["completion_tokens"], 300);
   EXPECT_EQ(c.read().json()["prompt"].get<std::string>().size(), 200'000u);
   EXPECT_TRUE(c.read().json().contains("version"));
-  sender.join();
+}
+
+// An answer may end while any byte of the next request comes in.
+TEST(Connections, AnAnswerMayEndAtAnyByteOfTheNextRequest) {
+  TinyServer server;
+  server.open();
+  Connection c(server.port());
+  const std::string next = request_text("GET", "/version");
+  for (int i = 0; i < 300; ++i) {
+    const json body = {{"prompt", "go"}, {"max_tokens", 1 + i % 5}, {"ignore_eos", true}};
+    c.send(request_text("POST", "/v1/completions", body.dump()));
+    for (const char byte : next) {
+      c.send(std::string(1, byte));
+      std::this_thread::sleep_for(std::chrono::microseconds(1 + i % 20));
+    }
+    ASSERT_EQ(c.read().json()["usage"]["completion_tokens"], 1 + i % 5);
+    ASSERT_TRUE(c.read().json().contains("version")) << i;
+  }
 }
 
 TEST(Connections, WhoSaysNoMoreIsAnswered) {
