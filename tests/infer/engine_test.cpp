@@ -43,7 +43,7 @@ Ids random_ids(std::mt19937_64& r, std::int64_t n) {
 
 /// Requests that come, go and are cancelled at random; what was seen of those that ended well.
 std::vector<Seen> run_schedule(Model& m, std::uint64_t seed, EngineStats& stats) {
-  std::mt19937_64 r(seed);
+  std::mt19937_64 r(seed), dial(seed + 1'000'003);
   const auto from_to = [&](std::int64_t low, std::int64_t high) {
     return std::uniform_int_distribution<std::int64_t>(low, high)(r);
   };
@@ -73,7 +73,7 @@ std::vector<Seen> run_schedule(Model& m, std::uint64_t seed, EngineStats& stats)
       q.sampling.seed = static_cast<std::uint64_t>(from_to(0, 1000));
       q.sampling.repetition_penalty = from_to(0, 2) == 0 ? 1.3 : 1.0;
       q.prompt_logprobs = from_to(0, 3) == 0;
-      if (from_to(0, 1) == 0) q.threshold = 0.4 + 0.05 * static_cast<double>(from_to(0, 4));
+      if (dial() % 2 == 0) q.threshold = 0.4 + 0.05 * static_cast<double>(dial() % 5);
       Seen seen;
       seen.request = q;
       seen.ids = q.prompt;

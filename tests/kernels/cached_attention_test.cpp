@@ -88,8 +88,8 @@ void expect_equal_to_whole(Backend& backend, DType dtype, const Heads& h, std::i
     std::vector<std::pair<std::int64_t, std::int64_t>> came;  // sequence and entry of each row
     for (std::size_t i = 0; i < all.size(); ++i) {
       Sequence& q = all[i];
-      const std::int64_t most =
-          std::min<std::int64_t>(q.length - q.done, schedule.long_chunks || below(3) == 0 ? schedule.most_rows : 1);
+      const std::int64_t most = std::min<std::int64_t>(
+          q.length - q.done, schedule.long_chunks || below(3) == 0 ? schedule.most_rows : 1);
       const std::int64_t n = most == 0 || below(4) == 0 ? 0 : 1 + below(most);
       for (std::int64_t r = 0; r < n; ++r, ++q.done) {
         if (q.done % block == 0) q.blocks.push_back(free.back()), free.pop_back();

@@ -286,7 +286,8 @@ TEST(Limits, TextsBeyondTheContextAreNotMadeTokens) {
     EXPECT_THAT(r.body, HasSubstr("3000000 bytes"));
   }
   // As long as that takes no time, documents are: windows of them are a client's matter.
-  EXPECT_EQ(post(server.port(), "/tokenize", {{"prompt", std::string(900'000, 'a')}}).json()["count"], 900'000);
+  EXPECT_EQ(post(server.port(), "/tokenize", {{"prompt", std::string(900'000, 'a')}}).json()["count"],
+            900'000);
   const Response chat =
       post(server.port(), "/v1/chat/completions", {{"messages", {{{"role", "user"}, {"content", text}}}}});
   EXPECT_EQ(chat.json()["error"]["param"], "messages");

@@ -188,7 +188,8 @@ struct Schedule {
   std::int64_t whole_rows = 64;  // several steps for more texts than one has room for
   /// Every third text goes through no routed layer and every third one through all of them.
   bool own_thresholds = false;
-  /// Prompts are beginnings of the first one with another last token, and what was computed of them is shared.
+  /// Prompts are beginnings of the first one with another last token, and what was computed of them is
+  /// shared.
   bool shares = false;
 };
 

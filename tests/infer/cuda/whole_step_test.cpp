@@ -41,8 +41,8 @@ TEST_P(CudaWholeSteps, TakeEachRowsThreshold) {
   expect_close_to_pass(schedule, 160);
 }
 
-// Steps over blocks that others have computed, and copies of those that were not full; of texts with one token
-// behind what they share the first one comes of a step.
+// Steps over blocks that others have computed, and copies of those that were not full; of texts with one
+// token behind what they share the first one comes of a step.
 TEST_P(CudaWholeSteps, GoOnFromWhatOthersComputed) {
   Schedule schedule{18, 40, 16, 90, 30};
   schedule.shares = true;
