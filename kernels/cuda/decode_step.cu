@@ -48,10 +48,11 @@ std::size_t shared_bytes(const DecodeStep& s, int head_dim, int rows, int blocks
 DecodePlan plan_decode(const DecodeStep& s, int head_dim, int rows, int blocks, std::size_t shared) {
   const auto variant = [&]<DecodeRing kAhead, int kBits>() -> DecodePlan {
     constexpr int kHalves = halves_of(kAhead);
-    constexpr int kRingBytes = WeightStream<places_of(kAhead, kBits)>::kBytes;
+    constexpr int kRingBytes = WeightStream<places_of(kAhead, kBits), kHalves>::kBytes;
     const std::size_t bytes = shared_bytes<kHalves>(s, head_dim, rows, blocks, kRingBytes);
     if (rows > 8 * kHalves || bytes > shared) return {};
-    return {kernel_for(s.kv_bits, {kAhead, head_dim, kBits}), bytes};
+    const int threads = kDecodeThreads + (is_fed(kAhead, kBits, s.kv_bits) ? 32 * kDecodeFeeders : 0);
+    return {kernel_for(s.kv_bits, {kAhead, head_dim, kBits}), threads, bytes};
   };
   const auto first_of = [&]<int kBits>() {
     DecodePlan plan = variant.template operator()<DecodeRing::Long, kBits>();
@@ -70,8 +71,9 @@ void prepare_decode(const DecodePlan& plan, std::size_t shared) {
 
 void launch_decode(const DecodePlan& plan, const DecodeStep& s, int blocks, cudaStream_t stream) {
   void* arguments[] = {const_cast<DecodeStep*>(&s)};
-  check(cudaLaunchCooperativeKernel(plan.kernel, dim3(static_cast<unsigned>(blocks)), dim3(kDecodeThreads),
-                                    arguments, plan.shared_bytes, stream),
+  check(cudaLaunchCooperativeKernel(plan.kernel, dim3(static_cast<unsigned>(blocks)),
+                                    dim3(static_cast<unsigned>(plan.threads)), arguments, plan.shared_bytes,
+                                    stream),
         "decode_step");
 }
 

@@ -10,13 +10,14 @@
 namespace fathom::cuda {
 
 inline constexpr int kDecodeRows = 16;  // of a step, at the most: what two halves of a tensor-core tile hold
-inline constexpr int kDecodeRouted = 64;   // routed layers, at the most
-inline constexpr int kDecodeLayers = 256;  // of both kinds, at the most
-inline constexpr int kDecodeGroup = 8;     // query heads of a key/value head, at the most
-inline constexpr int kDecodeSplits = 40;   // pieces of a row's entries for one head, at the most ([splits])
-inline constexpr int kDecodeUpdates = 64;  // entries of the tables that a launch brings along, at the most
-inline constexpr int kDecodeThreads = 256;
+inline constexpr int kDecodeRouted = 64;    // routed layers, at the most
+inline constexpr int kDecodeLayers = 256;   // of both kinds, at the most
+inline constexpr int kDecodeGroup = 8;      // query heads of a key/value head, at the most
+inline constexpr int kDecodeSplits = 40;    // pieces of a row's entries for one head, at the most ([splits])
+inline constexpr int kDecodeUpdates = 64;   // entries of the tables that a launch brings along, at the most
+inline constexpr int kDecodeThreads = 256;  // of a block, that compute
 inline constexpr int kDecodeWarps = kDecodeThreads / 32;
+inline constexpr int kDecodeFeeders = 4;  // warps beside these, which bring weights, where there are any
 inline constexpr int kCodeRun = 128;  // columns of codes that a warp takes at once: their rows are multiples
 
 /// A layer's parameters (kernels/decoder.h); null: it has none.
@@ -114,7 +115,12 @@ constexpr int halves_of(DecodeRing r) { return r == DecodeRing::Short ? 2 : 1; }
 constexpr int places_of(DecodeRing r, int bits) {
   if (r == DecodeRing::Short) return 8;
   const bool is_long = r == DecodeRing::Long;
-  return bits == 16 ? (is_long ? 33 : 22) : (is_long ? 32 : 16);
+  return bits == 16 ? (is_long ? 44 : 22) : (is_long ? 32 : 16);
+}
+
+/// Whether weights are brought by warps of their own: numbers, over caches of numbers.
+constexpr bool is_fed(DecodeRing r, int bits, int kv_bits) {
+  return halves_of(r) == 1 && bits == 16 && kv_bits == 16;
 }
 
 /// Which of the kernels over one kind of cache.
@@ -129,6 +135,7 @@ const void* decode_kernel_kv4(const DecodeKind& k);
 /// A kernel for so many rows.
 struct DecodePlan {
   const void* kernel = nullptr;  // none: the rows do not fit
+  int threads = 0;
   std::size_t shared_bytes = 0;
 };
 

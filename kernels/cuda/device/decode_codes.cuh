@@ -20,6 +20,7 @@
 #include <cuda_bf16.h>
 
 #include "kernels/cuda/decode_step.h"
+#include "kernels/cuda/device/decode_grid.cuh"
 #include "kernels/cuda/device/decode_product.cuh"
 #include "kernels/cuda/device/mma.cuh"
 
@@ -311,7 +312,7 @@ class CodeStream {
       commit_copies();
       wait_copies<0>();
     }
-    __syncthreads();
+    sync_workers();
   }
 
   unsigned ring_address_, scale_address_;

@@ -18,10 +18,10 @@ class DecodeResults : DecodePhase {
 
   /// The product at a place, of the open matrix and the staged rows. Those who have results arrive; behind
   /// the head nobody does yet, since it is the candidates that are waited for.
-  template <int kRing>
-  __device__ __forceinline__ void multiply(const DecodePlace& p, WeightStream<kRing>& stream) {
+  template <typename Stream>
+  __device__ __forceinline__ void multiply_numbers(const DecodePlace& p, Stream& stream) {
     const Matrix& m = state_.matrix(p.product);
-    const int rows = s_.rows, g = lane_ / 4, tiles = m.tiles;
+    const int rows = s_.rows, tiles = m.tiles;
     float* const sums = reinterpret_cast<float*>(
         state_.room + rounded_shared(static_cast<std::size_t>(Staged<kHalves>::bytes(m.width, rows))));
     load_ahead(p, m);
@@ -34,18 +34,9 @@ class DecodeResults : DecodePhase {
 #pragma unroll 1
     do {
       const int end = min(from + at_once, tiles);
-      stream.template run<kHalves>(m, staged, rows, from, end, [&](int tile, const float(&c)[4]) {
-        const int column = lane_ % 4 * 2;
-#pragma unroll
-        for (int h = 0; h < kHalves; ++h) {
-          const int row = g + 8 * h;
-          if (row >= rows) continue;
-          float* const to = sums + (((tile - from) * kDecodeWarps + warp_) * rows + row) * 8 + column;
-          *reinterpret_cast<float2*>(to) = float2{c[2 * h], c[2 * h + 1]};
-        }
-      });
-      take_sums(p, m, from, end - from, sums);
-      if (is_head) __syncthreads();
+      stream.run(m, staged, rows, end - from, sums);
+      take_sums(p, m, from, end - from, m.parts, sums);
+      if (is_head) sync_workers();
       from = end;
     } while (from < tiles);
   }
@@ -74,19 +65,19 @@ class DecodeResults : DecodePhase {
         }
       }
     });
-    take_sums(p, m, 0, m.tiles, sums);
+    take_sums(p, m, 0, m.tiles, kDecodeWarps, sums);
   }
 
  private:
-  /// The warps' sums of `tiles` of this block's tiles, from number `from`, once all have theirs.
+  /// The `parts` sums of `tiles` of this block's tiles, from number `from`, once all warps have theirs.
   __device__ __forceinline__ void take_sums(const DecodePlace& p, const Matrix& m, int from, int tiles,
-                                            const float* sums) {
-    __syncthreads();
+                                            int parts, const float* sums) {
+    sync_workers();
     // Warps that have nothing to add up go on to ask for the next weights.
     const int results = (tiles * s_.rows) << (m.half > 0 ? 2 : 3);
     const int writers = max(1, min(kDecodeWarps, (results + 31) / 32));
     if (warp_ >= writers) return;
-    add_up(p, m, from, tiles, sums);
+    add_up(p, m, from, tiles, parts, sums);
     if (p.product != DecodeProduct::Head) state_.grid.arrive_with(writers);
   }
   /// Whether a product is by codes that have one scale a row, which their sums want.
@@ -119,9 +110,9 @@ class DecodeResults : DecodePhase {
       }
     }
   }
-  /// The warps' sums of `tiles` of this block's tiles, from number `from`: [tiles][warps][rows][8].
+  /// The sums of `tiles` of this block's tiles, from number `from`: [tiles][parts][rows][8].
   __device__ __forceinline__ void add_up(const DecodePlace& p, const Matrix& m, int from, int tiles,
-                                         const float* sums) {
+                                         int parts, const float* sums) {
     const bool halves = m.half > 0;
     const int shift = halves ? 2 : 3, most = halves ? m.half : m.rows, rows = s_.rows;
 #pragma unroll 1
@@ -129,12 +120,14 @@ class DecodeResults : DecodePhase {
       const int item = i >> shift, column = i & ((1 << shift) - 1);
       const int tile = rows == 1 ? item : item / rows, row = item - tile * rows;
       const int at = ((m.first + from + tile) << shift) + column;
-      const float* part_sums = sums + (tile * kDecodeWarps * rows + row) * 8 + column;
+      const float* part_sums = sums + (tile * parts * rows + row) * 8 + column;
       float sum = 0, other = 0;
 #pragma unroll
       for (int part = 0; part < kDecodeWarps; ++part, part_sums += rows * 8) {
-        sum += part_sums[0];
-        if (halves) other += part_sums[4];
+        if (part < kDecodeWarps / 2 || parts == kDecodeWarps) {
+          sum += part_sums[0];
+          if (halves) other += part_sums[4];
+        }
       }
       if constexpr (kBits < 16) {
         if (has_row_scales(p, m) && at < most) {

@@ -27,6 +27,9 @@ class DecodeStage : DecodePhase {
   __device__ __forceinline__ void stage(const DecodePlace& p) {
     const DecodeLayer& l = state_.layer_at(p);
     const DecodeProduct product = p.product;
+    const Matrix& m = state_.matrix(product);
+    if (!kCodes || !is_of_layer(product))
+      Staged<kHalves>::pad(staged(), m.width, s_.rows, thread_, kDecodeThreads);
     if (product == DecodeProduct::Mix) {
       if (state_.joined) {
         stage_rows(s_.mixed, s_.heads * kDim);
@@ -42,7 +45,7 @@ class DecodeStage : DecodePhase {
                                                        : s_.final_norm,
                    product);
     }
-    __syncthreads();
+    sync_workers();
     if (product == DecodeProduct::Project && l.routed >= 0 && thread_ == kDecodeThreads - 1)
       state_.deal_entries(l.routed);
     if (thread_ < s_.rows && product != DecodeProduct::Decide)

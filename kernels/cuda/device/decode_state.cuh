@@ -15,27 +15,15 @@
 #include "kernels/cuda/device/decode_codes.cuh"
 #include "kernels/cuda/device/decode_deal.cuh"
 #include "kernels/cuda/device/decode_grid.cuh"
+#include "kernels/cuda/device/decode_order.cuh"
 #include "kernels/cuda/device/decode_product.cuh"
+#include "kernels/cuda/device/decode_ring.cuh"
 
 namespace fathom::cuda {
 
-/// The products of a step, in the order in which a layer has them.
-enum class DecodeProduct : int { Decide, Project, Mix, Expand, Contract, Head };
-inline constexpr int kDecodeProducts = 6;
-
-/// Whether a product is one of those that may be by codes.
-__device__ __forceinline__ bool is_of_layer(DecodeProduct p) {
-  return p != DecodeProduct::Decide && p != DecodeProduct::Head;
-}
-
-/// Where a step is. Behind the last layer there is the head, as a product of layer number `depth`.
-struct DecodePlace {
-  DecodeProduct product;
-  int layer;
-};
-
 /// What stays in shared memory for the whole step.
 struct DecodeFixed {
+  RingMeeting meeting;  // where weights are brought by warps of their own
   Matrix matrices[kDecodeProducts];
   float squares[kDecodeRows][kDecodeWarps];  // the warps' sums: of squares, or of the router's score
   float logits[kDecodeRows][kDecodeWarps];   // of predictors, likewise
