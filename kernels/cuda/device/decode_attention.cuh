@@ -159,7 +159,7 @@ __device__ __forceinline__ void join_warps(const DecodeStep& s, const AttentionP
       if (room.max[w][h] == -INFINITY) continue;  // no step, or no entry in it: no values
       const float weight = fast_exp2(room.max[w][h] - most);
       sum = fmaf(weight, room.sum[w][h], sum);
-      value = fmaf(weight, room.values[w][h][e], value);
+      value = fmaf(weight, room.values_of(w, h)[e], value);
     }
     const std::int64_t at = static_cast<std::int64_t>(p.row) * s.heads + p.head * group + h;
     s.parts[(at * kDecodeSplits + p.piece) * kDim + e] = __float2bfloat16_rn(sum > 0 ? value / sum : 0.0F);

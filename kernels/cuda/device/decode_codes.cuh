@@ -151,7 +151,7 @@ class CodeStream {
   }
 
  private:
-  static constexpr int kLoad = kDecodeThreads * 16;
+  static constexpr int kLoad = kRingLoad;
   static constexpr int kPlace = 2 * kLoad;
   static constexpr int kRunBytes = kCodeRun / 2;
 

@@ -1,23 +1,21 @@
 // A warp's share of the matrices of a decoding step, as warps of their own bring it (decode_ring.cuh): up to
-// eight rows x, products as decode_product.cuh has them.
+// eight rows x, units as decode_lines.cuh has them.
 #pragma once
 
 #include <cstdint>
 
-#include "kernels/cuda/device/decode_product.cuh"
+#include "kernels/cuda/device/decode_lines.cuh"
 #include "kernels/cuda/device/decode_ring.cuh"
 #include "kernels/cuda/device/mma.cuh"
 
 namespace fathom::cuda {
 
-template <int kRing>
 class FedStream {
  public:
-  static constexpr int kBytes = WeightStream<kRing, 1>::kBytes;
-
-  /// `ring`: kBytes of shared memory, 16-aligned.
-  __device__ FedStream(unsigned char* ring, RingMeeting& meeting)
-      : ring_address_(shared_address(ring) + threadIdx.x * 16),
+  /// `ring`: `places` places in shared memory, 16-aligned.
+  __device__ FedStream(unsigned char* ring, int places, RingMeeting& meeting)
+      : places_(places),
+        ring_address_(shared_address(ring) + threadIdx.x * 16),
         there_(shared_address(&meeting.there[feeder()][0])),
         read_(shared_address(&meeting.read[feeder()][0])) {}
 
@@ -25,11 +23,11 @@ class FedStream {
   /// `sums`: [tiles][parts][rows][8].
   __device__ __forceinline__ void run(const Matrix& m, const std::uint32_t* staged, int rows, int tiles,
                                       float* sums) {
-    if (kRing >= 22 && m.at_once == 11) {
+    if (m.at_once == 11) {
       run_by<11>(m, staged, rows, tiles, sums);
-    } else if (kRing >= 16 && m.at_once == 8) {
+    } else if (m.at_once == 8) {
       run_by<8>(m, staged, rows, tiles, sums);
-    } else if (kRing >= 8 && m.at_once == 4) {
+    } else if (m.at_once == 4) {
       run_by<4>(m, staged, rows, tiles, sums);
     } else if (m.at_once == 3) {
       run_by<3>(m, staged, rows, tiles, sums);
@@ -50,8 +48,8 @@ class FedStream {
   }
 
  private:
-  static constexpr int kLoad = kDecodeThreads * 16;
-  static constexpr int kColumns = kUnitColumns<1>;
+  static constexpr int kLoad = kRingLoad;
+  static constexpr int kColumns = kLineColumns;
 
   static __device__ __forceinline__ int feeder() { return static_cast<int>(threadIdx.x) / 32 / kFedWarps; }
 
@@ -62,8 +60,8 @@ class FedStream {
     constexpr int kRowUnits = kBoth ? kUnits / 2 : kUnits;
     constexpr int kUnitBytes = kColumns * 2;  // of rows x
     const int g = static_cast<int>(threadIdx.x) % 32 / 4, c = static_cast<int>(threadIdx.x) % 4;
-    const unsigned start = shared_address(staged + g * Staged<1>::stride(m.width) + c * 8) +
-                           static_cast<unsigned>(m.part() * m.units * kUnitBytes);
+    const unsigned start = shared_address(staged + g * StagedLines::stride(m.width) + c * 8) +
+                           static_cast<unsigned>(part_of_warp(m) * m.units * kUnitBytes);
     const bool has_row = g < rows;
     uint4 xs[kRowUnits][2] = {};
     const auto load_rows = [&](unsigned x) {
@@ -77,8 +75,8 @@ class FedStream {
     load_rows(start);
     const bool by_quad = !kBoth && m.parts == kDecodeWarps;
     const int batches = kUnits == 1 ? m.units : m.batches;
-    const int missing = kUnits == 1 ? batches - m.template units_of_warp<1>() : 0;
-    float* to = sums + (m.part() * rows + g) * 8 + c + 4 * m.quad();
+    const int missing = kUnits == 1 ? batches - units_of_warp(m) : 0;
+    float* to = sums + (part_of_warp(m) * rows + g) * 8 + c + 4 * quad_of_warp(m);
     const int next_tile = m.parts * rows * 8;
 #pragma unroll 1
     for (; tiles > 0; --tiles, to += next_tile) {
@@ -122,8 +120,8 @@ class FedStream {
   }
   /// Places at the end of the ring that a batch has no room in are passed over.
   __device__ __forceinline__ void go_round(int units) {
-    if (place_ + units <= kRing) return;
-    tell_read(kRing - place_);
+    if (place_ + units <= places_) return;
+    tell_read(places_ - place_);
     place_ = 0;
   }
   /// A batch has been read.
@@ -138,6 +136,7 @@ class FedStream {
     if (lane < places) arrive_at(read_ + static_cast<unsigned>(place_ + lane) * 8);
   }
 
+  const int places_;
   const unsigned ring_address_, there_, read_;
   unsigned number_ = 0;  // of the batch that is next
   int place_ = 0;        // of the ring

@@ -6,6 +6,9 @@
 // all that is asked for beyond stands in line before the few words that others wait for: rows, queries,
 // entries. The ring holds what has come, not what was asked for.
 //
+// What they bring is the first to go from the second cache (read_once): a step reads hundreds of times what
+// that holds, and the words that every layer waits for, norms and rows and tables, are to be found there.
+//
 // Which matrix follows a decision is a guess until it is known. Where it was wrong, the batches since are
 // passed over by both sides.
 #pragma once
@@ -15,19 +18,19 @@
 #include <cuda_bf16.h>
 
 #include "kernels/cuda/decode_step.h"
+#include "kernels/cuda/device/decode_lines.cuh"
 #include "kernels/cuda/device/decode_order.cuh"
-#include "kernels/cuda/device/decode_product.cuh"
 #include "kernels/cuda/device/decode_ring.cuh"
 #include "kernels/cuda/device/mma.cuh"
+#include "kernels/cuda/device/read_once.cuh"
 
 namespace fathom::cuda {
 
 /// One of the feeding warps, as one of its lanes goes through the step. Up to eight rows x
-/// (decode_product.cuh).
-template <int kRing>
+/// (decode_lines.cuh).
 class WeightFeeder {
  public:
-  /// `matrices`: by product. `ring`: as WeightStream has it.
+  /// `matrices`: by product. `ring`: of DecodeStep::ring places.
   __device__ WeightFeeder(const DecodeOrder& order, const Matrix* matrices, RingMeeting& meeting,
                           unsigned char* ring)
       : order_(order),
@@ -74,13 +77,10 @@ class WeightFeeder {
   }
 
  private:
-  static constexpr int kColumns = kUnitColumns<1>;
-  static constexpr int kLoad = kDecodeThreads * 16;
-  static constexpr int kGroup = 4;  // units of each warp that are asked for and waited for together
-#ifndef FATHOM_PENDING
-#define FATHOM_PENDING 2
-#endif
-  static constexpr int kPending = FATHOM_PENDING;  // groups under way while the next one is not yet asked for
+  static constexpr int kColumns = kLineColumns;
+  static constexpr int kLoad = kRingLoad;
+  static constexpr int kGroup = 4;    // units of each warp that are asked for and waited for together
+  static constexpr int kPending = 2;  // groups under way while the next one is not yet asked for
 
   /// The matrix's batches are next.
   __device__ __forceinline__ void open(const DecodePlace& p) {
@@ -109,7 +109,7 @@ class WeightFeeder {
 
   /// The next batch, when there is room for it. False: `watched` is not zero any more, and it was not fed.
   __device__ __forceinline__ bool feed(const int* watched) {
-    const bool round = place_ + at_once_ > kRing;
+    const bool round = place_ + at_once_ > order_.s.ring;
     const int place = round ? 0 : place_;
     const unsigned turn = round ? turn_ ^ 1U : turn_;
     const unsigned read = shared_address(&meeting_.read[feeder_][place + min(lane_, at_once_ - 1)]);
@@ -184,7 +184,9 @@ class WeightFeeder {
     wait_copies<kPending>();
   }
   static __device__ __forceinline__ void copy(unsigned to, const __nv_bfloat16* from) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;\n" ::"r"(to), "l"(from) : "memory");
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2;\n" ::"r"(to),
+                 "l"(from), "l"(read_once())
+                 : "memory");
   }
 
   const DecodeOrder& order_;
@@ -194,7 +196,7 @@ class WeightFeeder {
   const unsigned ring_;             // address of this lane's 16 bytes of the first warp in the first place
   unsigned number_ = 0, turn_ = 0;  // of the next batch; how often the ring went round: the lowest bit
   int place_ = 0;
-  // The open matrix, as WeightStream has it; elements from a warp's units to the other's.
+  // The open matrix, as FedStream goes through it; elements from a warp's units to the other's.
   bool both_ = false, is_whole_ = true;
   int at_once_ = 1, batches_ = 0, batch_ = 0, left_ = 0, next_ = 0, next_sum_ = 0, apart_ = 0, columns_ = 0;
   const __nv_bfloat16 *at_ = nullptr, *at_other_ = nullptr, *last_ = nullptr;

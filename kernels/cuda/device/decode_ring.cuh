@@ -20,14 +20,13 @@ namespace fathom::cuda {
 
 inline constexpr int kFedWarps = kDecodeWarps / kDecodeFeeders;
 inline constexpr int kRingBatches = 64;  // more than the ring holds
-inline constexpr int kRingPlaces = 48;   // of the longest ring
 
 /// What a decision came to, once it is known.
 enum class Decided : int { NotYet, Skipped, Computed };
 
 struct RingMeeting {
   std::uint64_t there[kDecodeFeeders][kRingBatches];  // a batch, by number
-  std::uint64_t read[kDecodeFeeders][kRingPlaces];    // a place
+  std::uint64_t read[kDecodeFeeders][kFedRingMost];   // a place
   int decided[kDecodeRouted];                         // Decided, by number of the routed layer
   int given_up[kDecodeFeeders];  // 1 + the number of the last decision that was not what was expected, times
                                  // kGivenUpUnit, and the batches that were brought in vain

@@ -3,9 +3,9 @@
 //
 // Shared memory holds, one behind the other: DecodeFixed; the layers' pointers, with codes also those of
 // their scales; cosines and sines of the rows; scales of groups, for two matrices; the ring through which the
-// weights come (decode_product.cuh, decode_codes.cuh), and between them the codes that attention is over
-// (decode_code_attention.cuh); and a room that each phase uses as it likes. For a product those are the
-// staged rows and behind them the warps' sums, for attention an AttentionRoom.
+// weights come (decode_product.cuh, decode_ring.cuh, decode_codes.cuh), and between them the codes that
+// attention is over (decode_code_attention.cuh); and a room that each phase uses as it likes. For a product
+// those are the staged rows and behind them the warps' sums, for attention an AttentionRoom.
 #pragma once
 
 #include <cstddef>
@@ -93,7 +93,10 @@ struct DecodeState {
   int thread, warp, lane;
   bool met = false;     // all blocks of threads, once: what one wrote another may read
   bool joined = false;  // attention is in `mixed`, not in pieces
-  // What this thread's first result of a product is added to, or multiplied by: asked for ahead.
+  // Of a product this thread's first result, as much of it as is known ahead: its row and its place among all
+  // rows' results, or -1; where the first of its parts will be; and what it is added to, or multiplied by.
+  int first_row = 0, first_at = -1;
+  const float* first_sums = nullptr;
   float stream_before = 0, branch_before = 0, predictor_weight = 0;
   float row_scale = 0, other_row_scale = 0;
 

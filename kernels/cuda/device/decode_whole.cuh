@@ -13,9 +13,10 @@
 //
 // All of these but attention are products by a matrix, and a step takes as long as its matrices take to be
 // read. So the reading of the next one begins before its rows are there: behind the last product, while the
-// blocks wait for each other. Which one is next is not known before a decision, but guessed. The matrices of
-// layers may be codes of 4 bits, most of which the ring then holds as a whole: the next one's begin to come
-// even before the last product.
+// blocks wait for each other. Which one is next is not known before a decision, but guessed. Where weights
+// and caches are numbers, and rows are few, warps of their own bring them, through all meetings
+// (decode_feed.cuh). The matrices of layers may be codes of 4 bits, most of which the ring then holds as a
+// whole: the next one's begin to come even before the last product.
 //
 // A layer that nobody goes through costs its decision, and what was read of it where the guess was wrong:
 // every block of threads finds the same answer for itself. Norms are applied behind the products: W (x w /
@@ -52,22 +53,25 @@ template <int kHalves, int kRing, int kDim, int kBits, int kKv>
 class DecodeWhole {
  public:
   __device__ DecodeWhole(const DecodeStep& s, unsigned char* shared)
-      : state_(s, kBits, shared, kDim, Stream::kBytes),
+      : state_(s, kBits, shared, kDim, ring_bytes(s)),
         stream_(make_stream(shared + state_.layout.ring)),
         codes_(shared + state_.layout.ring, s.group, shared + state_.layout.groups,
                state_.layout.group_bytes) {}
 
   static constexpr bool kFed = kHalves == 1 && kBits == 16 && kKv == 16;
 
+  static __device__ __forceinline__ int ring_bytes(const DecodeStep& s) {
+    return (kFed ? s.ring : kRing) * kRingLoad;
+  }
   /// What a warp does that brings weights.
   static __device__ void feed(const DecodeStep& s, unsigned char* shared) {
-    DecodeState state(s, kBits, shared, kDim, Stream::kBytes);
+    DecodeState state(s, kBits, shared, kDim, ring_bytes(s));
     __syncthreads();
-    WeightFeeder<kRing>(DecodeOrder{s, state.layers}, state.fixed.matrices, state.fixed.meeting,
-                        shared + state.layout.ring)
+    WeightFeeder(DecodeOrder{s, state.layers}, state.fixed.matrices, state.fixed.meeting,
+                 shared + state.layout.ring)
         .run();
   }
-  __device__ void run() {
+  __device__ __forceinline__ void run() {
     prepare();
     DecodePlace now = order().first_of(0);
     bool opened = false;
@@ -102,13 +106,13 @@ class DecodeWhole {
     template <typename... Any>
     __device__ explicit NoCodes(Any... /*any*/) {}
   };
-  using Stage = DecodeStage<kHalves, kDim, kBits>;
-  using Results = DecodeResults<kHalves, kDim, kBits>;
+  using Stage = DecodeStage<kHalves, kDim, kBits, kFed>;
+  using Results = DecodeResults<kHalves, kDim, kBits, kFed>;
 
-  using Stream = std::conditional_t<kFed, FedStream<kRing>, WeightStream<kRing, kHalves>>;
+  using Stream = std::conditional_t<kFed, FedStream, WeightStream<kRing>>;
   __device__ __forceinline__ Stream make_stream(unsigned char* ring) {
     if constexpr (kFed) {
-      return Stream(ring, state_.fixed.meeting);
+      return Stream(ring, state_.s.ring, state_.fixed.meeting);
     } else {
       return Stream(ring);
     }
@@ -170,7 +174,7 @@ class DecodeWhole {
 
   /// Fills what stays in shared memory. The first block also brings the tables up to date: new blocks hold no
   /// entries yet, so nobody wants these before the blocks have met.
-  __device__ void prepare() {
+  __device__ __forceinline__ void prepare() {
     const DecodeStep& s = state_.s;
     const int thread = state_.thread;
     copy_words(state_.layers, s.layers, s.depth);
@@ -183,13 +187,19 @@ class DecodeWhole {
       for (int i = thread; i < s.updates; i += kDecodeThreads) s.tables[s.update[i].at] = s.update[i].block;
     }
     if (thread == 0) {
-      state_.matrix(DecodeProduct::Decide).template deal<kHalves>(s.predictor_hidden, s.width, 0, kRing);
-      state_.matrix(DecodeProduct::Project)
-          .template deal<kHalves>((s.heads + 2 * s.kv_heads) * kDim, s.width, 0, kRing);
-      state_.matrix(DecodeProduct::Mix).template deal<kHalves>(s.width, s.heads * kDim, 0, kRing);
-      state_.matrix(DecodeProduct::Expand).template deal<kHalves>(2 * s.hidden, s.width, s.hidden, kRing);
-      state_.matrix(DecodeProduct::Contract).template deal<kHalves>(s.width, s.hidden, 0, kRing);
-      state_.matrix(DecodeProduct::Head).template deal<kHalves>(s.vocab, s.width, 0, kRing);
+      const auto deal = [&](DecodeProduct p, int rows, int width, int half) {
+        if constexpr (kFed) {
+          deal_lines(state_.matrix(p), rows, width, half, s.ring);
+        } else {
+          state_.matrix(p).deal(rows, width, half, kRing);
+        }
+      };
+      deal(DecodeProduct::Decide, s.predictor_hidden, s.width, 0);
+      deal(DecodeProduct::Project, (s.heads + 2 * s.kv_heads) * kDim, s.width, 0);
+      deal(DecodeProduct::Mix, s.width, s.heads * kDim, 0);
+      deal(DecodeProduct::Expand, 2 * s.hidden, s.width, s.hidden);
+      deal(DecodeProduct::Contract, s.width, s.hidden, 0);
+      deal(DecodeProduct::Head, s.vocab, s.width, 0);
     }
     if (thread == kDecodeThreads - 1) {
       AttentionDeal& dense = state_.fixed.deals[0];
@@ -209,8 +219,8 @@ class DecodeWhole {
     // only be in the way of attention's) and where the ring's places are whole tiles (WeightStream::follow).
     const Matrix &mix = state_.matrix(DecodeProduct::Mix), &expand = state_.matrix(DecodeProduct::Expand);
     follows_ =
-        !kCodes && !kFed && mix.width == expand.width && mix.template places_are_whole_tiles<kHalves>() &&
-        (mix.tiles + expand.tiles) * 8 * mix.width * static_cast<int>(sizeof(__nv_bfloat16)) > Stream::kBytes;
+        !kCodes && !kFed && mix.width == expand.width && mix.places_are_whole_tiles() &&
+        (mix.tiles + expand.tiles) * 8 * mix.width * static_cast<int>(sizeof(__nv_bfloat16)) > ring_bytes(s);
     sync_workers();
   }
 
@@ -218,8 +228,8 @@ class DecodeWhole {
     RingMeeting& meeting = state_.fixed.meeting;
     for (int i = state_.thread; i < kDecodeFeeders * kRingBatches; i += kDecodeThreads)
       make_barrier(meeting.there[i / kRingBatches][i % kRingBatches], 32);
-    for (int i = state_.thread; i < kDecodeFeeders * kRingPlaces; i += kDecodeThreads)
-      make_barrier(meeting.read[i / kRingPlaces][i % kRingPlaces], kFedWarps);
+    for (int i = state_.thread; i < kDecodeFeeders * kFedRingMost; i += kDecodeThreads)
+      make_barrier(meeting.read[i / kFedRingMost][i % kFedRingMost], kFedWarps);
     if (state_.thread < kDecodeRouted) meeting.decided[state_.thread] = 0;
     if (state_.thread < kDecodeFeeders) meeting.given_up[state_.thread] = 0;
   }
@@ -347,7 +357,9 @@ const void* decode_kernel_over(const DecodeKind& k) {
   };
   const auto of_rings = [&]<int kBits>() -> const void* {
     if (k.ring == DecodeRing::Long) return of_heads.template operator()<DecodeRing::Long, kBits>();
-    if (k.ring == DecodeRing::Medium) return of_heads.template operator()<DecodeRing::Medium, kBits>();
+    if constexpr (has_ring(DecodeRing::Medium, kBits, kKv)) {
+      if (k.ring == DecodeRing::Medium) return of_heads.template operator()<DecodeRing::Medium, kBits>();
+    }
     return of_heads.template operator()<DecodeRing::Short, kBits>();
   };
   return k.bits == 16 ? of_rings.template operator()<16>() : of_rings.template operator()<4>();
