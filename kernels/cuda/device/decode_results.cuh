@@ -30,7 +30,7 @@ class DecodeResults : DecodePhase {
     // The head has more tiles than there is room for sums. As many at a time as gate and up have, whose rows
     // x are as wide.
     const int at_once = is_head ? max(1, state_.matrix(DecodeProduct::Expand).tiles) : tiles;
-    load_ahead(p, m, min(at_once, tiles), sums);
+    load_ahead(p, m, min(at_once, tiles));
     int from = 0;
 #pragma unroll 1
     do {
@@ -62,7 +62,7 @@ class DecodeResults : DecodePhase {
     float* const sums = reinterpret_cast<float*>(
         state_.room + rounded_shared(static_cast<std::size_t>(StagedCodes::bytes(m.width, rows))));
     state_.stream_before = state_.branch_before = 0;
-    load_ahead(p, m, m.tiles, sums);
+    load_ahead(p, m, m.tiles);
     load_row_scales(p, m);
     const auto* const staged = reinterpret_cast<const std::uint32_t*>(state_.room);
     stream.template run<kHalves>(m, staged, rows, [&](int tile, const float(&c)[kHalves][4]) {
@@ -112,9 +112,7 @@ class DecodeResults : DecodePhase {
   }
   /// What this thread's first result is added to, or multiplied by: it does not wait for the product. And
   /// which one that is, as much as can be worked out before: behind the product all blocks wait for it.
-  __device__ __forceinline__ void load_ahead(const DecodePlace& p, const Matrix& m, int tiles,
-                                             const float* sums) {
-    const int parts = parts_of(m);
+  __device__ __forceinline__ void load_ahead(const DecodePlace& p, const Matrix& m, int tiles) {
     const int rows = s_.rows, shift = m.half > 0 ? 2 : 3, most = m.half > 0 ? m.half : m.rows;
     if (p.product == DecodeProduct::Decide && thread_ < s_.predictor_hidden)
       state_.predictor_weight = state_.layers[p.layer].predictor_out[thread_];
@@ -124,7 +122,7 @@ class DecodeResults : DecodePhase {
     const bool is_there = item < tiles * rows && at < most;
     state_.first_row = row;
     state_.first_at = is_there ? row * most + at : -1;
-    state_.first_sums = sums + (tile * parts * rows + row) * 8 + column;
+    state_.first_part = (tile * parts_of(m) * rows + row) * 8 + column;
     if ((p.product == DecodeProduct::Contract || p.product == DecodeProduct::Mix) && is_there) {
       state_.stream_before = __ldcg(s_.x + state_.first_at);
       if (p.product == DecodeProduct::Contract) state_.branch_before = __ldcg(s_.branch + state_.first_at);
@@ -139,7 +137,7 @@ class DecodeResults : DecodePhase {
     // A thread's first one by what was worked out ahead; where tiles are taken some at a time, of the first
     // of these.
     if (from == 0 && state_.first_at >= 0) {
-      const float* part_sums = state_.first_sums;
+      const float* part_sums = sums + state_.first_part;
       float sum = 0, other = 0;
 #pragma unroll
       for (int part = 0; part < kDecodeWarps; ++part, part_sums += rows * 8) {

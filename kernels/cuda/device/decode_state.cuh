@@ -94,9 +94,8 @@ struct DecodeState {
   bool met = false;     // all blocks of threads, once: what one wrote another may read
   bool joined = false;  // attention is in `mixed`, not in pieces
   // Of a product this thread's first result, as much of it as is known ahead: its row and its place among all
-  // rows' results, or -1; where the first of its parts will be; and what it is added to, or multiplied by.
-  int first_row = 0, first_at = -1;
-  const float* first_sums = nullptr;
+  // rows' results, or -1; the first of its parts among all; and what it is added to, or multiplied by.
+  int first_row = 0, first_at = -1, first_part = 0;
   float stream_before = 0, branch_before = 0, predictor_weight = 0;
   float row_scale = 0, other_row_scale = 0;
 
