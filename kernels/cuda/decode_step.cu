@@ -20,12 +20,11 @@ const void* kernel_for(int kv_bits, const DecodeKind& k) {
 }
 
 /// What a launch takes: the fixed parts, and room for the phase that wants the most.
-template <int kHalves, bool kFed>
+template <int kHalves>
 std::size_t shared_bytes(const DecodeStep& s, int head_dim, int rows, int blocks, int ring_bytes) {
   const bool codes = s.bits < 16;
   const auto staged = [&](int width, bool by_codes) {
-    const int bytes =
-        by_codes ? StagedCodes::bytes(width, rows) : StagedRows<kHalves, kFed>::bytes(width, rows);
+    const int bytes = by_codes ? StagedCodes::bytes(width, rows) : Staged<kHalves>::bytes(width, rows);
     return rounded_shared(static_cast<std::size_t>(bytes));
   };
   // The rows x, and the sums of all warps of the most tiles that a block of threads has. The head
@@ -35,9 +34,7 @@ std::size_t shared_bytes(const DecodeStep& s, int head_dim, int rows, int blocks
            sizeof(float);
   };
   const auto product = [&](int out, int in, bool halves) { return staged(in, codes) + sums(out, halves); };
-  const int group = s.heads / s.kv_heads;
-  const auto attention = static_cast<std::size_t>(head_dim == 64 ? AttentionRoom<64>::bytes(group)
-                                                                 : AttentionRoom<128>::bytes(group));
+  const std::size_t attention = head_dim == 64 ? sizeof(AttentionRoom<64>) : sizeof(AttentionRoom<128>);
   const std::size_t most =
       std::max({attention, product((s.heads + 2 * s.kv_heads) * head_dim, s.width, false),
                 product(s.width, s.heads * head_dim, false), product(2 * s.hidden, s.width, true),
@@ -51,20 +48,10 @@ std::size_t shared_bytes(const DecodeStep& s, int head_dim, int rows, int blocks
 DecodePlan plan_decode(const DecodeStep& s, int head_dim, int rows, int blocks, std::size_t shared) {
   const auto variant = [&]<DecodeRing kAhead, int kBits>() -> DecodePlan {
     constexpr int kHalves = halves_of(kAhead);
-    if (rows > 8 * kHalves || !has_ring(kAhead, kBits, s.kv_bits)) return {};
-    if (is_fed(kAhead, kBits, s.kv_bits)) {
-      const auto bytes = [&](int ring) {
-        return shared_bytes<kHalves, true>(s, head_dim, rows, blocks, ring * kRingLoad);
-      };
-      if (bytes(kFedRingLeast) > shared) return {};
-      const int ring = static_cast<int>(std::min<std::size_t>(kFedRingMost, (shared - bytes(0)) / kRingLoad));
-      return {kernel_for(16, {kAhead, head_dim, 16}), kDecodeThreads + 32 * kDecodeFeeders, ring,
-              bytes(ring)};
-    }
-    constexpr int kRing = places_of(kAhead, kBits);
-    const std::size_t bytes = shared_bytes<kHalves, false>(s, head_dim, rows, blocks, kRing * kRingLoad);
-    if (bytes > shared) return {};
-    return {kernel_for(s.kv_bits, {kAhead, head_dim, kBits}), kDecodeThreads, kRing, bytes};
+    constexpr int kRingBytes = WeightStream<places_of(kAhead, kBits)>::kBytes;
+    const std::size_t bytes = shared_bytes<kHalves>(s, head_dim, rows, blocks, kRingBytes);
+    if (rows > 8 * kHalves || bytes > shared) return {};
+    return {kernel_for(s.kv_bits, {kAhead, head_dim, kBits}), bytes};
   };
   const auto first_of = [&]<int kBits>() {
     DecodePlan plan = variant.template operator()<DecodeRing::Long, kBits>();
@@ -83,9 +70,8 @@ void prepare_decode(const DecodePlan& plan, std::size_t shared) {
 
 void launch_decode(const DecodePlan& plan, const DecodeStep& s, int blocks, cudaStream_t stream) {
   void* arguments[] = {const_cast<DecodeStep*>(&s)};
-  check(cudaLaunchCooperativeKernel(plan.kernel, dim3(static_cast<unsigned>(blocks)),
-                                    dim3(static_cast<unsigned>(plan.threads)), arguments, plan.shared_bytes,
-                                    stream),
+  check(cudaLaunchCooperativeKernel(plan.kernel, dim3(static_cast<unsigned>(blocks)), dim3(kDecodeThreads),
+                                    arguments, plan.shared_bytes, stream),
         "decode_step");
 }
 

@@ -10,14 +10,13 @@
 namespace fathom::cuda {
 
 inline constexpr int kDecodeRows = 16;  // of a step, at the most: what two halves of a tensor-core tile hold
-inline constexpr int kDecodeRouted = 64;    // routed layers, at the most
-inline constexpr int kDecodeLayers = 256;   // of both kinds, at the most
-inline constexpr int kDecodeGroup = 8;      // query heads of a key/value head, at the most
-inline constexpr int kDecodeSplits = 40;    // pieces of a row's entries for one head, at the most ([splits])
-inline constexpr int kDecodeUpdates = 64;   // entries of the tables that a launch brings along, at the most
-inline constexpr int kDecodeThreads = 256;  // of a block, that compute
+inline constexpr int kDecodeRouted = 64;   // routed layers, at the most
+inline constexpr int kDecodeLayers = 256;  // of both kinds, at the most
+inline constexpr int kDecodeGroup = 8;     // query heads of a key/value head, at the most
+inline constexpr int kDecodeSplits = 40;   // pieces of a row's entries for one head, at the most ([splits])
+inline constexpr int kDecodeUpdates = 64;  // entries of the tables that a launch brings along, at the most
+inline constexpr int kDecodeThreads = 256;
 inline constexpr int kDecodeWarps = kDecodeThreads / 32;
-inline constexpr int kDecodeFeeders = 4;  // warps beside these, which bring weights, where there are any
 inline constexpr int kCodeRun = 128;  // columns of codes that a warp takes at once: their rows are multiples
 
 /// A layer's parameters (kernels/decoder.h); null: it has none.
@@ -98,7 +97,6 @@ struct DecodeStep {
   DecodeOutcome* outcome;       // mapped host memory
   // The rows
   int rows;
-  int ring;  // places, where warps of their own bring the weights
   int updates;
   DecodeRow row[kDecodeRows];
   DecodeUpdate update[kDecodeUpdates];
@@ -112,24 +110,12 @@ struct DecodeStep {
 enum class DecodeRing : int { Long, Medium, Short };
 /// Eights of rows.
 constexpr int halves_of(DecodeRing r) { return r == DecodeRing::Short ? 2 : 1; }
-/// Its places, of kRingLoad bytes each. `bits`: of the weights of layers; codes come two loads at a time.
+/// Its places. `bits`: of the weights of layers; codes come two loads at a time.
 constexpr int places_of(DecodeRing r, int bits) {
   if (r == DecodeRing::Short) return 8;
   const bool is_long = r == DecodeRing::Long;
   return bits == 16 ? (is_long ? 33 : 22) : (is_long ? 32 : 16);
 }
-inline constexpr int kRingLoad = kDecodeThreads * 16;
-
-/// Whether weights are brought by warps of their own: numbers, over caches of numbers. Their ring has as many
-/// places as there is room for (DecodeStep::ring).
-constexpr bool is_fed(DecodeRing r, int bits, int kv_bits) {
-  return r == DecodeRing::Long && bits == 16 && kv_bits == 16;
-}
-/// Where it takes what room there is, there is no shorter one.
-constexpr bool has_ring(DecodeRing r, int bits, int kv_bits) {
-  return r != DecodeRing::Medium || !is_fed(DecodeRing::Long, bits, kv_bits);
-}
-inline constexpr int kFedRingMost = 52, kFedRingLeast = 16;
 
 /// Which of the kernels over one kind of cache.
 struct DecodeKind {
@@ -143,14 +129,11 @@ const void* decode_kernel_kv4(const DecodeKind& k);
 /// A kernel for so many rows.
 struct DecodePlan {
   const void* kernel = nullptr;  // none: the rows do not fit
-  int threads = 0;
-  int ring = 0;  // its places
   std::size_t shared_bytes = 0;
 };
 
-/// Of `s` the sizes alone are read; a launch's `ring` is the plan's. `blocks` blocks of threads that may take
-/// `shared` bytes of shared memory each. InternalError: heads that are not 64 or 128 wide, caches not of 16,
-/// 8 or 4 bits.
+/// Of `s` the sizes alone are read. `blocks` blocks of threads that may take `shared` bytes of shared memory
+/// each. InternalError: heads that are not 64 or 128 wide, caches not of 16, 8 or 4 bits.
 DecodePlan plan_decode(const DecodeStep& s, int head_dim, int rows, int blocks, std::size_t shared);
 /// Once for each plan, before its first launch.
 void prepare_decode(const DecodePlan& plan, std::size_t shared);

@@ -157,9 +157,7 @@ class CudaDecoder final : public Decoder {
     }
     DecodeStep next = step_;
     next.turn = 1 - step_.turn;
-    const DecodePlan& plan = plans_[rows.size() - 1];
-    next.ring = plan.ring;
-    launch_decode(plan, next, blocks_, backend_.stream());
+    launch_decode(plans_[rows.size() - 1], next, blocks_, backend_.stream());
     // Only a launch makes the other turn's counter zero.
     step_.turn = next.turn;
     step_.updates = 0;
