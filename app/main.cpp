@@ -21,7 +21,9 @@ namespace fathom::app {
 void add_global_flags(CLI::App& sub, Globals& globals) {
   sub.add_flag("--json", globals.json,
                "Print JSON on standard output and nothing else there; the log goes to stderr");
-  sub.add_flag("--verbose", globals.verbose, "Log more");
+  sub.add_flag("--verbose", globals.verbose, "Log more")->each([](const std::string&) {
+    spdlog::set_level(spdlog::level::debug);
+  });
   sub.add_option("--device", globals.device, "cpu | cuda[:N] | auto")->capture_default_str();
   sub.add_option("--threads", globals.threads, "CPU threads; 0: all cores")
       ->capture_default_str()

@@ -5,9 +5,11 @@
 #include <utility>
 
 #include <fmt/format.h>
+#include <spdlog/spdlog.h>
 
 #include "infer/quant/product_hessians.h"
 #include "kernels/error.h"
+#include "src/core/stopwatch.h"
 
 namespace fathom {
 
@@ -54,7 +56,9 @@ class Calibration {
       if (options_.progress) options_.progress(layer, depth);
       block(layer);
       // Nothing reads the stream behind the last one but its experts' predictors.
+      const Stopwatch watch;
       if (layer + 1 < depth || refits_experts()) advance(layer);
+      spdlog::debug("block {}: its stream took {:.2f} s", layer + 1, watch.seconds());
     }
     if (refit_ == Refit::OneThreshold) fit_one_threshold();
     result_.quantized = quantizer_.finish();
@@ -80,6 +84,7 @@ class Calibration {
     // Nearly all of the arithmetic is here: where there is a GPU, it does it.
     ProductHessians hessians = c_.backend().is_cpu() ? ProductHessians() : ProductHessians(c_);
     DecidingLogits logits(Causal::Logit::Predictor);
+    Stopwatch watch;
     // Where only caches have few bits, nothing is to be chosen by what products read.
     const ProductObserver observer =
         quantizer_.parameters().empty() ? ProductObserver() : hessians.observer();
@@ -89,6 +94,8 @@ class Calibration {
       if (refit_ == Refit::Biases) logits.add(c_, decided);
     }
     hessians.collect();
+    const double seen = watch.seconds();
+    watch.restart();
     const std::string at = fmt::format("model.layers.{}.", layer);
     for (const std::string& parameter : quantizer_.parameters()) {
       if (!parameter.starts_with(at)) continue;
@@ -96,6 +103,8 @@ class Calibration {
         return quantize(m, hessians.find(m.parameter, m.expert));
       });
     }
+    spdlog::debug("block {}: what its products read took {:.2f} s, their codes {:.2f} s", layer + 1, seen,
+                  watch.seconds());
     if (refit_ == Refit::Biases && model_.routing().routes(layer)) refit(logits, layer, false);
   }
 

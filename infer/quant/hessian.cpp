@@ -64,6 +64,18 @@ void Hessian::merge(const Hessian& other) {
   tokens_ += other.tokens_;
 }
 
+// By all threads: of a wide product these are some 10^7 numbers, several times a block.
+void Hessian::add_sum(std::span<const float> sum, std::int64_t tokens) {
+  if (sum.size() != sum_.size())
+    throw InternalError(fmt::format("[hessian] {} elements for {} columns", sum.size(), columns_));
+  for_pieces(columns_, 64, [&](auto begin, auto end) {
+    for (auto i = static_cast<std::size_t>(begin * columns_); i < static_cast<std::size_t>(end * columns_);
+         ++i)
+      sum_[i] += static_cast<double>(sum[i]);
+  });
+  tokens_ += tokens;
+}
+
 std::vector<double> Hessian::diagonal() const {
   std::vector<double> of;
   for (std::int64_t i = 0; i < columns_; ++i) of.push_back(at(i, i));

@@ -26,6 +26,8 @@ class Hessian {
   void add(std::span<const float> x, std::span<const float> gates = {});
   /// InternalError: another number of columns.
   void merge(const Hessian& other);
+  /// A sum over `tokens` made elsewhere in fp32, [columns][columns]. InternalError: another size.
+  void add_sum(std::span<const float> sum, std::int64_t tokens);
 
   std::int64_t columns() const { return columns_; }
   std::int64_t tokens() const { return tokens_; }

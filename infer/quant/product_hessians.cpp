@@ -41,8 +41,13 @@ void ProductHessians::add_on_device(const ProductInput& input) {
 
 void ProductHessians::collect() {
   for (auto& [key, of] : sums_) {
-    const Hessian h(of.sum.dim(0), to_doubles(device_->backend(), of.sum), of.tokens);
-    hessians_.try_emplace(key, h.columns()).first->second.merge(h);
+    const std::int64_t n = of.sum.dim(0);
+    Hessian& all = hessians_.try_emplace(key, n).first->second;
+    if (of.sum.dtype() == DType::F64) {
+      all.merge(Hessian(n, to_doubles(device_->backend(), of.sum), of.tokens));
+    } else {
+      all.add_sum(to_floats(device_->backend(), of.sum), of.tokens);
+    }
   }
   sums_.clear();
 }

@@ -111,6 +111,18 @@ TEST(Hessian, PartsAndThreadsGiveTheSameSum) {
   EXPECT_EQ(first.tokens(), tokens);
   const std::vector<double> merged = sum_of(first), all = sum_of(whole);
   for (std::size_t i = 0; i < all.size(); ++i) ASSERT_NEAR(merged[i], all[i], 1e-10 * (1 + std::abs(all[i])));
+  // What was summed elsewhere, in fp32.
+  const std::vector<float> elsewhere(all.begin(), all.end());
+  Hessian added(n);
+  {
+    const Threads two(2);
+    added.add_sum(elsewhere, 5);
+    added.add_sum(elsewhere, 6);
+  }
+  EXPECT_EQ(added.tokens(), 11);
+  std::vector<double> twice;
+  for (const float x_of_h : elsewhere) twice.push_back(2 * static_cast<double>(x_of_h));
+  EXPECT_EQ(sum_of(added), twice);
   // As one that was stored comes back.
   EXPECT_EQ(sum_of(Hessian(n, all, tokens)), all);
 }
@@ -121,6 +133,7 @@ TEST(Hessian, RefusesOtherSizes) {
   expect_error<InternalError>([&] { h.add(std::span(x).first(7)); }, "7 inputs and 0 gates for 4 columns");
   expect_error<InternalError>([&] { h.add(x, gates); }, "8 inputs and 3 gates for 4 columns");
   expect_error<InternalError>([&] { h.merge(Hessian(5)); }, "4 and 5 columns");
+  expect_error<InternalError>([&] { h.add_sum(x, 1); }, "8 elements for 4 columns");
   expect_error<InternalError>([] { Hessian(0); }, "0 columns");
   expect_error<InternalError>([] { Hessian(3, std::vector<double>(8), 1); }, "8 elements for 3 columns");
 }

@@ -227,6 +227,16 @@ TEST_F(Quantize, CachesOfFewBitsAreEvaluatedReportedAndServed) {
   EXPECT_FALSE(std::filesystem::exists(e / "out"));
 }
 
+TEST_F(Quantize, VerboseSaysWhatABlockTook) {
+  e.trained("dense", "dense");
+  const std::string command = "quantize dense -o few --method quarot --calibration train.h5 --json";
+  EXPECT_THAT(fathom_command(e, command).err, ::testing::Not(::testing::HasSubstr(" took ")));
+  const Outcome said = fathom_command(e, command + " --verbose");
+  EXPECT_EQ(said.status, 0) << said.err;
+  EXPECT_TRUE(said.json().contains("report"));
+  EXPECT_THAT(said.err, ::testing::HasSubstr("block 1: what its products read took "));
+}
+
 // On a calibration: GPTQ, what it cost, and the same once more.
 TEST_F(Quantize, ACalibratedModelIsReportedEvaluatedAndGenerates) {
   for (const std::string run : {"dense", "mod", "mode"}) {
