@@ -42,8 +42,8 @@ packages=(
 if [[ $dev == yes ]]; then
   packages+=(clang-format clang-tidy shellcheck libbenchmark-dev)
 fi
-# Tools count when they can be run, wherever they came from.
-tools=(g++:g++ cmake:cmake ninja:ninja-build ccache:ccache)
+# Tools count when they can be run, wherever they came from; curl is what a test asks the server with.
+tools=(g++:g++ cmake:cmake ninja:ninja-build ccache:ccache curl:curl)
 
 installed() { dpkg-query -W -f='${db:Status-Status}\n' "$1" 2>/dev/null | grep -qx installed; }
 
