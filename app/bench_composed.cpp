@@ -27,6 +27,7 @@ struct RandomDraft {
   std::unique_ptr<Context> c;
   std::unique_ptr<Transformer> model;
   std::optional<KvCache> cache;
+  std::unique_ptr<WholeStep> whole;
   std::unique_ptr<ShortPasses> passes;
   std::optional<CachedModel> cached;
 
@@ -43,9 +44,11 @@ struct RandomDraft {
     model->initialise(*c, 2);
     const Window window{.sinks = flags.levels.sinks, .recent = flags.levels.window};
     cache.emplace(*c, *model, window_cache(*c, *model, window, flags.model.block));
+    const std::int64_t vocab = config.model.vocab_size;
+    whole = open_steps(*c, *model, Causal{}, *cache, vocab);
     passes = ShortPasses::open(*c, *model, Causal{}, *cache);
-    cached.emplace(CachedModel{*c, *model, Causal{}, *cache, config.model.vocab_size, s.options.max_rows,
-                               nullptr, nullptr, passes.get()});
+    cached.emplace(CachedModel{*c, *model, Causal{}, *cache, vocab, s.options.max_rows, whole.get(), nullptr,
+                               passes.get()});
   }
 };
 
@@ -228,7 +231,7 @@ void run_context(const SpeculativeBenchFlags& flags, const Globals& globals, std
   KvCache cache(c, *s.model, of_cache);
   cache.fill_random(c);
   const std::unique_ptr<WholeStep> whole =
-      WholeStep::open(c, *s.model, s.options.rule, cache, s.config.model.vocab_size, 1);
+      open_steps(c, *s.model, s.options.rule, cache, s.config.model.vocab_size);
   const std::unique_ptr<ShortPasses> passes = ShortPasses::open(c, *s.model, s.options.rule, cache);
   const CachedModel target{
       c,           *s.model, s.options.rule, cache, s.config.model.vocab_size, s.options.max_rows,

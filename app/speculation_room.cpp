@@ -71,6 +71,16 @@ void require_same_tokenizer(const SpeculativeText& text, const SpeculationFlags&
 
 }  // namespace
 
+std::unique_ptr<WholeStep> open_steps(Context& c, const Transformer& model, const Causal& rule,
+                                      KvCache& cache, std::int64_t vocab) {
+  constexpr std::int64_t kSequences = 4;  // of a cache: a text, what was chosen of it, and its successor
+  try {
+    return WholeStep::open(c, model, rule, cache, vocab, kSequences);
+  } catch (const MemoryError&) {
+    return nullptr;  // the cache has taken it all: op by op is slower and needs nothing of its own
+  }
+}
+
 std::string draft_name(const SpeculationOptions& options, const SpeculationFlags& flags) {
   if (options.method != Method::Triforce && options.method != Method::Draft) return "";
   return options.draft == Draft::SelfSkip ? "self-skip"
@@ -96,9 +106,10 @@ SpeculationRoom::SmallModel::SmallModel(const SpeculationFlags& flags, const Spe
   const Transformer& model = *trained.loaded.model;
   cache.emplace(c, model,
                 window_cache(c, model, {.sinks = flags.sinks, .recent = flags.window}, text.engine.block));
+  const std::int64_t vocab = model.config().vocab_size;
+  whole = open_steps(c, model, rule, *cache, vocab);
   passes = ShortPasses::open(c, model, rule, *cache);
-  cached.emplace(
-      CachedModel{c, model, rule, *cache, model.config().vocab_size, chunk, nullptr, nullptr, passes.get()});
+  cached.emplace(CachedModel{c, model, rule, *cache, vocab, chunk, whole.get(), nullptr, passes.get()});
 }
 
 SpeculationRoom::SpeculationRoom(const SpeculationFlags& flags, const SpeculativeText& text,
@@ -117,11 +128,7 @@ SpeculationRoom::SpeculationRoom(const SpeculationFlags& flags, const Speculativ
   cache_.emplace(c, model, engine.cache);
   const std::int64_t all = model.config().vocab_size;
   const std::int64_t vocab = text.tokenizer != nullptr ? std::min(all, text.tokenizer->vocab_size()) : all;
-  try {
-    whole_ = WholeStep::open(c, model, text.rule, *cache_, vocab, 1);
-  } catch (const MemoryError&) {
-    // The cache has taken it all: op by op is slower and needs nothing of its own.
-  }
+  whole_ = open_steps(c, model, text.rule, *cache_, vocab);
   passes_ = ShortPasses::open(c, model, text.rule, *cache_);
   target_.emplace(CachedModel{c, model, text.rule, *cache_, vocab, engine.max_rows, whole_.get(), nullptr,
                               passes_.get()});

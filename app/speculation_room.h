@@ -35,6 +35,7 @@ class SpeculationRoom {
     TrainedModel trained;
     Causal rule;
     std::optional<KvCache> cache;
+    std::unique_ptr<WholeStep> whole;
     std::unique_ptr<ShortPasses> passes;
     std::optional<CachedModel> cached;
   };
@@ -46,6 +47,10 @@ class SpeculationRoom {
   std::unique_ptr<ShortPasses> passes_;
   std::optional<CachedModel> target_;
 };
+
+/// Steps of one launch for the sequences of one text. Null: there are none, or no memory for them.
+std::unique_ptr<WholeStep> open_steps(Context& c, const Transformer& model, const Causal& rule,
+                                      KvCache& cache, std::int64_t vocab);
 
 /// A cache for a draft's window, before it moves and after.
 KvCacheOptions window_cache(const Context& c, const Transformer& model, const Window& window,

@@ -122,6 +122,7 @@ std::vector<DecoderResult> WholeStep::run(std::span<const StepRow> rows) {
   for (const StepRow& row : rows) entries.push_back(cache_.routed_entries(row.sequence));
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const StepRow& row = rows[i];
+    const std::int64_t held = cache_.tokens(row.sequence);
     cache_.reserve(row.sequence);
     const std::int64_t number = slot_of(row.sequence);
     Slot& slot = slots_[static_cast<std::size_t>(number)];
@@ -129,7 +130,7 @@ std::vector<DecoderResult> WholeStep::run(std::span<const StepRow> rows) {
     for (std::int64_t table = 0; table < tables_; ++table) {
       const std::span<const std::int32_t> blocks = cache_.blocks(row.sequence, table);
       std::int64_t& known = slot.known[static_cast<std::size_t>(table)];
-      const std::int64_t before = table == 0 ? row.position : entries[i][static_cast<std::size_t>(table - 1)];
+      const std::int64_t before = table == 0 ? held : entries[i][static_cast<std::size_t>(table - 1)];
       decoder_->set_blocks(number, table, known, blocks.subspan(static_cast<std::size_t>(known)),
                            before > known * cache_.block());
       known = static_cast<std::int64_t>(blocks.size());
@@ -137,6 +138,7 @@ std::vector<DecoderResult> WholeStep::run(std::span<const StepRow> rows) {
     to[i] = {number,
              row.token,
              static_cast<std::int32_t>(row.position),
+             static_cast<std::int32_t>(held),
              entries[i].data(),
              ops::fp32_below(logit(row.threshold.value_or(threshold_))),
              row.temperature,

@@ -21,7 +21,7 @@ namespace fathom {
 struct StepRow {
   SequenceId sequence = 0;
   std::int32_t token = 0;     // the last one that there is
-  std::int64_t position = 0;  // and its place
+  std::int64_t position = 0;  // and its place in the text, of which the sequence may hold a part
   /// Of SamplingOptions the temperature and the seed alone: whoever has more to say reads the logits.
   double temperature = 0;
   std::uint64_t seed = 0;

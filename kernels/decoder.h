@@ -68,7 +68,8 @@ struct DecoderModel {
 struct DecoderRow {
   std::int64_t slot = 0;                  // whose tables are this text's
   std::int32_t token = 0;                 // the last one that there is,
-  std::int32_t position = 0;              // and its place: dense layers have so many entries before it
+  std::int32_t position = 0;              // and its place in the text
+  std::int32_t held = 0;                  // entries that dense layers have: fewer where some were chosen
   const std::int32_t* entries = nullptr;  // those of the routed layers, in their order
   float threshold = 0;                    // a routed layer computes it where its decision's logit is above
   /// 0: the most likely token. Else a token is drawn from softmax(logits / temperature), the one in which the

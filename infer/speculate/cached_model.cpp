@@ -57,8 +57,9 @@ std::vector<float> CachedModel::add(SequenceId sequence, std::span<const std::in
     std::iota(host.positions.begin(), host.positions.end(), static_cast<std::int32_t>(position + done));
     host.documents.assign(static_cast<std::size_t>(n), 0);
     const NewRows rows{sequence, n};
-    if (whole != nullptr && size == 1 && wanted == 1 && position == cache.tokens(sequence)) {
-      const StepRow row{.sequence = sequence, .token = tokens[0], .position = position};
+    if (whole != nullptr && size == 1 && wanted == 1) {
+      StepRow row{.sequence = sequence, .token = tokens[0], .position = position};
+      if (rule.blocks == Causal::Blocks::Skipped) row.threshold = 1;  // which nothing is above
       whole->run({&row, 1});
       found = whole->logits(0);
       found.resize(static_cast<std::size_t>(vocab));

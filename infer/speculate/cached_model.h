@@ -21,8 +21,8 @@ struct CachedModel {
   KvCache& cache;
   std::int64_t vocab = 0;     // ids below are chosen
   std::int64_t max_rows = 0;  // of a pass
-  /// Not null: steps over one row at a time, of sequences that have all of their tokens (whole_step.h); made
-  /// for this model, rule and cache.
+  /// Not null: steps over one row at a time (whole_step.h); made for this model and cache, and for the rule's
+  /// threshold.
   WholeStep* whole = nullptr;
   ExpertCounts* experts = nullptr;  // not null: counts what passes find
   /// Not null: passes over a few rows whose logits are wanted; made for this model, rule and cache.

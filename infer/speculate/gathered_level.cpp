@@ -25,7 +25,6 @@ Causal skipping(Causal rule) {
 GatheredLevel::GatheredLevel(const TargetLevel& target, const Causal& rule, const RowRule& rows,
                              bool is_draft)
     : target_(target), m_(target.cached()), rule_(rows), is_draft_(is_draft) {
-  m_.whole = nullptr;  // it is made for all of the tokens
   if (rule.blocks != m_.rule.blocks) {
     own_passes_ = ShortPasses::open(m_.c, m_.model, rule, m_.cache);
     m_.passes = own_passes_.get();

@@ -97,8 +97,8 @@ std::size_t cached_split_floats(const CacheShape& s, int splits);
 void attend_cached_split(const CachedRows<bf16>& a, bool few, int splits, float* scratch,
                          cudaStream_t stream);
 
-/// Whether it is to be used: with FATHOM_FEW_ROWS=1 in the environment. Its tests have not run on a GPU yet,
-/// and until they have, everybody else is served by kernels whose tests did.
+/// Whether it is to be used: not with FATHOM_FEW_ROWS=0 in the environment, which is there to measure what it
+/// brings.
 bool cached_few_wanted();
 /// Whether the few-row kernel takes these rows: one sequence's, of heads of 64 or 128.
 bool cached_few_supports(const CacheShape& s);

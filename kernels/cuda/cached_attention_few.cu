@@ -241,7 +241,7 @@ void run(const FewTask& t, cudaStream_t stream) {
 
 bool cached_few_wanted() {
   const char* wanted = std::getenv("FATHOM_FEW_ROWS");
-  return wanted != nullptr && std::string_view(wanted) == "1";
+  return wanted == nullptr || std::string_view(wanted) != "0";
 }
 
 bool cached_few_supports(const CacheShape& s) {

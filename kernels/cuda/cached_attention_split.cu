@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2) split_kernel(const SplitTas
       if (room.max[w][h] == -INFINITY) continue;  // no step: no values
       const float weight = fast_exp2(room.max[w][h] - most);
       sum = fmaf(weight, room.sum[w][h], sum);
-      value = fmaf(weight, room.values[w][h][e], value);
+      value = fmaf(weight, room.values_of(w, h)[e], value);
     }
     // No entries in this piece; of a row's only one there are some, and what is not a number stays that.
     value = t.splits == 1 || sum != 0 ? value / sum : 0.0F;

@@ -2,6 +2,7 @@
 // rows, and what it takes of shared memory. The kernels over caches of numbers are compiled here, those over
 // caches of codes in files of their own: each kind takes more than a minute.
 #include <algorithm>
+#include <iterator>
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/decode_step.h"
@@ -20,11 +21,12 @@ const void* kernel_for(int kv_bits, const DecodeKind& k) {
 }
 
 /// What a launch takes: the fixed parts, and room for the phase that wants the most.
-template <int kHalves>
+template <int kHalves, bool kFed>
 std::size_t shared_bytes(const DecodeStep& s, int head_dim, int rows, int blocks, int ring_bytes) {
   const bool codes = s.bits < 16;
   const auto staged = [&](int width, bool by_codes) {
-    const int bytes = by_codes ? StagedCodes::bytes(width, rows) : Staged<kHalves>::bytes(width, rows);
+    const int bytes =
+        by_codes ? StagedCodes::bytes(width, rows) : StagedRows<kHalves, kFed>::bytes(width, rows);
     return rounded_shared(static_cast<std::size_t>(bytes));
   };
   // The rows x, and the sums of all warps of the most tiles that a block of threads has. The head
@@ -34,7 +36,9 @@ std::size_t shared_bytes(const DecodeStep& s, int head_dim, int rows, int blocks
            sizeof(float);
   };
   const auto product = [&](int out, int in, bool halves) { return staged(in, codes) + sums(out, halves); };
-  const std::size_t attention = head_dim == 64 ? sizeof(AttentionRoom<64>) : sizeof(AttentionRoom<128>);
+  const int group = s.heads / s.kv_heads;
+  const auto attention = static_cast<std::size_t>(head_dim == 64 ? AttentionRoom<64>::bytes(group)
+                                                                 : AttentionRoom<128>::bytes(group));
   const std::size_t most =
       std::max({attention, product((s.heads + 2 * s.kv_heads) * head_dim, s.width, false),
                 product(s.width, s.heads * head_dim, false), product(2 * s.hidden, s.width, true),
@@ -48,10 +52,30 @@ std::size_t shared_bytes(const DecodeStep& s, int head_dim, int rows, int blocks
 DecodePlan plan_decode(const DecodeStep& s, int head_dim, int rows, int blocks, std::size_t shared) {
   const auto variant = [&]<DecodeRing kAhead, int kBits>() -> DecodePlan {
     constexpr int kHalves = halves_of(kAhead);
-    constexpr int kRingBytes = WeightStream<places_of(kAhead, kBits)>::kBytes;
-    const std::size_t bytes = shared_bytes<kHalves>(s, head_dim, rows, blocks, kRingBytes);
-    if (rows > 8 * kHalves || bytes > shared) return {};
-    return {kernel_for(s.kv_bits, {kAhead, head_dim, kBits}), bytes};
+    if (rows > 8 * kHalves || !has_ring(kAhead, kBits, s.kv_bits)) return {};
+    if (is_fed(kAhead, kBits, s.kv_bits)) {
+      const auto bytes = [&](int ring) {
+        return shared_bytes<kHalves, true>(s, head_dim, rows, blocks, ring * kRingLoad);
+      };
+      if (bytes(kFedRingLeast) > shared) return {};
+      DecodePlan plan{kernel_for(16, {kAhead, head_dim, 16}), kDecodeThreads + 32 * kDecodeFeeders};
+      // The first cache gets 32 KB more with each: shared memory is had in such steps.
+      std::size_t limit = shared;
+      for (int i = 0; i < kDecodeRooms; ++i, limit -= 32 * 1024) {
+        DecodeRoom& room = plan.rooms[i];
+        if (i > 0) room = plan.rooms[i - 1];
+        if (bytes(kFedRingLeast) > limit) continue;
+        room.ring = static_cast<int>(std::min<std::size_t>(kFedRingMost, (limit - bytes(0)) / kRingLoad));
+        room.shared_bytes = bytes(room.ring);
+      }
+      return plan;
+    }
+    constexpr int kRing = places_of(kAhead, kBits);
+    const std::size_t bytes = shared_bytes<kHalves, false>(s, head_dim, rows, blocks, kRing * kRingLoad);
+    if (bytes > shared) return {};
+    DecodePlan plan{kernel_for(s.kv_bits, {kAhead, head_dim, kBits}), kDecodeThreads};
+    std::fill(std::begin(plan.rooms), std::end(plan.rooms), DecodeRoom{kRing, bytes});
+    return plan;
   };
   const auto first_of = [&]<int kBits>() {
     DecodePlan plan = variant.template operator()<DecodeRing::Long, kBits>();
@@ -68,10 +92,12 @@ void prepare_decode(const DecodePlan& plan, std::size_t shared) {
         "decode_step");
 }
 
-void launch_decode(const DecodePlan& plan, const DecodeStep& s, int blocks, cudaStream_t stream) {
+void launch_decode(const DecodePlan& plan, const DecodeRoom& room, const DecodeStep& s, int blocks,
+                   cudaStream_t stream) {
   void* arguments[] = {const_cast<DecodeStep*>(&s)};
-  check(cudaLaunchCooperativeKernel(plan.kernel, dim3(static_cast<unsigned>(blocks)), dim3(kDecodeThreads),
-                                    arguments, plan.shared_bytes, stream),
+  check(cudaLaunchCooperativeKernel(plan.kernel, dim3(static_cast<unsigned>(blocks)),
+                                    dim3(static_cast<unsigned>(plan.threads)), arguments, room.shared_bytes,
+                                    stream),
         "decode_step");
 }
 

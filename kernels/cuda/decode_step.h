@@ -10,13 +10,14 @@
 namespace fathom::cuda {
 
 inline constexpr int kDecodeRows = 16;  // of a step, at the most: what two halves of a tensor-core tile hold
-inline constexpr int kDecodeRouted = 64;   // routed layers, at the most
-inline constexpr int kDecodeLayers = 256;  // of both kinds, at the most
-inline constexpr int kDecodeGroup = 8;     // query heads of a key/value head, at the most
-inline constexpr int kDecodeSplits = 40;   // pieces of a row's entries for one head, at the most ([splits])
-inline constexpr int kDecodeUpdates = 64;  // entries of the tables that a launch brings along, at the most
-inline constexpr int kDecodeThreads = 256;
+inline constexpr int kDecodeRouted = 64;    // routed layers, at the most
+inline constexpr int kDecodeLayers = 256;   // of both kinds, at the most
+inline constexpr int kDecodeGroup = 8;      // query heads of a key/value head, at the most
+inline constexpr int kDecodeSplits = 40;    // pieces of a row's entries for one head, at the most ([splits])
+inline constexpr int kDecodeUpdates = 64;   // entries of the tables that a launch brings along, at the most
+inline constexpr int kDecodeThreads = 256;  // of a block, that compute
 inline constexpr int kDecodeWarps = kDecodeThreads / 32;
+inline constexpr int kDecodeFeeders = 4;  // warps beside these, which bring weights, where there are any
 inline constexpr int kCodeRun = 128;  // columns of codes that a warp takes at once: their rows are multiples
 
 /// A layer's parameters (kernels/decoder.h); null: it has none.
@@ -42,7 +43,8 @@ struct DecodeCandidate {
 };
 
 struct DecodeRow {
-  int slot, token, position;  // dense layers have `position` entries before it
+  int slot, token, position;
+  int held;                   // entries of dense layers
   float inverse_temperature;  // 0: the most likely token
   float threshold;            // of a decision's logit
   double uniform;             // of [0, 1): what is drawn
@@ -97,6 +99,7 @@ struct DecodeStep {
   DecodeOutcome* outcome;       // mapped host memory
   // The rows
   int rows;
+  int ring;  // places, where warps of their own bring the weights
   int updates;
   DecodeRow row[kDecodeRows];
   DecodeUpdate update[kDecodeUpdates];
@@ -110,12 +113,24 @@ struct DecodeStep {
 enum class DecodeRing : int { Long, Medium, Short };
 /// Eights of rows.
 constexpr int halves_of(DecodeRing r) { return r == DecodeRing::Short ? 2 : 1; }
-/// Its places. `bits`: of the weights of layers; codes come two loads at a time.
+/// Its places, of kRingLoad bytes each. `bits`: of the weights of layers; codes come two loads at a time.
 constexpr int places_of(DecodeRing r, int bits) {
   if (r == DecodeRing::Short) return 8;
   const bool is_long = r == DecodeRing::Long;
   return bits == 16 ? (is_long ? 33 : 22) : (is_long ? 32 : 16);
 }
+inline constexpr int kRingLoad = kDecodeThreads * 16;
+
+/// Whether weights are brought by warps of their own: numbers, over caches of numbers. Their ring has as many
+/// places as there is room for (DecodeStep::ring).
+constexpr bool is_fed(DecodeRing r, int bits, int kv_bits) {
+  return r == DecodeRing::Long && bits == 16 && kv_bits == 16;
+}
+/// Where it takes what room there is, there is no shorter one.
+constexpr bool has_ring(DecodeRing r, int bits, int kv_bits) {
+  return r != DecodeRing::Medium || !is_fed(DecodeRing::Long, bits, kv_bits);
+}
+inline constexpr int kFedRingMost = 52, kFedRingLeast = 16;
 
 /// Which of the kernels over one kind of cache.
 struct DecodeKind {
@@ -126,17 +141,36 @@ struct DecodeKind {
 const void* decode_kernel_kv8(const DecodeKind& k);
 const void* decode_kernel_kv4(const DecodeKind& k);
 
+/// Shared memory of a launch. What is left of a multiprocessor's 256 KB is its first cache, and entries that
+/// attention has asked for (64 KB at once) need room there until they come: a long ring makes weights come
+/// without a pause and entries slowly.
+struct DecodeRoom {
+  int ring = 0;  // its places
+  std::size_t shared_bytes = 0;
+};
+inline constexpr int kDecodeRooms = 3;
+
 /// A kernel for so many rows.
 struct DecodePlan {
   const void* kernel = nullptr;  // none: the rows do not fit
-  std::size_t shared_bytes = 0;
+  int threads = 0;
+  DecodeRoom rooms[kDecodeRooms] = {};  // the more of what is read are entries, the further on
+
+  /// `entries`: bytes of entries that a step reads, for each byte of weights. The borders are where times
+  /// crossed (an H200, d1b, docs/log.md).
+  const DecodeRoom& room_for(double entries) const {
+    return rooms[entries < 0.3 ? 0 : entries < 1.7 ? 1 : 2];
+  }
 };
 
-/// Of `s` the sizes alone are read. `blocks` blocks of threads that may take `shared` bytes of shared memory
-/// each. InternalError: heads that are not 64 or 128 wide, caches not of 16, 8 or 4 bits.
+/// Of `s` the sizes alone are read. `blocks` blocks of threads that may take
+/// `shared` bytes of shared memory each. InternalError: heads that are not 64 or 128 wide, caches not of 16,
+/// 8 or 4 bits.
 DecodePlan plan_decode(const DecodeStep& s, int head_dim, int rows, int blocks, std::size_t shared);
 /// Once for each plan, before its first launch.
 void prepare_decode(const DecodePlan& plan, std::size_t shared);
-void launch_decode(const DecodePlan& plan, const DecodeStep& s, int blocks, cudaStream_t stream);
+/// `room`: one of the plan's; its ring is the step's.
+void launch_decode(const DecodePlan& plan, const DecodeRoom& room, const DecodeStep& s, int blocks,
+                   cudaStream_t stream);
 
 }  // namespace fathom::cuda

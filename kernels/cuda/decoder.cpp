@@ -150,6 +150,7 @@ class CudaDecoder final : public Decoder {
           static_cast<int>(r.slot),
           r.token,
           r.position,
+          r.held,
           r.temperature > 0 ? static_cast<float>(std::clamp(1 / r.temperature, 1e-30, 1e30)) : 0.0F,
           r.threshold,
           r.uniform};
@@ -157,7 +158,10 @@ class CudaDecoder final : public Decoder {
     }
     DecodeStep next = step_;
     next.turn = 1 - step_.turn;
-    launch_decode(plans_[rows.size() - 1], next, blocks_, backend_.stream());
+    const DecodePlan& plan = plans_[rows.size() - 1];
+    const DecodeRoom& room = plan.room_for(entry_share(rows));
+    next.ring = room.ring;
+    launch_decode(plan, room, next, blocks_, backend_.stream());
     // Only a launch makes the other turn's counter zero.
     step_.turn = next.turn;
     step_.updates = 0;
@@ -180,6 +184,17 @@ class CudaDecoder final : public Decoder {
   }
 
  private:
+  /// Bytes of keys and values that these rows read, for each byte of weights: of numbers of 16 bits, both.
+  double entry_share(std::span<const DecoderRow> rows) const {
+    double entries = 0;
+    for (const DecoderRow& r : rows) {
+      entries += static_cast<double>(step_.depth - step_.routed_layers) * r.held;
+      for (int l = 0; l < step_.routed_layers; ++l) entries += r.entries[l];
+    }
+    const double d = head_dim_, heads = step_.heads * d, kv = 2 * step_.kv_heads * d, width = step_.width;
+    const double weights = step_.depth * width * (2 * heads + kv + 3.0 * step_.hidden) + width * step_.vocab;
+    return entries * kv / weights;
+  }
   /// What was to be told of these places with a launch that never came.
   void forget_updates(std::int64_t at, std::int64_t n) {
     DecodeUpdate* const end =

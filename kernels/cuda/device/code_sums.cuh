@@ -145,7 +145,7 @@ class CodeSums {
       const float offset = offset_[h] * kWeight;
 #pragma unroll
       for (int t = 0; t < kDim / 16; ++t) {
-        *reinterpret_cast<float2*>(&room.values[warp][head][kDim / 8 * g + 2 * t]) =
+        *reinterpret_cast<float2*>(room.values_of(warp, head) + kDim / 8 * g + 2 * t) =
             float2{fmaf(values_[t][h], kEven, offset), fmaf(values_[t][2 + h], kOdd, offset)};
       }
     }

@@ -11,6 +11,7 @@
 
 #include "kernels/cuda/decode_step.h"
 #include "kernels/cuda/device/decode_deal.cuh"
+#include "kernels/cuda/device/decode_grid.cuh"
 #include "kernels/cuda/device/entry_walk.cuh"
 #include "kernels/cuda/device/mma.cuh"
 #include "kernels/cuda/device/reduce.cuh"
@@ -132,10 +133,10 @@ __device__ __forceinline__ void attend_entries(const DecodeStep& s, const Decode
                                                const AttentionPiece& p, const float2* rotation,
                                                EntryWalk<kDim, DecodeStep>& walk, AttentionRoom<kDim>& room) {
   const int group = s.heads / s.kv_heads;
-  __syncthreads();  // the last piece's results have been read
+  sync_workers();  // the last piece's results have been read
   turn_heads<kDim>(s, layer, s.qkv + static_cast<std::int64_t>(p.row) * (s.heads + 2 * s.kv_heads) * kDim,
                    rotation, p.head, group, room);
-  __syncthreads();
+  sync_workers();
   walk.run(room.queries, group, p.range, p.entries);
 }
 
@@ -158,7 +159,7 @@ __device__ __forceinline__ void join_warps(const DecodeStep& s, const AttentionP
       if (room.max[w][h] == -INFINITY) continue;  // no step, or no entry in it: no values
       const float weight = fast_exp2(room.max[w][h] - most);
       sum = fmaf(weight, room.sum[w][h], sum);
-      value = fmaf(weight, room.values[w][h][e], value);
+      value = fmaf(weight, room.values_of(w, h)[e], value);
     }
     const std::int64_t at = static_cast<std::int64_t>(p.row) * s.heads + p.head * group + h;
     s.parts[(at * kDecodeSplits + p.piece) * kDim + e] = __float2bfloat16_rn(sum > 0 ? value / sum : 0.0F);
@@ -196,7 +197,7 @@ __device__ __forceinline__ void leave_piece(const DecodeStep& s, const Attention
       to[static_cast<std::int64_t>(s.kv_heads) * s.block * kDim + e] = __float2bfloat16_rn(room.value[e]);
     }
   }
-  __syncthreads();
+  sync_workers();
   join_warps<kDim>(s, p, group, room);
 }
 

@@ -30,14 +30,14 @@ class DecodeChoice : DecodePhase {
     if (!draws && blockIdx.x != 0) return;
     compare_candidates();
     if (!draws) return;
-    __syncthreads();
+    sync_workers();
     const IdRange ids{min(own_first(), s_.choices), own_end()};
     const int blocks = static_cast<int>(gridDim.x);
     sum_exponentials(ids, blocks);
     state_.grid.arrive();
     state_.meet();
     find_blocks(blocks);
-    __syncthreads();
+    sync_workers();
     find_tokens(ids);
   }
 
@@ -74,7 +74,7 @@ class DecodeChoice : DecodePhase {
   }
   /// The best of this block's own ids, a row a warp.
   __device__ __forceinline__ void find_candidates() {
-    __syncthreads();
+    sync_workers();
     const IdRange ids{own_first(), own_end()};
 #pragma unroll 1
     for (int row = warp_; row < s_.rows; row += kDecodeWarps) {
@@ -173,9 +173,9 @@ class DecodeChoice : DecodePhase {
   __device__ __forceinline__ float block_sum(float sum) {
     sum = warp_reduce(sum, Sum{});
     if (lane_ == 0) fixed_.scratch[warp_] = sum;
-    __syncthreads();
+    sync_workers();
     sum = sum_of_warps(fixed_.scratch);
-    __syncthreads();
+    sync_workers();
     return sum;
   }
   /// Of the lanes up to and with this one.

@@ -123,10 +123,10 @@ __device__ __forceinline__ void attend_codes(const DecodeStep& s, const DecodeLa
                                              std::int64_t entry_block, Walk& walk,
                                              AttentionRoom<kDim>& room) {
   const int group = s.heads / s.kv_heads;
-  __syncthreads();  // the last piece's results have been read
+  sync_workers();  // the last piece's results have been read
   turn_heads<kDim>(s, layer, s.qkv + static_cast<std::int64_t>(p.row) * (s.heads + 2 * s.kv_heads) * kDim,
                    rotation, p.head, group, room, HeadHadamard<kDim>{s.transforms_heads != 0});
-  __syncthreads();
+  sync_workers();
   if (p.first) append_codes<kDim, kKv>(s, p, entry_block, room);
   walk.run(room.queries, group);
 }
@@ -138,10 +138,10 @@ __device__ __forceinline__ void leave_code_piece(const DecodeStep& s, const Atte
   const int group = s.heads / s.kv_heads;
   walk.leave(room, static_cast<int>(threadIdx.x) / 32, group);
   if (p.first) {
-    __syncthreads();  // the new entry is there as it will be read
+    sync_workers();  // the new entry is there as it will be read
     score_new_entry<kDim>(group, room);
   }
-  __syncthreads();
+  sync_workers();
   join_warps<kDim>(s, p, group, room);
 }
 

@@ -20,6 +20,7 @@
 #include <cuda_bf16.h>
 
 #include "kernels/cuda/decode_step.h"
+#include "kernels/cuda/device/decode_grid.cuh"
 #include "kernels/cuda/device/decode_product.cuh"
 #include "kernels/cuda/device/mma.cuh"
 
@@ -150,7 +151,7 @@ class CodeStream {
   }
 
  private:
-  static constexpr int kLoad = kDecodeThreads * 16;
+  static constexpr int kLoad = kRingLoad;
   static constexpr int kPlace = 2 * kLoad;
   static constexpr int kRunBytes = kCodeRun / 2;
 
@@ -311,7 +312,7 @@ class CodeStream {
       commit_copies();
       wait_copies<0>();
     }
-    __syncthreads();
+    sync_workers();
   }
 
   unsigned ring_address_, scale_address_;

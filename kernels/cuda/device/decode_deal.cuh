@@ -47,7 +47,7 @@ struct AttentionDeal {
     int sum = 0, longest = 1;
 #pragma unroll 1
     for (int i = 0; i < rows; ++i) {
-      entries[i] = routed < 0 ? s.row[row[i]].position : s.entries[row[i]][routed];
+      entries[i] = routed < 0 ? s.row[row[i]].held : s.entries[row[i]][routed];
       steps[i] = max(1, (entries[i] + 15) / 16);
       start[i] = sum;
       sum += steps[i] * s.kv_heads;

@@ -27,7 +27,7 @@ class DecodeDecision : DecodePhase {
       fixed_.gates[thread_] = gate_of(score);
       if (blockIdx.x == 0) s_.outcome->kept[layer.routed][thread_] = is_computed ? 1 : 0;
     }
-    __syncthreads();
+    sync_workers();
     if (thread_ == 0) {
       int n = 0;
       for (int row = 0; row < s_.rows; ++row) {
@@ -35,7 +35,7 @@ class DecodeDecision : DecodePhase {
       }
       fixed_.deals[1].rows = n;
     }
-    __syncthreads();
+    sync_workers();
   }
 
  private:
@@ -50,7 +50,7 @@ class DecodeDecision : DecodePhase {
       logit = warp_reduce(logit, Sum{});
       if (lane_ == 0) fixed_.logits[row][warp_] = logit;
     }
-    __syncthreads();
+    sync_workers();
   }
   __device__ __forceinline__ float gate_of(float score) const {
     if (s_.gate == static_cast<int>(GateKind::Sigmoid)) return sigmoid(score);

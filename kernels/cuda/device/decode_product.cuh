@@ -10,6 +10,8 @@
 // rows: x's words in the order p, r, q, s. Then one product with (p, q) has x_p w_p + x_q w_q in row g of its
 // result, and another one with (r, s) has x_r w_r + x_s w_s in row g + 8. Up to sixteen: row g and row g + 8
 // word by word.
+//
+// Where warps of their own bring the weights, these are cut otherwise (decode_lines.cuh).
 #pragma once
 
 #include <cstdint>
@@ -31,6 +33,10 @@ struct Matrix {
   int first, tiles;  // of this block
   int at_once;       // runs that are taken at once: divides the runs of all warps
   int places;        // so many times as many the ring holds
+  // Of lines (decode_lines.cuh), where they come so, and `at_once` counts their units:
+  int parts;    // that a row is cut into: one a warp, or half as many and each quad has its own warps
+  int units;    // of a part, at the most
+  int batches;  // so many times `at_once` a whole part has, of a tile or of a quad
 
   /// `ring`: runs that a warp's ring holds.
   __device__ void deal(int matrix_rows, int matrix_width, int matrix_half, int ring) {
@@ -107,7 +113,7 @@ struct Staged {
 template <int kRing>
 class WeightStream {
  public:
-  static constexpr int kLoad = kDecodeThreads * 16;
+  static constexpr int kLoad = kRingLoad;
   static constexpr int kBytes = kRing * kLoad;
 
   /// `ring`: kBytes of shared memory, 16-aligned.

@@ -1,5 +1,5 @@
 // The rows that a product multiplies, brought into shared memory as the tensor core wants them
-// (decode_product.cuh, decode_codes.cuh). Every block of threads needs all of them, whole.
+// (decode_product.cuh, decode_lines.cuh, decode_codes.cuh). Every block of threads needs all of them, whole.
 //
 // A norm's weights are put to the elements here, 1 / rms to the results: it is known only when the whole row
 // has been seen, and to wait for it would cost all of the rows once more.
@@ -9,14 +9,14 @@
 
 #include "kernels/cuda/device/decode_attention.cuh"
 #include "kernels/cuda/device/decode_codes.cuh"
-#include "kernels/cuda/device/decode_product.cuh"
+#include "kernels/cuda/device/decode_lines.cuh"
 #include "kernels/cuda/device/decode_state.cuh"
 #include "kernels/cuda/device/mma.cuh"
 #include "kernels/cuda/device/reduce.cuh"
 
 namespace fathom::cuda {
 
-template <int kHalves, int kDim, int kBits>
+template <int kHalves, int kDim, int kBits, bool kFed>
 class DecodeStage : DecodePhase {
  public:
   using DecodePhase::DecodePhase;
@@ -27,6 +27,7 @@ class DecodeStage : DecodePhase {
   __device__ __forceinline__ void stage(const DecodePlace& p) {
     const DecodeLayer& l = state_.layer_at(p);
     const DecodeProduct product = p.product;
+    if constexpr (kFed) Rows::pad(staged(), state_.matrix(product).width, s_.rows, thread_, kDecodeThreads);
     if (product == DecodeProduct::Mix) {
       if (state_.joined) {
         stage_rows(s_.mixed, s_.heads * kDim);
@@ -42,7 +43,7 @@ class DecodeStage : DecodePhase {
                                                        : s_.final_norm,
                    product);
     }
-    __syncthreads();
+    sync_workers();
     if (product == DecodeProduct::Project && l.routed >= 0 && thread_ == kDecodeThreads - 1)
       state_.deal_entries(l.routed);
     if (thread_ < s_.rows && product != DecodeProduct::Decide)
@@ -67,11 +68,12 @@ class DecodeStage : DecodePhase {
  private:
   static constexpr int kThreadsOfHead = kDim / kJoinPack<kDim>;
   static constexpr bool kCodes = kBits < 16;  // of a layer's products
+  using Rows = StagedRows<kHalves, kFed>;     // x, where weights are numbers
 
   __device__ std::uint32_t* staged() const { return reinterpret_cast<std::uint32_t*>(state_.room); }
 
   static __device__ __forceinline__ int stride_of(int width, bool codes) {
-    return codes ? StagedCodes::stride(width) : Staged<kHalves>::stride(width);
+    return codes ? StagedCodes::stride(width) : Rows::stride(width);
   }
   /// Words as of Staged and StagedCodes. `codes`: what the rows are multiplied by.
   template <typename Words>
@@ -79,7 +81,7 @@ class DecodeStage : DecodePhase {
     if (codes) {
       StagedCodes::put(staged(), stride, row, e, words);
     } else {
-      Staged<kHalves>::put(staged(), stride, row, e, words);
+      Rows::put(staged(), stride, row, e, words);
     }
   }
 

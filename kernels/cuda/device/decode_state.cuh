@@ -3,9 +3,9 @@
 //
 // Shared memory holds, one behind the other: DecodeFixed; the layers' pointers, with codes also those of
 // their scales; cosines and sines of the rows; scales of groups, for two matrices; the ring through which the
-// weights come (decode_product.cuh, decode_codes.cuh), and between them the codes that attention is over
-// (decode_code_attention.cuh); and a room that each phase uses as it likes. For a product those are the
-// staged rows and behind them the warps' sums, for attention an AttentionRoom.
+// weights come (decode_product.cuh, decode_ring.cuh, decode_codes.cuh), and between them the codes that
+// attention is over (decode_code_attention.cuh); and a room that each phase uses as it likes. For a product
+// those are the staged rows and behind them the warps' sums, for attention an AttentionRoom.
 #pragma once
 
 #include <cstddef>
@@ -15,27 +15,15 @@
 #include "kernels/cuda/device/decode_codes.cuh"
 #include "kernels/cuda/device/decode_deal.cuh"
 #include "kernels/cuda/device/decode_grid.cuh"
+#include "kernels/cuda/device/decode_order.cuh"
 #include "kernels/cuda/device/decode_product.cuh"
+#include "kernels/cuda/device/decode_ring.cuh"
 
 namespace fathom::cuda {
 
-/// The products of a step, in the order in which a layer has them.
-enum class DecodeProduct : int { Decide, Project, Mix, Expand, Contract, Head };
-inline constexpr int kDecodeProducts = 6;
-
-/// Whether a product is one of those that may be by codes.
-__device__ __forceinline__ bool is_of_layer(DecodeProduct p) {
-  return p != DecodeProduct::Decide && p != DecodeProduct::Head;
-}
-
-/// Where a step is. Behind the last layer there is the head, as a product of layer number `depth`.
-struct DecodePlace {
-  DecodeProduct product;
-  int layer;
-};
-
 /// What stays in shared memory for the whole step.
 struct DecodeFixed {
+  RingMeeting meeting;  // where weights are brought by warps of their own
   Matrix matrices[kDecodeProducts];
   float squares[kDecodeRows][kDecodeWarps];  // the warps' sums: of squares, or of the router's score
   float logits[kDecodeRows][kDecodeWarps];   // of predictors, likewise
@@ -105,7 +93,9 @@ struct DecodeState {
   int thread, warp, lane;
   bool met = false;     // all blocks of threads, once: what one wrote another may read
   bool joined = false;  // attention is in `mixed`, not in pieces
-  // What this thread's first result of a product is added to, or multiplied by: asked for ahead.
+  // Of a product this thread's first result, as much of it as is known ahead: its row and its place among all
+  // rows' results, or -1; the first of its parts among all; and what it is added to, or multiplied by.
+  int first_row = 0, first_at = -1, first_part = 0;
   float stream_before = 0, branch_before = 0, predictor_weight = 0;
   float row_scale = 0, other_row_scale = 0;
 

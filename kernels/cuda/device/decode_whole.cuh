@@ -13,9 +13,10 @@
 //
 // All of these but attention are products by a matrix, and a step takes as long as its matrices take to be
 // read. So the reading of the next one begins before its rows are there: behind the last product, while the
-// blocks wait for each other. Which one is next is not known before a decision, but guessed. The matrices of
-// layers may be codes of 4 bits, most of which the ring then holds as a whole: the next one's begin to come
-// even before the last product.
+// blocks wait for each other. Which one is next is not known before a decision, but guessed. Where weights
+// and caches are numbers, and rows are few, warps of their own bring them, through all meetings
+// (decode_feed.cuh). The matrices of layers may be codes of 4 bits, most of which the ring then holds as a
+// whole: the next one's begin to come even before the last product.
 //
 // A layer that nobody goes through costs its decision, and what was read of it where the guess was wrong:
 // every block of threads finds the same answer for itself. Norms are applied behind the products: W (x w /
@@ -35,6 +36,8 @@
 #include "kernels/cuda/device/decode_code_attention.cuh"
 #include "kernels/cuda/device/decode_codes.cuh"
 #include "kernels/cuda/device/decode_decide.cuh"
+#include "kernels/cuda/device/decode_fed_product.cuh"
+#include "kernels/cuda/device/decode_feed.cuh"
 #include "kernels/cuda/device/decode_results.cuh"
 #include "kernels/cuda/device/decode_stage.cuh"
 #include "kernels/cuda/device/decode_state.cuh"
@@ -50,21 +53,34 @@ template <int kHalves, int kRing, int kDim, int kBits, int kKv>
 class DecodeWhole {
  public:
   __device__ DecodeWhole(const DecodeStep& s, unsigned char* shared)
-      : state_(s, kBits, shared, kDim, WeightStream<kRing>::kBytes),
-        stream_(shared + state_.layout.ring),
+      : state_(s, kBits, shared, kDim, ring_bytes(s)),
+        stream_(make_stream(shared + state_.layout.ring)),
         codes_(shared + state_.layout.ring, s.group, shared + state_.layout.groups,
                state_.layout.group_bytes) {}
 
-  __device__ void run() {
+  static constexpr bool kFed = kHalves == 1 && kBits == 16 && kKv == 16;
+
+  static __device__ __forceinline__ int ring_bytes(const DecodeStep& s) {
+    return (kFed ? s.ring : kRing) * kRingLoad;
+  }
+  /// What a warp does that brings weights.
+  static __device__ void feed(const DecodeStep& s, unsigned char* shared) {
+    DecodeState state(s, kBits, shared, kDim, ring_bytes(s));
+    __syncthreads();
+    WeightFeeder(DecodeOrder{s, state.layers}, state.fixed.matrices, state.fixed.meeting,
+                 shared + state.layout.ring)
+        .run();
+  }
+  __device__ __forceinline__ void run() {
     prepare();
-    DecodePlace now = first_of(0);
+    DecodePlace now = order().first_of(0);
     bool opened = false;
     for (;;) {
       if (has_product(now) && !opened) open(now);
       Stage(state_).stage(now);
       bool followed = multiply(now);
       if (now.product == DecodeProduct::Head) break;
-      DecodePlace next = expected_after(now);
+      DecodePlace next = order().expected_after(now);
       opened = has_product(now);
       if (now.product == DecodeProduct::Project) {
         attend(state_.layers[now.layer], next);
@@ -74,11 +90,8 @@ class DecodeWhole {
         state_.meet();
       }
       if (now.product == DecodeProduct::Decide) {
-        DecodeDecision(state_).decide(state_.layers[now.layer]);
-        const DecodePlace decided = state_.fixed.deals[1].rows > 0
-                                        ? DecodePlace{DecodeProduct::Project, now.layer}
-                                        : first_of(now.layer + 1);
-        opened = opened && decided.product == next.product && decided.layer == next.layer;
+        const DecodePlace decided = decide(now.layer, next);
+        opened = opened && decided == next;
         next = decided;
       }
       now = next;
@@ -93,47 +106,39 @@ class DecodeWhole {
     template <typename... Any>
     __device__ explicit NoCodes(Any... /*any*/) {}
   };
-  using Stage = DecodeStage<kHalves, kDim, kBits>;
-  using Results = DecodeResults<kHalves, kDim, kBits>;
+  using Stage = DecodeStage<kHalves, kDim, kBits, kFed>;
+  using Results = DecodeResults<kHalves, kDim, kBits, kFed>;
 
-  // --- the order of products
-  __device__ __forceinline__ DecodePlace first_of(int layer) const {
-    if (layer == state_.s.depth) return {DecodeProduct::Head, layer};
-    return {state_.layers[layer].routed >= 0 ? DecodeProduct::Decide : DecodeProduct::Project, layer};
-  }
-  /// Without a predictor a decision is each block of threads' own.
-  __device__ __forceinline__ bool has_product(const DecodePlace& p) const {
-    return p.product != DecodeProduct::Decide || state_.s.by_predictor != 0;
-  }
-  /// A few rows most likely pass a routed layer by; of many, one goes through it.
-  __device__ __forceinline__ DecodePlace expected_after(const DecodePlace& p) const {
-    constexpr int kFew = 4;
-    if (p.product == DecodeProduct::Decide)
-      return state_.s.rows <= kFew ? first_of(p.layer + 1) : DecodePlace{DecodeProduct::Project, p.layer};
-    if (p.product == DecodeProduct::Contract) return first_of(p.layer + 1);
-    return {static_cast<DecodeProduct>(static_cast<int>(p.product) + 1), p.layer};
-  }
-  __device__ __forceinline__ const void* weights_of(const DecodePlace& p) const {
-    if (p.product == DecodeProduct::Head) return state_.s.head;
-    const DecodeLayer& l = state_.layers[p.layer];
-    switch (p.product) {
-      case DecodeProduct::Decide:
-        return l.predictor_in;
-      case DecodeProduct::Project:
-        return l.qkv;
-      case DecodeProduct::Mix:
-        return l.out;
-      case DecodeProduct::Expand:
-        return l.gate_up;
-      default:
-        return l.down;
+  using Stream = std::conditional_t<kFed, FedStream, WeightStream<kRing>>;
+  __device__ __forceinline__ Stream make_stream(unsigned char* ring) {
+    if constexpr (kFed) {
+      return Stream(ring, state_.s.ring, state_.fixed.meeting);
+    } else {
+      return Stream(ring);
     }
   }
+  __device__ __forceinline__ DecodeOrder order() const { return {state_.s, state_.layers}; }
+  __device__ __forceinline__ bool has_product(const DecodePlace& p) const { return order().has_product(p); }
+  /// Who goes through a routed layer; what comes next.
+  __device__ __forceinline__ DecodePlace decide(int layer, const DecodePlace& expected) {
+    DecodeDecision(state_).decide(state_.layers[layer]);
+    const bool is_computed = state_.fixed.deals[1].rows > 0;
+    const DecodePlace known = order().after_decision(layer, is_computed);
+    if constexpr (kFed) {
+      const int number = state_.layers[layer].routed;
+      if (state_.thread == 0)
+        tell(state_.fixed.meeting.decided[number],
+             static_cast<int>(is_computed ? Decided::Computed : Decided::Skipped));
+      if (!(known == expected))
+        stream_.give_up(state_.fixed.meeting, number, state_.matrix(expected.product));
+    }
+    return known;
+  }
   __device__ __forceinline__ const __nv_bfloat16* numbers_of(const DecodePlace& p) const {
-    return static_cast<const __nv_bfloat16*>(weights_of(p));
+    return static_cast<const __nv_bfloat16*>(order().weights_of(p));
   }
   __device__ __forceinline__ DecodeCodes codes_of(const DecodePlace& p) const {
-    return {static_cast<const unsigned char*>(weights_of(p)), state_.scales_of(p)};
+    return {static_cast<const unsigned char*>(order().weights_of(p)), state_.scales_of(p)};
   }
   /// The weights begin to come.
   __device__ __forceinline__ void open(const DecodePlace& p) {
@@ -143,14 +148,15 @@ class DecodeWhole {
         return;
       }
     }
-    stream_.open(numbers_of(p), state_.matrix(p.product), p.product == DecodeProduct::Mix && follows_);
+    if constexpr (!kFed)
+      stream_.open(numbers_of(p), state_.matrix(p.product), p.product == DecodeProduct::Mix && follows_);
   }
   /// The staged rows times what is open, if there is a product. Whether the next one's weights are on their
   /// way already: those of codes come behind their own, but not before attention, in the way of its entries.
   __device__ __forceinline__ bool multiply(const DecodePlace& now) {
     if constexpr (kCodes) {
       if (is_of_layer(now.product)) {
-        const DecodePlace next = expected_after(now);
+        const DecodePlace next = order().expected_after(now);
         const bool follows = now.product != DecodeProduct::Project && is_of_layer(next.product);
         if (follows) codes_.then(codes_of(next), state_.matrix(next.product));
         codes_.rest();
@@ -160,15 +166,15 @@ class DecodeWhole {
     }
     if constexpr (kCodes) codes_.close();
     if (has_product(now)) {
-      stream_.rest();
-      Results(state_).multiply(now, stream_);
+      if constexpr (!kFed) stream_.rest();
+      Results(state_).multiply_numbers(now, stream_);
     }
     return false;
   }
 
   /// Fills what stays in shared memory. The first block also brings the tables up to date: new blocks hold no
   /// entries yet, so nobody wants these before the blocks have met.
-  __device__ void prepare() {
+  __device__ __forceinline__ void prepare() {
     const DecodeStep& s = state_.s;
     const int thread = state_.thread;
     copy_words(state_.layers, s.layers, s.depth);
@@ -181,12 +187,19 @@ class DecodeWhole {
       for (int i = thread; i < s.updates; i += kDecodeThreads) s.tables[s.update[i].at] = s.update[i].block;
     }
     if (thread == 0) {
-      state_.matrix(DecodeProduct::Decide).deal(s.predictor_hidden, s.width, 0, kRing);
-      state_.matrix(DecodeProduct::Project).deal((s.heads + 2 * s.kv_heads) * kDim, s.width, 0, kRing);
-      state_.matrix(DecodeProduct::Mix).deal(s.width, s.heads * kDim, 0, kRing);
-      state_.matrix(DecodeProduct::Expand).deal(2 * s.hidden, s.width, s.hidden, kRing);
-      state_.matrix(DecodeProduct::Contract).deal(s.width, s.hidden, 0, kRing);
-      state_.matrix(DecodeProduct::Head).deal(s.vocab, s.width, 0, kRing);
+      const auto deal = [&](DecodeProduct p, int rows, int width, int half) {
+        if constexpr (kFed) {
+          deal_lines(state_.matrix(p), rows, width, half, s.ring);
+        } else {
+          state_.matrix(p).deal(rows, width, half, kRing);
+        }
+      };
+      deal(DecodeProduct::Decide, s.predictor_hidden, s.width, 0);
+      deal(DecodeProduct::Project, (s.heads + 2 * s.kv_heads) * kDim, s.width, 0);
+      deal(DecodeProduct::Mix, s.width, s.heads * kDim, 0);
+      deal(DecodeProduct::Expand, 2 * s.hidden, s.width, s.hidden);
+      deal(DecodeProduct::Contract, s.width, s.hidden, 0);
+      deal(DecodeProduct::Head, s.vocab, s.width, 0);
     }
     if (thread == kDecodeThreads - 1) {
       AttentionDeal& dense = state_.fixed.deals[0];
@@ -194,7 +207,8 @@ class DecodeWhole {
       for (int row = 0; row < s.rows; ++row) dense.row[row] = row;
       state_.deal_entries(-1);
     }
-    __syncthreads();
+    if constexpr (kFed) make_barriers();
+    __syncthreads();  // those who bring weights begin
     const bool has_piece = static_cast<int>(blockIdx.x) < state_.fixed.deals[0].blocks;
     if (has_piece && state_.lane == 0) {
       const AttentionPiece& piece = state_.fixed.first[0];
@@ -204,12 +218,21 @@ class DecodeWhole {
     // Behind W_o come gate and up, where both together are more than the ring holds (else their loads would
     // only be in the way of attention's) and where the ring's places are whole tiles (WeightStream::follow).
     const Matrix &mix = state_.matrix(DecodeProduct::Mix), &expand = state_.matrix(DecodeProduct::Expand);
-    follows_ = !kCodes && mix.width == expand.width && mix.places_are_whole_tiles() &&
-               (mix.tiles + expand.tiles) * 8 * mix.width * static_cast<int>(sizeof(__nv_bfloat16)) >
-                   WeightStream<kRing>::kBytes;
-    __syncthreads();
+    follows_ =
+        !kCodes && !kFed && mix.width == expand.width && mix.places_are_whole_tiles() &&
+        (mix.tiles + expand.tiles) * 8 * mix.width * static_cast<int>(sizeof(__nv_bfloat16)) > ring_bytes(s);
+    sync_workers();
   }
 
+  __device__ __forceinline__ void make_barriers() {
+    RingMeeting& meeting = state_.fixed.meeting;
+    for (int i = state_.thread; i < kDecodeFeeders * kRingBatches; i += kDecodeThreads)
+      make_barrier(meeting.there[i / kRingBatches][i % kRingBatches], 32);
+    for (int i = state_.thread; i < kDecodeFeeders * kFedRingMost; i += kDecodeThreads)
+      make_barrier(meeting.read[i / kFedRingMost][i % kFedRingMost], kFedWarps);
+    if (state_.thread < kDecodeRouted) meeting.decided[state_.thread] = 0;
+    if (state_.thread < kDecodeFeeders) meeting.given_up[state_.thread] = 0;
+  }
   template <typename Item>
   __device__ __forceinline__ void copy_words(Item* to, const Item* from, int items) const {
     const int words = items * static_cast<int>(sizeof(Item) / sizeof(unsigned));
@@ -285,8 +308,10 @@ class DecodeWhole {
     state_.grid.arrive();
     // Codes are a quarter as much, and here no register has to hold their way.
     if constexpr (kCodes) open(next);
-    if (follows_)
-      stream_.follow(numbers_of({DecodeProduct::Expand, next.layer}), state_.matrix(DecodeProduct::Expand));
+    if constexpr (!kFed) {
+      if (follows_)
+        stream_.follow(numbers_of({DecodeProduct::Expand, next.layer}), state_.matrix(DecodeProduct::Expand));
+    }
     state_.meet();
     state_.joined = d.pieces * d.rows > kJoinedByAll;
     if (!state_.joined) return;
@@ -296,16 +321,27 @@ class DecodeWhole {
   }
 
   DecodeState state_;
-  WeightStream<kRing> stream_;
+  Stream stream_;
   std::conditional_t<kCodes, CodeStream<kRing>, NoCodes> codes_;
   bool follows_ = false;  // the weights of Expand come behind those of Mix
 };
 
 template <int kHalves, int kRing, int kDim, int kBits, int kKv>
-__global__ void __launch_bounds__(kDecodeThreads, 1) decode_kernel(const __grid_constant__ DecodeStep s) {
+__global__ void __launch_bounds__(kDecodeThreads +
+                                      (kHalves == 1 && kBits == 16 && kKv == 16 ? 32 * kDecodeFeeders : 0),
+                                  1) decode_kernel(const __grid_constant__ DecodeStep s) {
 #if __CUDA_ARCH__ >= 900  // what it is measured on; open_decoder() looks
   extern __shared__ __align__(128) unsigned char shared[];
-  DecodeWhole<kHalves, kRing, kDim, kBits, kKv>(s, shared).run();
+  using Whole = DecodeWhole<kHalves, kRing, kDim, kBits, kKv>;
+  if constexpr (Whole::kFed) {
+    if (threadIdx.x >= kDecodeThreads) {
+      asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+      Whole::feed(s, shared);
+      return;
+    }
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+  }
+  Whole(s, shared).run();
 #endif
 }
 
@@ -321,7 +357,9 @@ const void* decode_kernel_over(const DecodeKind& k) {
   };
   const auto of_rings = [&]<int kBits>() -> const void* {
     if (k.ring == DecodeRing::Long) return of_heads.template operator()<DecodeRing::Long, kBits>();
-    if (k.ring == DecodeRing::Medium) return of_heads.template operator()<DecodeRing::Medium, kBits>();
+    if constexpr (has_ring(DecodeRing::Medium, kBits, kKv)) {
+      if (k.ring == DecodeRing::Medium) return of_heads.template operator()<DecodeRing::Medium, kBits>();
+    }
     return of_heads.template operator()<DecodeRing::Short, kBits>();
   };
   return k.bits == 16 ? of_rings.template operator()<16>() : of_rings.template operator()<4>();

@@ -16,18 +16,20 @@
 #include "kernels/cuda/decode_step.h"
 #include "kernels/cuda/device/decode_deal.cuh"
 #include "kernels/cuda/device/mma.cuh"
+#include "kernels/cuda/device/read_once.cuh"
 #include "kernels/cuda/device/reduce.cuh"
 
 namespace fathom::cuda {
 
-/// 16 bytes of an entry, which this step does not read again: they need no room in the first cache. What lies
-/// beside them in a run of 256 bytes is asked for as well, since other lanes want it. Only for entries of
-/// earlier steps: the load may pass by what this launch has written.
+/// 16 bytes of an entry, which this step does not read again: they need no room in the first cache, and are
+/// the first to go from the second one, where what every step reads stays. What lies beside them in a run of
+/// 256 bytes is asked for as well, since other lanes want it. Only for entries of earlier steps: the load may
+/// pass by what this launch has written.
 __device__ __forceinline__ uint4 load_once(const void* p) {
   uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p));
+               : "l"(p), "l"(read_once()));
   return v;
 }
 
@@ -40,7 +42,19 @@ struct AttentionRoom {
   float key[kDim], value[kDim];  // the new entry's
   float scores[kDecodeGroup];    // of the new entry
   float max[kDecodeWarps][kDecodeGroup], sum[kDecodeWarps][kDecodeGroup];
-  float values[kDecodeWarps][kDecodeGroup][kDim + 8];
+  // Of head h and warp w from w * (kDim + 8): so that eight heads' come without conflicts, and what is of
+  // heads that there are not is the room's end, which nobody needs.
+  float values[kDecodeGroup][kDecodeWarps * (kDim + 8) + 8];
+
+  __device__ __forceinline__ float* values_of(int warp, int head) { return values[head] + warp * (kDim + 8); }
+  __device__ __forceinline__ const float* values_of(int warp, int head) const {
+    return values[head] + warp * (kDim + 8);
+  }
+  /// What `group` query heads need.
+  static constexpr int bytes(int group) {
+    return static_cast<int>(sizeof(AttentionRoom)) -
+           (kDecodeGroup - group) * static_cast<int>(sizeof(AttentionRoom::values[0]));
+  }
 };
 
 /// One warp's passage over its steps. Cache: where the entries are: pool, block and kv_heads as in
@@ -116,11 +130,12 @@ class EntryWalk {
       room.max[warp][g_] = max;
       room.sum[warp][g_] = sum;
     }
+    float* const to = room.values_of(warp, g_);
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
       const int e = 64 * (n / 8) + n % 8;
-      room.values[warp][g_][e + 8 * (2 * c_)] = values[n][0];
-      room.values[warp][g_][e + 8 * (2 * c_ + 1)] = values[n][1];
+      to[e + 8 * (2 * c_)] = values[n][0];
+      to[e + 8 * (2 * c_ + 1)] = values[n][1];
     }
   }
 

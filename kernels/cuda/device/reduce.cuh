@@ -26,8 +26,8 @@ __device__ __forceinline__ float warp_reduce(float x, Op op) {
   return x;
 }
 
-/// Every thread gets the result. `shared` holds 32 floats and may be used again after the call. All threads of
-/// the block call it; blockDim.x is a multiple of 32 and at most 1024.
+/// Every thread gets the result. `shared` holds 32 floats and may be used again after the call. All threads
+/// of the block call it; blockDim.x is a multiple of 32 and at most 1024.
 template <typename Op>
 __device__ __forceinline__ float block_reduce(float x, Op op, float* shared) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;

@@ -80,7 +80,8 @@ struct Pack {
   }
 };
 
-/// Whether rows of `width` elements of T can be read pack by pack from `data` (its rows then are aligned too).
+/// Whether rows of `width` elements of T can be read pack by pack from `data` (its rows then are aligned
+/// too).
 template <typename T>
 __host__ __device__ __forceinline__ bool packs(const void* data, std::int64_t width) {
   return width % kPack<T> == 0 && reinterpret_cast<std::uintptr_t>(data) % 16 == 0;

@@ -19,7 +19,7 @@ TEST_P(CudaSpeculationSteps, ChooseWhatTheWholePassFindsLikeliest) {
   const std::int64_t layers = model.config().depth;
   KvCache cache(p.gpu, model,
                 {.block = 16, .bytes = KvCache::entry_bytes(p.gpu, model) * layers * 4 * kContext});
-  const auto whole = WholeStep::open(p.gpu, model, p.rule, cache, kVocab, 1);
+  const auto whole = WholeStep::open(p.gpu, model, p.rule, cache, kVocab, 3);
   if (whole == nullptr) GTEST_SKIP() << "This GPU has no whole steps.";
   const auto passes = ShortPasses::open(p.gpu, model, p.rule, cache);
   EXPECT_EQ(passes == nullptr, !model.routed_layers().empty());
@@ -34,9 +34,14 @@ TEST_P(CudaSpeculationSteps, ChooseWhatTheWholePassFindsLikeliest) {
                                                     {Method::Ngram, 3},
                                                     {Method::Ngram, 0},
                                                     {Method::Retrieval, 2},
-                                                    {Method::Retrieval, 0}}) {
+                                                    {Method::Retrieval, 0},
+                                                    {Method::Draft, 3},
+                                                    {Method::Triforce, 2}}) {
     SpeculationOptions o;
     o.method = method;
+    o.draft = model.routed_layers().empty() ? SpeculationOptions::Draft::Ngram
+                                            : SpeculationOptions::Draft::SelfSkip;
+    o.window = {.sinks = 4, .recent = 24};
     o.proposals = proposals;
     o.retrieval = {.budget = 64, .chunk = 4};
     Ids ids = request.prompt;

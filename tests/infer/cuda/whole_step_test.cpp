@@ -17,6 +17,10 @@ std::vector<Case> cases() {
       // tiles.
       {"long", 1280, 20, 4, 5120, false, true, {}, 0, 1},
       {"long_routed", 768, 12, 12, 2816, true, true, depth(CausalMethod::Predictor, 2, Gate::Sigmoid), 0, 2},
+      // Tiles that do not divide evenly: some blocks have one more of a matrix than others, or none; and rows
+      // that are no whole lines.
+      {"uneven", 544, 9, 3, 1088, true, true, {}, 64, 7},
+      {"uneven_routed", 544, 9, 3, 1120, true, true, depth(CausalMethod::Predictor, 2, Gate::Sigmoid), 64},
       {"aux", 256, 4, 2, 512, true, true, depth(CausalMethod::Aux, 2, Gate::Sigmoid)},
       {"predictor", 256, 2, 2, 320, false, false, depth(CausalMethod::Predictor, 2, Gate::Raw)},
       {"every_layer", 320, 5, 5, 256, true, true, depth(CausalMethod::Predictor, 1, Gate::Tanh)},

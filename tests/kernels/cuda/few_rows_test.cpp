@@ -22,9 +22,6 @@ struct Text {
 
 class CudaFewRows : public CudaKernels {
  protected:
-  CudaFewRows() { setenv("FATHOM_FEW_ROWS", "1", 1); }
-  ~CudaFewRows() override { unsetenv("FATHOM_FEW_ROWS"); }
-
   void expect_like_the_cpu(const Text& t, unsigned seed) {
     CacheShape s{.rows = t.rows, .heads = t.heads, .kv_heads = t.kv_heads, .head_dim = t.head_dim};
     s.scale = 1 / std::sqrt(static_cast<double>(t.head_dim));
@@ -64,10 +61,17 @@ class CudaFewRows : public CudaKernels {
       narrow.set(i, queries[i]);
     }
     for (std::int64_t i = 0; i < t.rows; ++i) seen.set(i, static_cast<double>(t.entries - t.rows + i + 1));
+    // Codes lie alike on both; of keys that are numbers the CPU has an order of its own.
     Buffer ours_pool = pool;
     if (t.bits == 16) {
-      ours_pool = Buffer(DType::BF16, size);
-      for (std::int64_t i = 0; i < size; ++i) ours_pool.set(i, pool[i]);
+      Buffer narrow_all(DType::BF16, exact.size());
+      for (std::int64_t i = 0; i < exact.size(); ++i) narrow_all.set(i, exact[i]);
+      ours_pool =
+          run_on(cuda(),
+                 {Buffer(DType::BF16, size, NAN), narrow_all, tables, Buffer(DType::I32, t.entries), lengths},
+                 [&](Backend& b, const std::vector<View>& v) {
+                   b.cache_append(v[0], v[1], v[2], v[3], v[4], all);
+                 })[0];
     }
     const Op op = [&](Backend& b, const std::vector<View>& v) {
       b.cached_attention(v[0], v[1], v[2], v[3], v[4], v[5], s);
@@ -112,13 +116,13 @@ TEST_F(CudaFewRows, AttendOverManyEntriesAsTheCpuDoes) {
       for (const std::int64_t rows : {2, 7, 17}) {
         if (!small && rows == 2) continue;
         for (const std::int64_t entries : {3001, 20000}) {
-          if (!small && entries > 10000) continue;
           for (const std::int64_t block : {16, 48, 64, 128}) {
+            if (entries > 10000 && (!small || rows != 7 || block != 64)) continue;  // the CPU takes long
             if (!small && block != 48 && block != 64) continue;
             SCOPED_TRACE(fmt::format("{} rows, {} entries, heads {}/{} of {}, {} bits, blocks of {}", rows,
                                      entries, heads, kv_heads, head_dim, bits, block));
             // A table that is longer than the text by far: most pieces have nothing.
-            const std::int64_t spare = block == 48 ? 2000 : 0;
+            const std::int64_t spare = block == 48 ? 60 : 0;
             expect_like_the_cpu({rows, entries, heads, kv_heads, head_dim, bits, block, spare}, 5);
             if (HasFailure()) return;
           }
