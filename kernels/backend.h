@@ -93,6 +93,9 @@ struct CacheShape {
   std::int64_t table = 0;               // blocks that a sequence may have: columns of the tables
   std::int64_t stride = 1, offset = 0;  // a table's block b is block b * stride + offset of the pool
   int bits = 16;                        // 4 or 8: codes (cache_codes.h); 16: numbers of the compute dtype
+  /// What keys lose before they become codes, stat [kv_heads, head_dim]; undefined: nothing. Only what makes
+  /// codes reads it, and of numbers nothing does.
+  ConstView key_means = {};
 
   std::int64_t block_of(std::int64_t b) const { return b * stride + offset; }
   /// Of the compute dtype, or of uint8 where there are codes.
@@ -316,8 +319,8 @@ class Backend {
   // --- attention over a cache: qkv [rows, (H+2G)*d] after RoPE; pool [blocks * block_elements]; tables int32
   // ------- [sequences, table], the blocks of each sequence in order; sequences int32 [rows], the row of
   // ------- `tables` that is a row's own; lengths int32 [rows], the entries that a row sees, its own last.
-  /// Keys and values of the rows to the entries lengths - 1 of their sequences. InternalError: bits other
-  /// than 4, 8 and 16.
+  /// Keys and values of the rows to the entries lengths - 1 of their sequences; as codes, keys less
+  /// s.key_means. InternalError: bits other than 4, 8 and 16.
   virtual void cache_append(View pool, ConstView qkv, ConstView tables, ConstView sequences,
                             ConstView lengths, const CacheShape& s) = 0;
   /// out [rows, H*d]: each row over its entries, its own as the cache has it too. In the invariant mode with
@@ -325,8 +328,9 @@ class Backend {
   virtual void cached_attention(View out, ConstView pool, ConstView qkv, ConstView tables,
                                 ConstView sequences, ConstView lengths, const CacheShape& s) = 0;
 
-  /// out = qkv with keys and values as they come back from a cache of s.bits; of the shape only rows, heads,
-  /// kv_heads, head_dim and bits count. out may alias qkv. InternalError: bits other than 4 and 8.
+  /// out = qkv with keys and values as they come back from a cache of s.bits, keys less s.key_means; of the
+  /// shape only rows, heads, kv_heads, head_dim, bits and these count. out may alias qkv. InternalError: bits
+  /// other than 4 and 8.
   virtual void cache_round_trip(View out, ConstView qkv, const CacheShape& s) = 0;
 
   /// Entries become what others of the pool are, key and value, bit by bit: of key/value head g, entry to[i]

@@ -14,6 +14,12 @@
 // element that is not finite makes the step, and with it all that is read of the head, NaN: who looks for
 // such numbers finds them behind the cache too. Numbers of the size of 2^127 may come back infinite.
 //
+// Of a key x may be its element less the mean of that element over keys (SageAttention: Zhang et al. 2024,
+// arXiv 2410.02367): a vector that all keys of a head share adds the same to all scores of a query, so that
+// attention over keys without it is attention over them, and what the codes have to span is narrower. The
+// means are given once for a model, and everything that a row attends to comes without them. The difference
+// is rounded to fp32, of elements of the compute dtype and means in fp32.
+//
 // A block is `block` entries of one layer: codes, then scales, uint8 as a whole. bf16 suffices for a pair: 4
 // bytes beside 32 of codes for a head of 64 of 4 bits, 3.6 times less than bf16; 3.8 times with one of 128.
 //   CUDA: codes of the keys, then of the values, each [kv_heads, block, code bytes]; element e of 4 bits is

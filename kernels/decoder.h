@@ -30,6 +30,7 @@ struct DecoderLayer {
   ConstView input_norm;      // [D]
   DecoderMatrix qkv;         // [(H+2G)*d, D]
   ConstView q_norm, k_norm;  // [d]; undefined: no QK-norm
+  ConstView key_means;       // fp32 [G, d]: what keys lose before they become codes; undefined: nothing
   DecoderMatrix out;         // [D, H*d]
   ConstView post_norm;       // [D]
   DecoderMatrix gate_up;     // [2F, D], gate first

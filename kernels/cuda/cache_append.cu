@@ -70,9 +70,24 @@ bool append_packs(const char* op, const CachedRows<T>& a, cudaStream_t stream) {
   return true;
 }
 
+template <typename T>
+struct CodesToAppend {
+  CachedRows<T> a;
+  const float* means;  // of keys, [kv_heads, d]; null: none
+};
+
+/// Of a row's head of keys, or with kv_heads added of its values.
+template <typename T>
+__device__ __forceinline__ HeadToCode<T> head_to_code(const T* x, const float* means, int head,
+                                                      const CacheShape& s) {
+  const bool has_mean = means != nullptr && head < s.kv_heads;
+  return {x, has_mean ? means + head * s.head_dim : nullptr};
+}
+
 /// A warp a row and head of keys or values. Traffic: keys and values read, codes written once.
 template <typename T, int kBits>
-__global__ void __launch_bounds__(kThreads) append_codes_kernel(const CachedRows<T> a) {
+__global__ void __launch_bounds__(kThreads) append_codes_kernel(const CodesToAppend<T> p) {
+  const CachedRows<T>& a = p.a;
   const CacheShape& s = a.s;
   const std::int64_t item = std::int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
   const std::int64_t row = item / (2 * s.kv_heads);
@@ -82,14 +97,16 @@ __global__ void __launch_bounds__(kThreads) append_codes_kernel(const CachedRows
   const std::int64_t number = a.tables[a.sequences[row] * s.table + entry / s.block] * s.stride + s.offset;
   const auto block = CodeBlock<kBits>::at(a.codes, s, number);
   const int inside = static_cast<int>(entry % s.block);
-  encode_head<kBits>(block.codes(head, inside), block.scales(head, inside),
-                     a.qkv + (row * (s.heads + 2 * s.kv_heads) + s.heads + head) * d, d);
+  const T* const x = a.qkv + (row * (s.heads + 2 * s.kv_heads) + s.heads + head) * d;
+  encode_head<kBits>(block.codes(head, inside), block.scales(head, inside), head_to_code(x, p.means, head, s),
+                     d);
 }
 
 template <typename T>
 struct RoundTrip {
   T* out;
   const T* qkv;
+  const float* means;  // of keys, [kv_heads, d]; null: none
   CacheShape s;
 };
 
@@ -103,14 +120,19 @@ __global__ void __launch_bounds__(kThreads) round_trip_kernel(const RoundTrip<T>
   if (item >= s.rows * heads) return;
   const T* const from = a.qkv + item * d;
   T* const to = a.out + item * d;
-  if (item % heads < s.heads) {
+  const int head = static_cast<int>(item % heads - s.heads);
+  if (head < 0) {
     for (int e = lane; e < d; e += 32) to[e] = from[e];
     return;
   }
   constexpr float kLevels = (1 << kBits) - 1;
-  const CodeScale scale = code_scale(from, d, kBits);
-  for (int e = lane; e < d; e += 32)
-    to[e] = from_float<T>(scale.number(scale.code(to_float(from[e]), kLevels)));
+  const HeadToCode<T> x = head_to_code(from, a.means, head, s);
+  const CodeScale scale = code_scale(x, d, kBits);
+  for (int e = lane; e < d; e += 32) to[e] = from_float<T>(scale.number(scale.code(x(e), kLevels)));
+}
+
+const float* means_of(const char* op, const CacheShape& s) {
+  return optional_input<float>(op, "key_means", s.key_means, s.kv_heads * s.head_dim);
 }
 
 }  // namespace
@@ -127,7 +149,7 @@ void CudaBackend::cache_append(View pool, ConstView qkv, ConstView tables, Const
         launch(op, append_kernel<T>, {blocks_for(s.rows * s.kv_heads, kWarps), kThreads, 0}, stream(), a);
       } else {
         launch(op, append_codes_kernel<T, bits>, {blocks_for(2 * s.rows * s.kv_heads, kWarps), kThreads, 0},
-               stream(), a);
+               stream(), CodesToAppend<T>{a, means_of(op, s)});
       }
     });
   });
@@ -140,7 +162,7 @@ void CudaBackend::cache_round_trip(View out, ConstView qkv, const CacheShape& s)
     using T = decltype(zero);
     const std::int64_t heads = s.rows * (s.heads + 2 * s.kv_heads);
     const RoundTrip<T> a{output<T>(op, "out", out, heads * s.head_dim),
-                         input<T>(op, "qkv", qkv, heads * s.head_dim), s};
+                         input<T>(op, "qkv", qkv, heads * s.head_dim), means_of(op, s), s};
     const LaunchSize size{blocks_for(heads, kWarps), kThreads, 0};
     if (s.bits == 4) {
       launch(op, round_trip_kernel<T, 4>, size, stream(), a);

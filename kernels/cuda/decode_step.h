@@ -107,6 +107,8 @@ struct DecodeStep {
   // Caches of codes
   int kv_bits;           // 16: numbers. 8 or 4: codes (kernels/cache_codes.h)
   int transforms_heads;  // queries and keys, behind RoPE; with codes alone
+  const float*
+      key_means;  // [dense layers, then routed ones][G][d], what keys lose; with codes alone, or null
 };
 
 /// Loads of weights that are on their way: the more rows, the less room there is for them.

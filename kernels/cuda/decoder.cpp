@@ -63,13 +63,24 @@ bool fit(const DecoderModel& m) {
   return all;
 }
 
+/// Means of keys for all layers, or for none.
+bool fit_key_means(const DecoderModel& m) {
+  bool all = true;
+  for (const DecoderLayer& l : m.layers) {
+    const ConstView& v = l.key_means;
+    all = all && static_cast<bool>(v) == static_cast<bool>(m.layers[0].key_means) &&
+          (!v || (v.dtype == DType::F32 && v.size == m.qkv.kv_heads * m.qkv.head_dim));
+  }
+  return all;
+}
+
 bool supports(const DecoderModel& m) {
   const QkvShape& q = m.qkv;
   bool all = !m.layers.empty() && m.embedding.dtype == DType::BF16 &&
              (q.head_dim == 64 || q.head_dim == 128) && q.kv_heads > 0 && q.heads % q.kv_heads == 0 &&
              q.heads / q.kv_heads <= kDecodeGroup && fits_tiles(m.width) && fits_tiles(m.hidden) &&
              fits_tiles(q.heads * q.head_dim) && m.layers.size() <= kDecodeLayers;
-  all = all && fit(m);
+  all = all && fit(m) && fit_key_means(m);
   std::size_t routed = 0;
   for (const DecoderLayer& l : m.layers) {
     routed += l.routed ? 1 : 0;
@@ -111,6 +122,10 @@ class CudaDecoder final : public Decoder {
     if (step_.bits < 16) {
       scales_ = upload_scales(model);
       step_.scales = static_cast<const DecodeScales*>(scales_.get());
+    }
+    if (step_.kv_bits < 16 && model.layers[0].key_means) {
+      key_means_ = gather_key_means(model);
+      step_.key_means = static_cast<const float*>(key_means_.get());
     }
     take_memory();
     for (const DecodePlan& plan : plans_) prepare_decode(plan, shared);
@@ -242,6 +257,17 @@ class CudaDecoder final : public Decoder {
     }
     return upload(layers);
   }
+  /// Side by side: a pointer more for each layer would be shared memory that a launch has for weights.
+  DeviceMemory gather_key_means(const DecoderModel& m) {
+    const auto each = static_cast<std::size_t>(m.layers[0].key_means.size) * sizeof(float);
+    DeviceMemory memory = make_device_memory(kOp, m.layers.size() * each);
+    std::size_t dense = 0, routed = m.layers.size() - static_cast<std::size_t>(step_.routed_layers);
+    for (const DecoderLayer& l : m.layers) {
+      char* const to = static_cast<char*>(memory.get()) + (l.routed ? routed++ : dense++) * each;
+      check(cudaMemcpyAsync(to, l.key_means.data, each, cudaMemcpyDeviceToDevice, backend_.stream()), kOp);
+    }
+    return memory;
+  }
   DeviceMemory upload_scales(const DecoderModel& m) {
     std::vector<DecodeScales> scales;
     for (const DecoderLayer& l : m.layers) {
@@ -303,7 +329,7 @@ class CudaDecoder final : public Decoder {
   std::int64_t slots_;
   std::vector<DecodePlan> plans_;
   DecodeStep step_{};
-  DeviceMemory layers_, scales_, memory_;
+  DeviceMemory layers_, scales_, key_means_, memory_;
   PinnedMemory outcome_;
 };
 

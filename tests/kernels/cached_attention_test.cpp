@@ -28,10 +28,16 @@ struct Sequence {
 
 struct Heads {
   std::int64_t heads, kv_heads, head_dim;
-  int bits = 16;  // of keys and values in the cache
+  int bits = 16;           // of keys and values in the cache
+  bool key_means = false;  // keys become codes without a mean
   std::int64_t row() const { return (heads + 2 * kv_heads) * head_dim; }
   double scale() const { return 1.0 / std::sqrt(static_cast<double>(head_dim)); }
 };
+
+/// Of some other keys: far from those that lose it, so that what is forgotten shows.
+Buffer means_of(DType dtype, const Heads& h) {
+  return random(dtype == DType::F64 ? DType::F64 : DType::F32, h.kv_heads * h.head_dim, 77, 3);
+}
 
 Sequence make_sequence(Backend& backend, DType dtype, const Heads& h, std::int64_t length, unsigned seed) {
   Sequence s;
@@ -39,11 +45,13 @@ Sequence make_sequence(Backend& backend, DType dtype, const Heads& h, std::int64
   s.qkv = random(dtype, length * h.row(), seed);
   const AttentionShape shape{1, length, h.heads, h.kv_heads, h.head_dim, h.scale()};
   const DType stat = dtype == DType::F64 ? DType::F64 : DType::F32;
-  const CacheShape codes{
+  CacheShape codes{
       .rows = length, .heads = h.heads, .kv_heads = h.kv_heads, .head_dim = h.head_dim, .bits = h.bits};
   s.out = run_on(backend,
-                 {Buffer(dtype, length * h.heads * h.head_dim, NAN), Buffer(stat, length * h.heads), s.qkv},
+                 {Buffer(dtype, length * h.heads * h.head_dim, NAN), Buffer(stat, length * h.heads), s.qkv,
+                  means_of(dtype, h)},
                  [&](Backend& b, const std::vector<View>& v) {
+                   if (h.key_means) codes.key_means = v[3];
                    if (h.bits < 16) b.cache_round_trip(v[2], v[2], codes);
                    b.attention_forward(v[0], v[1], v[2], {}, shape);
                  })[0];
@@ -82,6 +90,8 @@ void expect_equal_to_whole(Backend& backend, DType dtype, const Heads& h, std::i
   const std::int64_t size = s.blocks * s.block_elements();
   // Bytes that make scales of NaN.
   DeviceBuffer pool(backend, h.bits < 16 ? Buffer(DType::U8, size, 255) : Buffer(dtype, size, NAN));
+  const DeviceBuffer means(backend, means_of(dtype, h));
+  if (h.key_means) s.key_means = means.view();
 
   while (std::any_of(all.begin(), all.end(), [](const Sequence& q) { return q.done < q.length; })) {
     std::vector<double> rows, sequences, lengths, tables(static_cast<std::size_t>(ids), -1);
@@ -151,9 +161,10 @@ TEST(CachedAttention, OfCodesHasTheBitsOfAttentionOverWhatTheyKeep) {
     const auto backend = backend_for(isa, 2, true);
     for (const DType dtype : {DType::F32, DType::F64}) {
       for (const int bits : {4, 8}) {
-        for (const Heads& h :
+        for (Heads h :
              {Heads{4, 2, 20, bits}, {2, 2, 64, bits}, {8, 1, 32, bits}, {1, 1, 6, bits}, {3, 1, 5, bits}}) {
           for (const std::int64_t block : {16, 48, 64, 128}) {
+            h.key_means = block == 48;
             SCOPED_TRACE(fmt::format("{} {} heads {}/{} of {}, {} bits, blocks of {}", isa, name_of(dtype),
                                      h.heads, h.kv_heads, h.head_dim, bits, block));
             expect_equal_to_whole(*backend, dtype, h, block, 7);
@@ -212,6 +223,7 @@ TEST_F(CudaCachedAttention, HasTheBitsOfAttentionOverTheWholeSequence) {
       for (Heads h : {Heads{4, 2, 20}, {2, 2, 64}, {8, 1, 32}, {1, 1, 6}, {3, 1, 5}}) {
         h.bits = bits;
         for (const std::int64_t block : {16, 48, 64}) {
+          h.key_means = block == 48;
           SCOPED_TRACE(fmt::format("{} heads {}/{} of {}, {} bits, blocks of {}", name_of(dtype), h.heads,
                                    h.kv_heads, h.head_dim, bits, block));
           expect_equal_to_whole(*opened.backend, dtype, h, block, 7);
@@ -231,6 +243,7 @@ TEST_F(CudaCachedAttention, OfPromptsIsCloseToAttentionOverTheWholeSequence) {
     for (Heads h : {Heads{2, 2, 64}, Heads{8, 1, 32}, Heads{4, 2, 128}, Heads{3, 3, 48}, Heads{4, 2, 20}}) {
       h.bits = bits;
       for (const std::int64_t block : {16, 48, 64, 128}) {
+        h.key_means = block == 48;
         for (const unsigned seed : {3U, 11U}) {
           SCOPED_TRACE(fmt::format("heads {}/{} of {}, {} bits, blocks of {}", h.heads, h.kv_heads,
                                    h.head_dim, bits, block));
@@ -252,6 +265,7 @@ TEST_F(CudaCachedAttention, OfSingleRowsIsCloseToAttentionOverTheWholeSequence) 
     for (Heads h : {Heads{2, 2, 64}, Heads{8, 1, 64}, Heads{6, 2, 128}, Heads{4, 4, 128}}) {
       h.bits = bits;
       for (const std::int64_t block : {16, 48, 128}) {
+        h.key_means = block == 48;
         SCOPED_TRACE(fmt::format("heads {}/{} of {}, {} bits, blocks of {}", h.heads, h.kv_heads, h.head_dim,
                                  bits, block));
         const Schedule schedule{.tolerance = 0.02, .lengths = {5, 700, 1, 300, 31, 32, 33, 47, 48, 49}};
@@ -271,6 +285,7 @@ TEST_F(CudaCachedAttention, OfSomeRowsOfOneSequenceIsCloseToAttentionOverTheWhol
     for (Heads h : {Heads{2, 2, 64}, Heads{8, 1, 64}, Heads{6, 2, 128}, Heads{4, 4, 128}}) {
       h.bits = bits;
       for (const std::int64_t block : {16, 48, 128}) {
+        h.key_means = block == 48;
         SCOPED_TRACE(fmt::format("heads {}/{} of {}, {} bits, blocks of {}", h.heads, h.kv_heads, h.head_dim,
                                  bits, block));
         const Schedule schedule{.long_chunks = true, .tolerance = 0.02, .lengths = {700}, .most_rows = 20};

@@ -77,13 +77,25 @@ __device__ __forceinline__ float bf16_above(float x) {
   return __uint_as_float(cut == bits ? cut : cut + 0x10000U);
 }
 
-/// The scale of d elements, by a whole warp.
+/// The elements of a head as they become codes: of a key without their mean, where there is one.
 template <typename T>
-__device__ __forceinline__ CodeScale code_scale(const T* x, int d, int bits) {
+struct HeadToCode {
+  const T* x;
+  const float* mean = nullptr;  // null: none
+
+  __device__ __forceinline__ float operator()(int e) const {
+    const float v = to_float(x[e]);
+    return mean != nullptr ? __fsub_rn(v, __ldg(mean + e)) : v;
+  }
+};
+
+/// The scale of d elements x(0), x(1), ..., by a whole warp.
+template <typename T>
+__device__ __forceinline__ CodeScale code_scale(const HeadToCode<T>& x, int d, int bits) {
   float least = INFINITY, most = -INFINITY;
   bool strange = false;
   for (int e = static_cast<int>(threadIdx.x) % 32; e < d; e += 32) {
-    const float v = to_float(x[e]);
+    const float v = x(e);
     least = fminf(least, v);
     most = fmaxf(most, v);
     strange = strange || !isfinite(v);
@@ -104,14 +116,14 @@ __device__ __forceinline__ CodeScale code_scale(const T* x, int d, int bits) {
 /// d elements to codes, by a whole warp. `see(e, code, scale)`: of each element, by one lane, which reads it
 /// no more.
 template <int kBits, typename T, typename See>
-__device__ __forceinline__ void encode_head(std::uint8_t* codes, std::uint32_t* scale, const T* x, int d,
-                                            See&& see) {
+__device__ __forceinline__ void encode_head(std::uint8_t* codes, std::uint32_t* scale, const HeadToCode<T>& x,
+                                            int d, See&& see) {
   constexpr float kLevels = (1 << kBits) - 1;
   const CodeScale s = code_scale(x, d, kBits);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   if (lane == 0) *scale = s.word();
   const auto code = [&](int e) {
-    const unsigned of_element = s.code(to_float(x[e]), kLevels);
+    const unsigned of_element = s.code(x(e), kLevels);
     see(e, of_element, s);
     return of_element;
   };
@@ -125,7 +137,8 @@ __device__ __forceinline__ void encode_head(std::uint8_t* codes, std::uint32_t* 
   }
 }
 template <int kBits, typename T>
-__device__ __forceinline__ void encode_head(std::uint8_t* codes, std::uint32_t* scale, const T* x, int d) {
+__device__ __forceinline__ void encode_head(std::uint8_t* codes, std::uint32_t* scale, const HeadToCode<T>& x,
+                                            int d) {
   encode_head<kBits>(codes, scale, x, d, [](int, unsigned, const CodeScale&) {});
 }
 

@@ -98,20 +98,53 @@ __device__ __forceinline__ DecodeCodeWalk<kDim, kKv, kRing> begin_code_piece(con
   return walk;
 }
 
+/// What this warp makes codes of: 0: the new entry's key, 1: its value; others: of nothing. The last two
+/// warps do, since the first ones may have a step more than these.
+__device__ __forceinline__ int part_to_code() {
+  return kDecodeWarps - 1 - static_cast<int>(threadIdx.x) / 32;
+}
+
+/// What the new entry's key loses before it becomes codes, a lane's elements lane + 32 i: asked for before
+/// the key is there, so that nobody waits for it then.
+template <int kDim>
+struct KeyMean {
+  float of[kDim / 32];
+  bool is_there;
+
+  __device__ __forceinline__ KeyMean(const DecodeStep& s, const DecodeLayer& layer, const AttentionPiece& p)
+      : of{}, is_there(s.key_means != nullptr) {
+    if (!is_there || !p.first || part_to_code() != 0) return;
+    const int number = layer.routed >= 0 ? s.depth - s.routed_layers + layer.routed : layer.dense;
+    const float* const mean = s.key_means + (number * s.kv_heads + p.head) * kDim + threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < kDim / 32; ++i) of[i] = __ldg(mean + 32 * i);
+  }
+  /// By the warp that makes codes of the key.
+  __device__ __forceinline__ void take_off(float* key) const {
+    if (!is_there) return;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+    for (int i = 0; i < kDim / 32; ++i) key[lane + 32 * i] = __fsub_rn(key[lane + 32 * i], of[i]);
+    __syncwarp();
+  }
+};
+
 /// The new entry to the block of the pool that gets it, and in shared memory what will be read of it in its
-/// place: by the last two warps, since the first ones may have a step more than these.
+/// place.
 template <int kDim, int kKv>
 __device__ __forceinline__ void append_codes(const DecodeStep& s, const AttentionPiece& p,
-                                             std::int64_t entry_block, AttentionRoom<kDim>& room) {
+                                             std::int64_t entry_block, const KeyMean<kDim>& mean,
+                                             AttentionRoom<kDim>& room) {
   constexpr int kBytes = kDim * kKv / 8;
-  const int part = kDecodeWarps - 1 - static_cast<int>(threadIdx.x) / 32;  // 0: the key, 1: the value
+  const int part = part_to_code();
   if (part > 1) return;
   const std::int64_t bytes = 2 * s.kv_heads * s.block * (kBytes + kCacheScaleBytes);
   const CodeBlock<kKv> block{reinterpret_cast<std::uint8_t*>(s.pool) + entry_block * bytes, s.block,
                              s.kv_heads, kBytes};
   float* const x = part == 0 ? room.key : room.value;
   const int head = part * s.kv_heads + p.head, inside = p.entries % s.block;
-  encode_head<kKv>(block.codes(head, inside), block.scales(head, inside), x, kDim,
+  if (part == 0) mean.take_off(x);
+  encode_head<kKv>(block.codes(head, inside), block.scales(head, inside), HeadToCode<float>{x}, kDim,
                    [&](int e, unsigned code, const CodeScale& scale) { x[e] = scale.number(code); });
 }
 
@@ -123,11 +156,12 @@ __device__ __forceinline__ void attend_codes(const DecodeStep& s, const DecodeLa
                                              std::int64_t entry_block, Walk& walk,
                                              AttentionRoom<kDim>& room) {
   const int group = s.heads / s.kv_heads;
+  const KeyMean<kDim> mean(s, layer, p);
   sync_workers();  // the last piece's results have been read
   turn_heads<kDim>(s, layer, s.qkv + static_cast<std::int64_t>(p.row) * (s.heads + 2 * s.kv_heads) * kDim,
                    rotation, p.head, group, room, HeadHadamard<kDim>{s.transforms_heads != 0});
   sync_workers();
-  if (p.first) append_codes<kDim, kKv>(s, p, entry_block, room);
+  if (p.first) append_codes<kDim, kKv>(s, p, entry_block, mean, room);
   walk.run(room.queries, group);
 }
 
