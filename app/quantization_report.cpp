@@ -70,6 +70,7 @@ Json QuantizationReport::json(double bytes) const {
   json["activations"] = quantization.activations;
   if (quantization.activations < 16) json["activation_clip"] = quantization.activation_clip;
   json["kv"] = quantization.kv;
+  json["key_means"] = quantization.key_means;
   if (quantization.rotation_seed) json["rotation_seed"] = *quantization.rotation_seed;
   if (wanted == Quantizer::Gptq) {
     json["damping"] = gptq.damping;

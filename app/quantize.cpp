@@ -45,6 +45,7 @@ struct QuantizeFlags : ExportFlags {
   std::int64_t group = 0;
   int activations = 16;
   int kv = 16;
+  std::string key_means;  // "on", "off"; empty: on where there is a calibration
 
   bool rotates() const { return method != "rtn"; }
   int bits() const { return weights > 0 ? weights : method == "rotate-only" ? 16 : 4; }
@@ -57,6 +58,7 @@ struct QuantizeFlags : ExportFlags {
         .down = only || are_few, .heads = only || are_few, .queries_keys = only || (kv < 16 && rotates())};
   }
   bool is_calibrated() const { return !calibration.empty() && has_few_bits(); }
+  bool means_keys() const { return is_calibrated() && kv < 16 && key_means != "off"; }
   Quantizer quantizer() const {
     const bool by_gptq = gptq || (!rtn && is_calibrated() && bits() < 16 && method != "rtn");
     return by_gptq ? Quantizer::Gptq : Quantizer::RoundToNearest;
@@ -95,6 +97,10 @@ void check(const QuantizeFlags& flags) {
         throw UsageError(fmt::format(
             "{} needs weights, or keys and values, of 4 or 8 bits and a --calibration STORE.", name));
     }
+  }
+  if (flags.key_means == "on" && !flags.means_keys()) {
+    throw UsageError("--key-means on needs keys of 4 or 8 bits, and a calibration that shows their mean.",
+                     "Give --kv 4 or 8, and --calibration STORE.");
   }
   if (flags.quantizer() != Quantizer::Gptq) {
     const std::pair<bool, const char*> of_gptq[] = {{flags.gptq_options.act_order, "--act-order"},
@@ -170,6 +176,7 @@ Outliers rotate(TrainedModel& model, const QuantizeFlags& flags) {
 Quantization quantization_of(const QuantizeFlags& flags) {
   Quantization q{.method = flags.method, .bits = flags.bits(), .group = flags.group};
   q.kv = flags.kv;
+  q.key_means = flags.means_keys();
   if (!q.has_packed_weights()) q.kinds.clear();
   if (!flags.rotates() && flags.quantizer() == Quantizer::Gptq) q.method = "gptq";
   if (flags.rotates()) q.rotation_seed = flags.seed;
@@ -234,6 +241,7 @@ void print_json(const QuantizeFlags& flags, const Report& r, const ModelConfig& 
                          {"group", flags.group},
                          {"activations", flags.activations},
                          {"kv", flags.kv},
+                         {"key_means", flags.means_keys()},
                          {"quantizer", flags.bits() == 16                     ? "none"
                                        : flags.quantizer() == Quantizer::Gptq ? "gptq"
                                                                               : "rtn"},
@@ -280,7 +288,9 @@ void print_text(const QuantizeFlags& flags, const Report& r, const ModelConfig& 
                                           : "",
                                       flags.precision)
                         : fmt::format("; in {}", flags.precision))
-            << (flags.kv < 16 ? fmt::format("; keys and values in {} bits", flags.kv) : "")
+            << (flags.kv < 16 ? fmt::format("; keys and values in {} bits{}", flags.kv,
+                                            flags.means_keys() ? ", keys without their mean" : "")
+                              : "")
             << (r.outliers
                     ? fmt::format("; rotated by Hadamard transforms of {} (the stream) and {} (the heads' "
                                   "values)",
@@ -368,6 +378,11 @@ void add_quantize(CLI::App& app, Globals& globals) {
   add_kv_flag(*sub, flags->kv,
               "4 | 8 | 16: bits of the keys and values that the model's caches hold; default: 16, as they "
               "are computed");
+  sub->add_option("--key-means", flags->key_means,
+                  "on | off: whether keys of few bits come without the mean that the calibration shows, "
+                  "which attention does not notice and their codes do; default: on with --kv 4 or 8 and "
+                  "--calibration")
+      ->check(CLI::IsMember({"on", "off"}));
   sub->add_option("--group", flags->group, "Columns that share a scale, such as 128; 0: one scale a row")
       ->capture_default_str()
       ->check(number_from_to(0, 1e9));

@@ -78,6 +78,7 @@ KvCache::KvCache(Context& c, const Transformer& model, const KvCacheOptions& opt
       pool_(groups_in(c, options, model), group_width(model)) {
   for (std::int64_t layer = 0; layer < model.config().depth; ++layer) {
     is_routed_.push_back(model.routing().routes(layer));
+    key_means_.push_back(model.key_means(layer));
     place_.push_back(is_routed_.back() ? routed_++ : dense_++);
   }
   shape_.blocks = pool_.blocks();
@@ -320,6 +321,7 @@ Tensor KvCache::attend(Context& c, std::int64_t layer, const Tensor& qkv, const 
   const auto l = static_cast<std::size_t>(layer);
   Tables t = is_routed_[l] ? routed_tables_ : dense_tables_;
   if (!is_routed_[l]) t.shape.offset = place_[l];
+  t.shape.key_means = key_means_[l];
   if (kept.defined() && kept.size() != t.shape.rows)
     throw InternalError("[cache] rows that were not expected");
   if (!queries_.empty()) keep_queries(c, layer, qkv);

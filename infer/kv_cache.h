@@ -206,7 +206,8 @@ class KvCache final : public AttentionCache {
   std::int64_t dense_ = 0, routed_ = 0;
   std::int64_t block_;
   std::int64_t bytes_per_block_;
-  CacheShape shape_;  // what does not change from pass to pass
+  CacheShape shape_;               // what does not change from pass to pass
+  std::vector<Tensor> key_means_;  // by layer, of codes; undefined: none
   BlockPool pool_;
   Tensor memory_;
   std::map<SequenceId, Sequence> sequences_;

@@ -131,6 +131,7 @@ CacheShape KvCache::dense_shape(std::int64_t layer) const {
   CacheShape s = shape_;
   s.stride = pool_.width();
   s.offset = place_[l];
+  s.key_means = key_means_[l];
   return s;
 }
 

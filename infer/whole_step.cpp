@@ -29,6 +29,7 @@ DecoderLayer layer_of(const Transformer& model, std::int64_t l, const Causal& ru
     d.q_norm = get("self_attn.q_norm.weight");
     d.k_norm = get("self_attn.k_norm.weight");
   }
+  if (const Tensor means = model.key_means(l); means.defined()) d.key_means = means;
   d.out = matrix("self_attn.o_proj.weight");
   d.post_norm = get("post_attention_layernorm.weight");
   d.gate_up = matrix("mlp.gate_up_proj.weight");

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include "infer/quant/key_means.h"
 #include "infer/quant/product_hessians.h"
 #include "kernels/error.h"
 #include "src/core/stopwatch.h"
@@ -41,6 +42,7 @@ class Calibration {
       : c_(c),
         model_(model),
         quantizer_(c, model, quantization),
+        means_keys_(quantization.key_means),
         batches_(std::move(batches)),
         options_(options) {}
 
@@ -55,6 +57,7 @@ class Calibration {
     for (std::int64_t layer = 0; layer < depth; ++layer) {
       if (options_.progress) options_.progress(layer, depth);
       block(layer);
+      if (means_keys_) mean_keys(layer);
       // Nothing reads the stream behind the last one but its experts' predictors.
       const Stopwatch watch;
       if (layer + 1 < depth || refits_experts()) advance(layer);
@@ -108,6 +111,19 @@ class Calibration {
     if (refit_ == Refit::Biases && model_.routing().routes(layer)) refit(logits, layer, false);
   }
 
+  // Of the keys that the quantized block makes of its stream: those that will become codes.
+  void mean_keys(std::int64_t layer) {
+    const Stopwatch watch;
+    KeyMeans keys(model_.config());
+    for (std::size_t i = 0; i < batches_.size(); ++i) {
+      ForwardResult decided;
+      quantizer_.model().run_block(c_, layer, streams_[i], batches_[i], options_.rule, decided, {},
+                                   [&](const Tensor& qkv) { keys.add(c_, qkv); });
+    }
+    quantizer_.model().set_key_means(c_, layer, keys.means());
+    spdlog::debug("block {}: the mean of {} keys took {:.2f} s", layer + 1, keys.rows(), watch.seconds());
+  }
+
   QuantizedMatrix quantize(const MatrixToQuantize& m, const Hessian* h) {
     const PackedFormat& f = m.format;
     const bool wanted = options_.by == Quantizer::Gptq;
@@ -157,6 +173,7 @@ class Calibration {
   Context& c_;
   const Transformer& model_;
   ModelQuantizer quantizer_;
+  bool means_keys_;
   std::vector<Batch> batches_;
   const CalibrationOptions& options_;
   Refit refit_ = Refit::Nothing;

@@ -3,9 +3,12 @@
 // up for what those lost, of rows of few bits too. The four products of a block, and its experts, see one
 // pass of its own numbers, behind their transforms and before they become codes.
 //
-// Cost: beside the quantizer's, two passes of each block over the calibration tokens, and one of all blocks
-// where thresholds are fitted again. Memory: 4 tokens width bytes for the stream between two blocks, and a
-// Hessian of each of the block's products and experts.
+// Where keys are to become codes without their mean, the quantized block makes them once before, for the
+// mean.
+//
+// Cost: beside the quantizer's, two passes of each block over the calibration tokens, a third one for the
+// mean of keys, and one of all blocks where thresholds are fitted again. Memory: 4 tokens width bytes for the
+// stream between two blocks, and a Hessian of each of the block's products and experts.
 #pragma once
 
 #include <cstdint>

@@ -32,6 +32,7 @@ struct Transformer::Rows {
   Tensor kept = {};  // with a cache: which of the batch's rows these are; undefined: all
   /// Not null: sees what the block's products read.
   const ProductObserver* observe = nullptr;
+  const KeyObserver* observe_keys = nullptr;
   /// By what a routed block multiplies what it adds to each row, where that is observed; null: by 1.
   std::shared_ptr<const std::vector<float>> gates = {};
 };

@@ -84,6 +84,13 @@ double write_weights(const fs::path& path, const LoadedModel& model, Backend& ba
       all.push_back(std::move(entry));
     }
   }
+  const Transformer& of = *model.model;
+  const ModelConfig& config = model.config.model;
+  const std::int64_t with_means = of.key_means(0).defined() ? config.depth : 0;
+  for (std::int64_t layer = 0; layer < with_means; ++layer) {
+    all.push_back(key_means_entry(layer, config));
+    bytes += static_cast<double>(all.back().bytes());
+  }
   SafetensorsWriter out(path.string(), all, {{"format", "pt"}});
   for (const ParameterSpec& spec : parameters.specs()) {
     const std::vector<SafetensorsEntry> entries = entries_of(spec, model, dtype);
@@ -92,6 +99,10 @@ double write_weights(const fs::path& path, const LoadedModel& model, Backend& ba
     } else {
       write_numbers(out, entries, to_host<float>(backend, parameters.master(spec.name)), dtype);
     }
+  }
+  for (std::int64_t layer = 0; layer < with_means; ++layer) {
+    const std::vector<float> means = to_floats(backend, of.key_means(layer));
+    out.write(key_means_entry(layer, config).name, to_exchange(means, DType::F32));
   }
   out.commit();
   return bytes;
@@ -338,6 +349,9 @@ LoadedModel load_exported_model(const fs::path& path,
     from_host(c.backend(), parameters.master(spec.name), weights.read(spec, model));
   }
   parameters.refresh_working_copy(c);
+  for (std::int64_t layer = 0; quantization != nullptr && quantization->key_means && layer < model.depth;
+       ++layer)
+    loaded.model->set_key_means(c, layer, weights.read_key_means(layer, model));
   return loaded;
 }
 

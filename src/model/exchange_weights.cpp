@@ -128,6 +128,12 @@ PackedPart packed_part(const ExchangePart& part, const PackedFormat& format) {
           {part.name + "_scale", SafetensorsType::F32, {rows, format.groups()}}};
 }
 
+SafetensorsEntry key_means_entry(std::int64_t layer, const ModelConfig& model) {
+  return {fmt::format("model.layers.{}.self_attn.key_mean", layer),
+          SafetensorsType::F32,
+          {model.kv_heads, model.head_dim()}};
+}
+
 std::vector<std::byte> to_exchange(std::span<const float> values, DType dtype) {
   std::vector<std::byte> bytes(values.size() * size_of(dtype));
   if (dtype == DType::F32) {
@@ -220,6 +226,12 @@ void ExchangeWeights::require(const std::vector<ParameterSpec>& specs, const Mod
       }
     }
   }
+  for (std::int64_t layer = 0; quantization != nullptr && quantization->key_means && layer < model.depth;
+       ++layer) {
+    const SafetensorsEntry entry = key_means_entry(layer, model);
+    expected.insert(entry.name);
+    require(entry.name, entry.shape, &entry.type);
+  }
   for (const SafetensorsFile& file : files_) {
     for (const SafetensorsEntry& entry : file.entries()) {
       if (expected.contains(entry.name) || is_passed_over(entry.name, model)) continue;
@@ -268,6 +280,19 @@ PackedTensor ExchangeWeights::read_packed(Context& c, const ParameterSpec& spec,
     }
   }
   return upload_packed(c, spec.shape, format, codes, scales);
+}
+
+std::vector<float> ExchangeWeights::read_key_means(std::int64_t layer, const ModelConfig& model) const {
+  const std::string name = key_means_entry(layer, model).name;
+  const SafetensorsFile& file = *file_of(name);
+  const std::string where = fmt::format("{}: {}", file.path(), name);
+  std::vector<float> means = from_exchange(file.data(name), SafetensorsType::F32, where);
+  for (const float mean : means) {
+    if (!std::isfinite(mean))
+      throw UserError(fmt::format("{} holds a mean of {}, without which no key is finite.", where, mean),
+                      "Quantize the model again.");
+  }
+  return means;
 }
 
 }  // namespace fathom

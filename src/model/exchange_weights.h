@@ -33,6 +33,9 @@ struct PackedPart {
 };
 PackedPart packed_part(const ExchangePart& part, const PackedFormat& format);
 
+/// A layer's key means (Transformer::key_means), F32 [kv_heads, head_dim].
+SafetensorsEntry key_means_entry(std::int64_t layer, const ModelConfig& model);
+
 /// The bytes of fp32 values as F32 or, rounded to nearest even, as BF16.
 std::vector<std::byte> to_exchange(std::span<const float> values, DType dtype);
 /// The values of a tensor of any floating type. UserError of `where`: it is of another type.
@@ -46,8 +49,9 @@ class ExchangeWeights {
   explicit ExchangeWeights(const std::filesystem::path& folder);
 
   /// UserError when a tensor of these parameters is missing or of another shape, or one belongs to none of
-  /// them; of weights of few bits also when it is of another type, or when groups do not divide rows. Passed
-  /// over: rotary tables, and a head beside tied embeddings. `quantization` may be null.
+  /// them; of weights of few bits, and of means of keys, also when it is of another type, or when groups do
+  /// not divide rows. Passed over: rotary tables, and a head beside tied embeddings. `quantization` may be
+  /// null.
   void require(const std::vector<ParameterSpec>& specs, const ModelConfig& model,
                const Quantization* quantization) const;
   /// Whether they are BF16, each of them.
@@ -58,6 +62,8 @@ class ExchangeWeights {
   /// codes.
   PackedTensor read_packed(Context& c, const ParameterSpec& spec, const ModelConfig& model,
                            const PackedFormat& format) const;
+  /// [kv_heads, head_dim] of a layer. UserError: a number that is not finite.
+  std::vector<float> read_key_means(std::int64_t layer, const ModelConfig& model) const;
 
  private:
   const SafetensorsFile* file_of(const std::string& name) const;

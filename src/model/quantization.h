@@ -30,6 +30,7 @@ struct Quantization {
   std::int64_t group = 0;      // columns that share a scale; 0: one scale a row
   std::optional<std::uint64_t> rotation_seed = {};  // of the rotation before, if there was one
   int kv = 16;                                      // of keys and values: kernels/cache_codes.h
+  bool key_means = false;  // keys become codes without the calibration's mean (Transformer::set_key_means)
   /// Kinds of products, of all layers and all experts.
   std::set<std::string> kinds = {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"};
   /// Of the rows that these products read: 4 or 8, symmetric, a scale a row; 16: numbers.

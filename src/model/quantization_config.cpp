@@ -18,8 +18,9 @@ using Json = nlohmann::ordered_json;
 
 constexpr const char* kOurs = "fathom";
 /// 1: weights of few bits alone. 2: rows of few bits, caches of few bits, and transforms while the model runs
-/// as well, which a reader of 1 would pass over.
-constexpr int kVersion = 1, kNewestVersion = 2;
+/// as well, which a reader of 1 would pass over. 3: and tensors of keys' means, for which a reader of 2 would
+/// take the folder for a model of another kind.
+constexpr int kVersion = 1, kVersionOfRows = 2, kNewestVersion = 3;
 
 /// What is transformed while the model runs, by the product that reads it.
 struct Online {
@@ -58,19 +59,19 @@ class Reader {
           "Take the model before it was quantized, and fathom quantize it.");
     }
     const Json version = value("version");
-    if (version != kVersion && version != kNewestVersion) {
+    if (version != kVersion && version != kVersionOfRows && version != kNewestVersion) {
       throw UserError(
           fmt::format(
-              "{}: its quantization_config is of version {}, and this Fathom reads versions {} and {}.",
-              path_, version.dump(), kVersion, kNewestVersion),
+              "{}: its quantization_config is of version {}, and this Fathom reads versions {} to {}.", path_,
+              version.dump(), kVersion, kNewestVersion),
           "Quantize the model again with the Fathom that reads it.");
     }
     Quantization q;
     const Json name = value("method"), bits = value("bits"), group = value("group_size");
     if (!name.is_string()) refuse(fmt::format("has the method {}, not a name", name.dump()));
     q.method = name.get<std::string>();
-    const bool is_newest = version == kNewestVersion;
-    if (bits != 4 && bits != 8 && !(is_newest && bits == 16))
+    const bool has_rows = version != kVersion;
+    if (bits != 4 && bits != 8 && !(has_rows && bits == 16))
       refuse(fmt::format("has weights of {} bits, and Fathom knows 4 and 8", bits.dump()));
     q.bits = bits.get<int>();
     constexpr std::int64_t kMost = std::int64_t{1} << 40;
@@ -84,13 +85,19 @@ class Reader {
     q.kinds = kinds_of(value("tensors"));
     if (q.kinds.empty() == q.has_packed_weights())
       refuse(q.has_packed_weights() ? "names no tensors" : "names tensors of 16 bits");
-    if (is_newest) {
+    if (has_rows) {
       read_activations(q);
       q.online = online_of(value("online_hadamards"));
       const Json kv = value("kv_bits");
       if (kv != 4 && kv != 8 && kv != 16)
         refuse(fmt::format("has keys and values of {} bits, and Fathom knows 4, 8 and 16", kv.dump()));
       q.kv = kv.get<int>();
+    }
+    if (version == kNewestVersion) {
+      const Json means = value("key_means");
+      if (!means.is_boolean()) refuse(fmt::format("has key_means of {}, not true or false", means.dump()));
+      q.key_means = means.get<bool>();
+      if (q.key_means && q.kv == 16) refuse("has key_means beside keys of 16 bits");
     }
     return q;
   }
@@ -157,13 +164,15 @@ std::string print_quantization(const Quantization& q) {
     if (!q.has_packed_weights() || !q.kinds.contains(kind.name)) continue;
     for (const std::string& t : kind.tensors) tensors.push_back(t);
   }
-  const bool is_newest = q.bits == 16 || q.activations < 16 || q.kv < 16 || q.online.any();
-  Json json = {
-      {"quant_method", kOurs}, {"version", is_newest ? kNewestVersion : kVersion},
-      {"method", q.method},    {"bits", q.bits},
-      {"group_size", q.group}, {"rotation_seed", q.rotation_seed ? Json(*q.rotation_seed) : Json(nullptr)},
-      {"tensors", tensors}};
-  if (!is_newest) return json.dump();
+  const bool has_rows = q.bits == 16 || q.activations < 16 || q.kv < 16 || q.online.any();
+  Json json = {{"quant_method", kOurs},
+               {"version", q.key_means ? kNewestVersion : has_rows ? kVersionOfRows : kVersion},
+               {"method", q.method},
+               {"bits", q.bits},
+               {"group_size", q.group},
+               {"rotation_seed", q.rotation_seed ? Json(*q.rotation_seed) : Json(nullptr)},
+               {"tensors", tensors}};
+  if (!has_rows) return json.dump();
   json["activation_bits"] = q.activations;
   json["activation_clip"] = q.activation_clip;
   json["online_hadamards"] = Json::array();
@@ -171,6 +180,7 @@ std::string print_quantization(const Quantization& q) {
     if (q.online.*known.is_on) json["online_hadamards"].push_back(known.name);
   }
   json["kv_bits"] = q.kv;
+  if (q.key_means) json["key_means"] = true;
   return json.dump();
 }
 

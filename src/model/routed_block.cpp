@@ -99,6 +99,7 @@ Transformer::Stream Transformer::routed_block(Context& c, std::int64_t layer, co
   }
   kept.experts = begin_experts(layer);
   kept.observe = rows.observe;
+  kept.observe_keys = rows.observe_keys;
   if (kept.observe != nullptr) kept.gates = gates_of(c, routed, routing_.gate);
   kept.causal = rows.causal;
 

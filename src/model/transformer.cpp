@@ -1,5 +1,6 @@
 #include "src/model/transformer.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <tuple>
@@ -171,12 +172,30 @@ Transformer::Transformer(Context& c, const ModelConfig& model, const RoutingConf
   if (online.down) down_ = {c, model.ffn_hidden};
   if (online.heads) heads_ = {c, model.heads, model.head_dim()};
   if (online.queries_keys) queries_keys_ = {c, model.head_dim()};
+  if (quantization.key_means) {
+    key_means_ = c.empty_stat({model.depth, model.kv_heads * model.head_dim()});
+    c.backend().fill(key_means_, 0.0);
+  }
 }
 
 void Transformer::set_kv_bits(int bits) {
   if (bits != 16 && !is_cache_of_codes(bits))
     throw UserError(fmt::format("Keys and values of {} bits are not supported.", bits), "Choose 4, 8 or 16.");
   kv_bits_ = bits;
+}
+
+Tensor Transformer::key_means(std::int64_t layer) const {
+  return key_means_.defined() ? key_means_.rows(layer, layer + 1) : Tensor();
+}
+
+void Transformer::set_key_means(Context& c, std::int64_t layer, std::span<const float> means) {
+  const Tensor to = key_means(layer);
+  if (!to.defined() || to.size() != std::ssize(means))
+    throw InternalError(fmt::format("[key_means] {} numbers for layer {}", means.size(), layer));
+  if (!std::all_of(means.begin(), means.end(), [](float x) { return std::isfinite(x); }))
+    throw UserError(fmt::format("The mean of layer {}'s keys is not finite.", layer),
+                    "Look for weights that are not finite, or calibrate on other text.");
+  from_doubles(c.backend(), to, {means.begin(), means.end()});
 }
 
 std::vector<std::int64_t> Transformer::routed_layers() const {
@@ -230,11 +249,12 @@ Tensor Transformer::embed(Context& c, const Batch& batch) const {
 
 Tensor Transformer::run_block(Context& c, std::int64_t layer, const Tensor& stream, const Batch& batch,
                               const SelectionRule& rule, ForwardResult& decided,
-                              const ProductObserver& observe) const {
+                              const ProductObserver& observe, const KeyObserver& keys) const {
   if (c.tape() != nullptr || batch.cache != nullptr)
     throw InternalError("[run_block] a block alone goes with no tape and no cache");
   Rows rows = rows_of(c, batch, rule);
   if (observe) rows.observe = &observe;
+  if (keys) rows.observe_keys = &keys;
   const Stream out = block(c, layer, {stream, {}}, rows, rule, decided);
   return out.delta.defined() ? ops::add(c, out.x, out.delta) : out.x;
 }
@@ -283,8 +303,11 @@ Tensor Transformer::attend(Context& c, std::int64_t layer, Tensor qkv, const Row
                   {model_.heads, model_.kv_heads, model_.rope_theta, model_.norm_eps, model_.rope_scaling});
   if (queries_keys_.defined())
     qkv = ops::hadamard_heads(c, std::move(qkv), model_.heads + model_.kv_heads, queries_keys_);
-  if (rows.cache == nullptr && kv_bits_ < 16)
-    qkv = ops::cache_round_trip(c, std::move(qkv), model_.heads, model_.kv_heads, kv_bits_);
+  if (rows.observe_keys != nullptr) (*rows.observe_keys)(qkv);
+  if (rows.cache == nullptr && kv_bits_ < 16) {
+    qkv =
+        ops::cache_round_trip(c, std::move(qkv), key_means(layer), {model_.heads, model_.kv_heads, kv_bits_});
+  }
   const Tensor mixed =
       rows.cache != nullptr
           ? rows.cache->attend(c, layer, qkv, rows.kept)

@@ -10,6 +10,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -88,6 +89,10 @@ struct ForwardResult {
 /// Sees the residual stream [N, D] after `blocks` blocks: 0 is the embedding. Nothing is recorded meanwhile.
 using StreamObserver = std::function<void(std::int64_t blocks, const Tensor& stream)>;
 
+/// Sees the rows [rows, (H+2G)d] of a block as attention gets them, of a routed one those that it keeps, with
+/// keys and values before they become codes. A block that no token went to is not shown.
+using KeyObserver = std::function<void(const Tensor& qkv)>;
+
 /// Sums over the rows of a batch, in nats, and how many rows there were.
 struct LossSums {
   double cross_entropy = 0;
@@ -150,6 +155,11 @@ class Transformer {
   int kv_bits() const { return kv_bits_; }
   /// UserError: other bits than 4, 8 and 16.
   void set_kv_bits(int bits);
+  /// What a layer's keys lose before they become codes (kernels/cache_codes.h), stat [G, d]; undefined: the
+  /// quantization has no key means. Zeros until they are set.
+  Tensor key_means(std::int64_t layer) const;
+  /// `means` [G, d]. UserError: they are not finite. InternalError: another size, or a quantization without.
+  void set_key_means(Context& c, std::int64_t layer, std::span<const float> means);
 
   void set_recompute(Recompute r) { recompute_ = r; }
   void initialise(Context& c, std::uint64_t seed) { parameters_.initialise(c, seed); }
@@ -163,8 +173,8 @@ class Transformer {
   /// InternalError: a tape records, or the batch has a cache.
   Tensor embed(Context& c, const Batch& batch) const;
   Tensor run_block(Context& c, std::int64_t layer, const Tensor& stream, const Batch& batch,
-                   const SelectionRule& rule, ForwardResult& decided,
-                   const ProductObserver& observe = {}) const;
+                   const SelectionRule& rule, ForwardResult& decided, const ProductObserver& observe = {},
+                   const KeyObserver& keys = {}) const;
   /// The LM head: hidden [N, D] -> [N, V].
   Tensor logits(Context& c, const Tensor& hidden) const;
   /// Cross-entropy of every row, in nats [N], and, while a tape records, the gradient of its mean times
@@ -224,6 +234,7 @@ class Transformer {
   std::optional<Quantization> quantization_;
   ops::Hadamard down_, heads_, queries_keys_;  // undefined: none
   int kv_bits_ = 16;
+  Tensor key_means_;  // stat [depth, G*d]; undefined: none
   Recompute recompute_ = Recompute::None;
   ParameterSet parameters_;
 };

@@ -44,18 +44,19 @@ Tensor rope(Context& c, Tensor qkv, const Tensor& positions, const Tensor& q_nor
 }
 
 // NOLINTNEXTLINE(performance-unnecessary-value-param): as rope
-Tensor cache_round_trip(Context& c, Tensor qkv, std::int64_t heads, std::int64_t kv_heads, int bits) {
-  const std::int64_t groups = heads + 2 * kv_heads;
+Tensor cache_round_trip(Context& c, Tensor qkv, const Tensor& key_means, const CacheCodeOptions& options) {
+  const std::int64_t groups = options.heads + 2 * options.kv_heads;
   if (qkv.shape().rank() != 2 || qkv.dim(1) % groups != 0)
     fail(c, "cache_round_trip", "qkv", qkv, Shape{-1, groups});
   if (wants_record(c, {qkv})) throw InternalError("[cache_round_trip] codes have no gradient");
   Tensor out = qkv.owners() == 1 ? qkv.detach() : c.empty(qkv.shape());
   c.backend().cache_round_trip(out, qkv,
                                {.rows = qkv.dim(0),
-                                .heads = heads,
-                                .kv_heads = kv_heads,
+                                .heads = options.heads,
+                                .kv_heads = options.kv_heads,
                                 .head_dim = qkv.dim(1) / groups,
-                                .bits = bits});
+                                .bits = options.bits,
+                                .key_means = key_means});
   c.check("cache_round_trip", "", out);
   return out;
 }

@@ -18,9 +18,16 @@ struct RopeOptions {
 Tensor rope(Context& c, Tensor qkv, const Tensor& positions, const Tensor& q_norm, const Tensor& k_norm,
             const RopeOptions& options);
 
-/// Packed rows with keys and values as a cache of 4 or 8 bits holds them (kernels/cache_codes.h). In place,
-/// where nobody else holds qkv [N, (H+2G)d]. Has no gradient. InternalError: a tape records.
-Tensor cache_round_trip(Context& c, Tensor qkv, std::int64_t heads, std::int64_t kv_heads, int bits);
+struct CacheCodeOptions {
+  std::int64_t heads = 0;
+  std::int64_t kv_heads = 0;
+  int bits = 4;  // or 8
+};
+
+/// Packed rows with keys and values as a cache of codes holds them (kernels/cache_codes.h), keys without
+/// `key_means`, stat [G, d] or undefined. In place, where nobody else holds qkv [N, (H+2G)d]. Has no
+/// gradient. InternalError: a tape records.
+Tensor cache_round_trip(Context& c, Tensor qkv, const Tensor& key_means, const CacheCodeOptions& options);
 
 struct AttentionOptions {
   std::int64_t batch = 0;

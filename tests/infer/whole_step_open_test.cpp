@@ -83,6 +83,17 @@ TEST_F(WholeStepIsAskedFor, WithCachesOfCodes) {
   EXPECT_FALSE(backend_->asked[0].transforms_heads);
 }
 
+TEST_F(WholeStepIsAskedFor, WithMeansOfKeys) {
+  ASSERT_TRUE(asks({.bits = 4, .kv = 4, .key_means = true}));
+  for (std::int64_t layer = 0; layer < 2; ++layer) {
+    const ConstView& means = backend_->asked[0].layers[static_cast<std::size_t>(layer)].key_means;
+    EXPECT_EQ(means.data, few_->key_means(layer).data());
+    EXPECT_EQ(means.size, 32);
+  }
+  ASSERT_TRUE(asks({.bits = 4, .kv = 4}));
+  EXPECT_FALSE(backend_->asked[0].layers[0].key_means);
+}
+
 TEST_F(WholeStepIsAskedFor, WithCodes) {
   ASSERT_TRUE(asks({.bits = 4, .group = 16}));
   ASSERT_EQ(backend_->asked[0].layers.size(), 2);

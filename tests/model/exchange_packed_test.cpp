@@ -163,8 +163,8 @@ TEST_F(ExchangePacked, ATensorIsItsCodesAndItsScales) {
 
 TEST_F(ExchangePacked, AConfigThatLiesIsRefused) {
   exported(made(routed(CausalMethod::Both), {.bits = 4, .group = 4}));
-  refused_with([](json& q) { q["version"] = 3; }, {"config.json", "version 3", "reads versions 1 and 2"});
-  refused_with([](json& q) { q.erase("version"); }, {"version null", "reads versions 1 and 2"});
+  refused_with([](json& q) { q["version"] = 4; }, {"config.json", "version 4", "reads versions 1 to 3"});
+  refused_with([](json& q) { q.erase("version"); }, {"version null", "reads versions 1 to 3"});
   refused_with([](json& q) { q["bits"] = 16; }, {"config.json", "16 bits"});
   refused_with([](json& q) { q["quant_method"] = "gptq"; }, {"config.json", "quant_method", "gptq"});
   refused_with([](json& q) { q = "few"; }, {"config.json", "no JSON object"});
@@ -203,6 +203,71 @@ TEST_F(ExchangePacked, AConfigOfActivationsThatLiesIsRefused) {
   refused_with([](json& q) { q["bits"] = 16, q["tensors"] = json::array(); },
                {"activations of 8 bits beside weights of 16"});
   refused_with([](json& q) { q["tensors"] = json::array(); }, {"names no tensors"});
+}
+
+// An older reader is told of another version, and reads what has no means.
+TEST_F(ExchangePacked, MeansOfKeysComeBackToTheByte) {
+  const auto version = [&] {
+    return json::parse(read_bytes(folder_ / "m/config.json"))["quantization_config"]["version"].get<int>();
+  };
+  exported(made(routed(CausalMethod::Both), {.bits = 16, .kv = 4, .kinds = {}}));
+  EXPECT_EQ(version(), 2);
+  for (const int bits : {4, 8}) {
+    const LoadedModel m =
+        made(routed(CausalMethod::Both), {.bits = 16, .kv = bits, .key_means = true, .kinds = {}});
+    const std::vector<float> zeros = logits(m);
+    std::vector<float> means(8);  // [2, 4]
+    for (std::int64_t layer = 0; layer < 4; ++layer) {
+      for (std::size_t e = 0; e < means.size(); ++e)
+        means[e] = 0.3F * static_cast<float>(layer + 1) - 0.17F * static_cast<float>(e);
+      m.model->set_key_means(context_, layer, means);
+    }
+    EXPECT_NE(logits(m), zeros);
+    exported(m);
+    EXPECT_EQ(version(), 3);
+    const SafetensorsFile file(folder_ / "m/model.safetensors");
+    const SafetensorsEntry* entry = file.find("model.layers.3.self_attn.key_mean");
+    ASSERT_NE(entry, nullptr);
+    EXPECT_EQ(entry->type, SafetensorsType::F32);
+    EXPECT_EQ(entry->shape, (std::vector<std::int64_t>{2, 4}));
+    EXPECT_EQ(std::memcmp(file.data(entry->name).data(), means.data(), 32), 0);
+    const LoadedModel back = loaded();
+    EXPECT_EQ(*back.model->quantization(), *m.model->quantization());
+    EXPECT_EQ(logits(back), logits(m));
+    exported(back, "again");
+    for (const char* name : {"/config.json", "/model.safetensors"})
+      EXPECT_EQ(read_bytes(folder_ / ("m" + std::string(name))),
+                read_bytes(folder_ / ("again" + std::string(name))));
+  }
+  // Of the weights' precision they are not.
+  ExportOptions narrow;
+  narrow.dtype = DType::BF16;
+  export_model(loaded(), context_.backend(), folder_ / "bf16", narrow);
+  EXPECT_EQ(
+      SafetensorsFile(folder_ / "bf16/model.safetensors").find("model.layers.0.self_attn.key_mean")->type,
+      SafetensorsType::F32);
+}
+
+TEST_F(ExchangePacked, MeansOfKeysThatLieAreRefused) {
+  exported(made(by(CausalMethod::None), {.bits = 16, .kv = 4, .key_means = true, .kinds = {}}));
+  refused_with([](json& q) { q.erase("key_means"); }, {"config.json", "key_means of null"});
+  refused_with([](json& q) { q["key_means"] = 1; }, {"key_means of 1, not true or false"});
+  refused_with([](json& q) { q["key_means"] = false; }, {"key_mean", "for which this model has no use"});
+  refused_with([](json& q) { q["version"] = 2; }, {"key_mean", "for which this model has no use"});
+  refused_with([](json& q) { q["kv_bits"] = 16; }, {"key_means beside keys of 16 bits"});
+  const std::string name = "model.layers.2.self_attn.key_mean";
+  using Entry = SafetensorsEntry;
+  using Bytes = std::vector<std::byte>;
+  refused_tensor(name, [](Entry& e, Bytes&) { e.name.clear(); }, {"no tensor", name});
+  refused_tensor(name, [](Entry& e, Bytes&) { e.type = SafetensorsType::BF16; }, {name, "BF16", "F32"});
+  refused_tensor(name, [](Entry& e, Bytes&) { e.shape = {8}; }, {name, "[8]", "[2, 4]"});
+  refused_tensor(name, [](Entry& e, Bytes&) { e.shape = {4, 2}; }, {name, "[4, 2]", "[2, 4]"});
+  refused_tensor(name, [](Entry& e, Bytes&) { e.shape = {0, 4}; }, {name, "[0, 4]"});
+  for (const float mean : {NAN, INFINITY, -INFINITY}) {
+    refused_tensor(name, [&](Entry&, Bytes& bytes) { std::memcpy(bytes.data() + 12, &mean, sizeof mean); },
+                   {name, "without which no key is finite"});
+  }
+  EXPECT_FALSE(logits(loaded()).empty());
 }
 
 TEST(Quantization, RowsThatAreTooLongForCodesAreRefused) {
@@ -244,7 +309,7 @@ TEST_F(ExchangePacked, TensorsThatLieAreRefused) {
 
 // Whatever is changed: a model, or a refusal; nothing is read that is not there.
 TEST_F(ExchangePacked, MutantsAreRefusedOrLoad) {
-  exported(made(by(CausalMethod::None), {.bits = 4, .group = 4, .kv = 4}));
+  exported(made(by(CausalMethod::None), {.bits = 4, .group = 4, .kv = 4, .key_means = true}));
   testing::Mutator mutator(5);
   std::int64_t refusals = 0;
   for (const char* name : {"m/config.json", "m/model.safetensors"}) {

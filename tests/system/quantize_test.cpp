@@ -161,8 +161,9 @@ TEST_F(Quantize, CachesOfFewBitsAreEvaluatedReportedAndServed) {
     double least = 1e9;
     for (const int kv : {8, 4}) {
       const nlohmann::json said = succeeds("quantize " + run + " -o few --method rtn --weights 16 --kv " +
-                                           std::to_string(kv) + " --calibration train.h5");
+                                           std::to_string(kv) + " --calibration train.h5 --key-means off");
       EXPECT_EQ(said.at("weights"), 16);
+      EXPECT_EQ(said.at("key_means"), false);
       EXPECT_EQ(said.at("kv"), kv);
       EXPECT_EQ(said.at("quantizer"), "none");
       EXPECT_EQ(said.at("bytes"), said.at("bytes_before"));
@@ -195,7 +196,23 @@ TEST_F(Quantize, CachesOfFewBitsAreEvaluatedReportedAndServed) {
     }
     const double whole = succeeds("eval few --engine --kv 16" + on).at("cache_bytes");
     EXPECT_GT(whole, 3 * least);
+    // By default keys lose their mean. The share of others that codes then change is another one.
+    const nlohmann::json means =
+        succeeds("quantize " + run + " -o means --method rtn --weights 16 --kv 4 --calibration train.h5");
+    EXPECT_EQ(means.at("key_means"), true);
+    EXPECT_EQ(means.at("report").at("key_means"), true);
+    EXPECT_GT(means.at("bytes").get<double>(), means.at("bytes_before").get<double>());
+    const double with_means = succeeds("eval means" + on).at("loss");
+    EXPECT_NE(with_means, succeeds("eval few" + on).at("loss").get<double>());
+    EXPECT_NEAR(with_means, before, 0.1);
+    EXPECT_NEAR(succeeds("eval means --engine" + on).at("loss").get<double>(), with_means, 1e-3);
+    if (run == "dense") {  // where no biases are shifted
+      EXPECT_EQ(succeeds("eval means --seq-len 32 --kv 16" + on).at("loss"),
+                succeeds("eval few --seq-len 32 --kv 16" + on).at("loss"));
+    }
+    EXPECT_EQ(succeeds("generate means" + text).at("tokens").size(), 20U);
     const nlohmann::json both = succeeds("quantize " + run + " -o both --method quarot --kv 4");
+    EXPECT_EQ(both.at("key_means"), false);
     EXPECT_EQ(both.at("weights"), 4);
     EXPECT_EQ(both.at("kv"), 4);
     EXPECT_EQ(succeeds("generate both --invariant" + text).at("tokens").size(), 20U);
@@ -217,6 +234,11 @@ TEST_F(Quantize, CachesOfFewBitsAreEvaluatedReportedAndServed) {
   EXPECT_EQ(succeeds("bench prefill " + bench + "8").at("kv"), 8);
   for (const std::string command : {"quantize mod -o out --method rtn", "eval mod", "generate mod -p a"})
     expect_refusal(fathom_command(e, command + " --kv 5"), 2, {"--kv"});
+  for (const std::string flags : {"--kv 4", "--weights 8 --calibration train.h5"})
+    expect_refusal(fathom_command(e, "quantize mod -o out --method rtn --key-means on " + flags), 2,
+                   {"--key-means on", "--kv 4 or 8", "--calibration"});
+  expect_refusal(fathom_command(e, "quantize mod -o out --method rtn --kv 4 --key-means few"), 2,
+                 {"--key-means"});
   expect_refusal(fathom_command(e, "quantize mod -o out --method rtn --weights 16 --kv 16"), 2,
                  {"rtn", "--weights 16", "--kv"});
   expect_refusal(fathom_command(e, "quantize mod -o out --method rtn --weights 16 --kv 4 --group 8"), 2,

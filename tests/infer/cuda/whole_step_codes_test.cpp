@@ -19,12 +19,18 @@ struct Kind {
   Case model;
   int bits;
   bool transforms;  // queries and keys
+  bool means;       // keys become codes without one
   std::string name() const {
-    return fmt::format("{}_{}_bits{}", model.name, bits, transforms ? "_transformed" : "");
+    return fmt::format("{}_{}_bits{}{}", model.name, bits, transforms ? "_transformed" : "",
+                       means ? "_without_mean" : "");
   }
   Quantization quantization() const {
-    return {
-        .method = "rotate-only", .bits = 16, .kv = bits, .kinds = {}, .online = {.queries_keys = transforms}};
+    return {.method = "rotate-only",
+            .bits = 16,
+            .kv = bits,
+            .key_means = means,
+            .kinds = {},
+            .online = {.queries_keys = transforms}};
   }
   friend void PrintTo(const Kind& k, std::ostream* out) { *out << k.name(); }
 };
@@ -40,8 +46,13 @@ std::vector<Kind> kinds() {
       {"every_layer", 320, 5, 5, 256, true, true, depth(CausalMethod::Predictor, 1, Gate::Tanh), 0, 3}};
   std::vector<Kind> all;
   for (const Case& model : models) {
+    const bool all_of_both = model.name.starts_with("heads");
     for (const int bits : {8, 4}) {
-      for (const bool transforms : {false, true}) all.push_back({model, bits, transforms});
+      for (const bool transforms : {false, true}) {
+        for (const bool means : {false, true}) {
+          if (all_of_both || means == transforms) all.push_back({model, bits, transforms, means});
+        }
+      }
     }
   }
   return all;
@@ -196,6 +207,7 @@ TEST_P(CudaCodeSteps, AppendTheBytesThatTheOpAppends) {
       if (GetParam().transforms)
         qkv = ops::hadamard_heads(m.gpu, std::move(qkv), heads, ops::Hadamard(m.gpu, d));
       CacheShape s{.rows = n, .heads = 0, .kv_heads = heads, .head_dim = d};
+      if (const Tensor means = m.on_gpu.key_means(0); means.defined()) s.key_means = means;
       s.block = block, s.blocks = used, s.sequences = 1, s.table = used, s.bits = bits;
       std::vector<std::int32_t> table, lengths;
       for (std::int64_t i = 0; i < used; ++i) table.push_back(static_cast<std::int32_t>(i));

@@ -85,9 +85,9 @@ inline QuantizedMatrix uneven_codes(const MatrixToQuantize& m) {
 }
 
 /// The same weights on both devices: numbers of bf16, or of few bits on the GPU. What is transformed while a
-/// model runs, and the bits of keys and values, are the quantization's too, on both. Routed layers decide by
-/// a direction of their own in the embeddings, on one side or the other by a wide margin: rounding changes
-/// nobody's way.
+/// model runs, the bits of keys and values, and whether keys lose a mean are the quantization's too, on both.
+/// Routed layers decide by a direction of their own in the embeddings, on one side or the other by a wide
+/// margin: rounding changes nobody's way.
 struct Pair {
   Context gpu, cpu;
   Transformer on_gpu, on_cpu;
@@ -113,6 +113,7 @@ struct Pair {
     set("model.embed_tokens.weight", table);
     if (k.routing.kind != RoutingKind::None) rule = causal_rule(k.routing);
     if (quantization && quantization->has_packed_weights()) quantize(*quantization);
+    if (quantization && quantization->key_means) set_key_means();
   }
 
   /// What the engine on the GPU has.
@@ -126,6 +127,7 @@ struct Pair {
     const Quantization numbers{.method = "rotate-only",
                                .bits = 16,
                                .kv = quantization->kv,
+                               .key_means = quantization->key_means,
                                .kinds = {},
                                .online = quantization->online};
     return {c, config_of(k, context), k.routing, numbers};
@@ -143,6 +145,17 @@ struct Pair {
       if (!spec.is_packed) continue;
       const std::vector<float> w = dequantized(gpu.backend(), few_bits->parameters().packed(spec.name));
       from_doubles(cpu.backend(), on_cpu.parameters().get(spec.name), {w.begin(), w.end()});
+    }
+  }
+  /// As if a calibration had shown them.
+  void set_key_means() {
+    const ModelConfig& m = on_gpu.config();
+    for (std::int64_t layer = 0; layer < m.depth; ++layer) {
+      std::vector<float> means(static_cast<std::size_t>(m.kv_heads * m.head_dim()));
+      for (float& x : means) x = 0.25F * static_cast<float>(normal());
+      on_gpu.set_key_means(gpu, layer, means);
+      on_cpu.set_key_means(cpu, layer, means);
+      if (few_bits) few_bits->set_key_means(gpu, layer, means);
     }
   }
   void set(const std::string& name, const std::vector<double>& values) {
