@@ -104,43 +104,69 @@ TEST_P(KeyMeansOf, AModelAreThoseOfItsOwnKeys) {
   }
 }
 
-// In chunks, beside each other and one by one, to the bit: all that is attended to lost the same.
+// In chunks, beside each other and one by one, to the bit: all that is attended to lost the same. The context
+// is of the row-invariant mode.
+void expect_decodes_as_the_whole_pass(SmallModel& m, const Transformer& model, const Causal& rule) {
+  EngineOptions options;
+  options.rule = rule;
+  options.max_rows = 5;
+  options.cache.bytes = 1 << 20;
+  Engine engine(m.context, model, options);
+  std::map<RequestId, std::map<std::int64_t, std::vector<float>>> seen;
+  std::map<RequestId, std::vector<std::int32_t>> ids;
+  engine.observe_logits([&](RequestId id, std::int64_t position, std::span<const float> logits) {
+    seen[id][position].assign(logits.begin(), logits.end());
+  });
+  for (const unsigned seed : {1U, 2U}) {
+    const std::vector<std::int32_t> prompt = m.random_tokens(7 + 4 * seed, seed);
+    ids[engine.submit({.prompt = prompt, .max_tokens = 9})] = prompt;
+  }
+  while (!engine.idle()) {
+    for (const Event& e : engine.step()) {
+      if (e.has_token) ids.at(e.request).push_back(e.token.id);
+    }
+  }
+  for (const auto& [id, all] : ids) {
+    const std::vector<float> whole = causal_logits(m.context, model, all, rule);
+    ASSERT_GE(seen.at(id).size(), 9U);
+    for (const auto& [position, logits] : seen.at(id)) {
+      const auto at = whole.begin() + static_cast<std::ptrdiff_t>((position - 1) * config().vocab_size);
+      EXPECT_EQ(logits, std::vector<float>(at, at + static_cast<std::ptrdiff_t>(config().vocab_size)));
+    }
+  }
+}
+
 TEST_P(KeyMeansOf, AModelAreTakenOffByWhoeverAttends) {
   const bool is_dense = GetParam().name == "dense";  // any rule is causal there
   if (!is_dense && !std::holds_alternative<Causal>(GetParam().rule)) return;
   SmallModel m(DType::F32, config(), GetParam().routing, {.invariant = true});
   for (const int bits : {4, 8}) {
     const CalibratedModel made = calibrated(m, codes(bits), GetParam().rule);
-    const Transformer& model = *made.quantized.model;
-    EngineOptions options;
-    options.rule = is_dense ? Causal{} : std::get<Causal>(GetParam().rule);
-    options.max_rows = 5;
-    options.cache.bytes = 1 << 20;
-    Engine engine(m.context, model, options);
-    std::map<RequestId, std::map<std::int64_t, std::vector<float>>> seen;
-    std::map<RequestId, std::vector<std::int32_t>> ids;
-    engine.observe_logits([&](RequestId id, std::int64_t position, std::span<const float> logits) {
-      seen[id][position].assign(logits.begin(), logits.end());
-    });
-    for (const unsigned seed : {1U, 2U}) {
-      const std::vector<std::int32_t> prompt = m.random_tokens(7 + 4 * seed, seed);
-      ids[engine.submit({.prompt = prompt, .max_tokens = 9})] = prompt;
-    }
-    while (!engine.idle()) {
-      for (const Event& e : engine.step()) {
-        if (e.has_token) ids.at(e.request).push_back(e.token.id);
-      }
-    }
-    for (const auto& [id, all] : ids) {
-      const std::vector<float> whole = causal_logits(m.context, model, all, options.rule);
-      ASSERT_GE(seen.at(id).size(), 9U);
-      for (const auto& [position, logits] : seen.at(id)) {
-        const auto at = whole.begin() + static_cast<std::ptrdiff_t>((position - 1) * config().vocab_size);
-        EXPECT_EQ(logits, std::vector<float>(at, at + static_cast<std::ptrdiff_t>(config().vocab_size)));
-      }
-    }
+    expect_decodes_as_the_whole_pass(m, *made.quantized.model,
+                                     is_dense ? Causal{} : std::get<Causal>(GetParam().rule));
   }
 }
+
+class KeyMeansOn : public OnDevice<Device> {};
+
+// Behind the first block codes of few bits differ where numbers do in their last bits.
+TEST_P(KeyMeansOn, EveryDeviceAreTheSame) {
+  for (const bool is_dense : {true, false}) {
+    const RoutingConfig routing =
+        is_dense ? by(CausalMethod::None) : routed(CausalMethod::Both, Gate::Sigmoid, 0.5);
+    const Causal rule = is_dense ? Causal{} : Causal{Causal::Logit::Predictor, 0.5};
+    SmallModel m(DType::F32, config(), routing, {.invariant = true}, device()),
+        on_cpu(DType::F32, config(), routing);
+    const CalibratedModel ours = calibrated(m, codes(4), rule), theirs = calibrated(on_cpu, codes(4), rule);
+    const std::vector<double> a = to_doubles(m.context.backend(), ours.quantized.model->key_means(0)),
+                              b = to_doubles(on_cpu.context.backend(), theirs.quantized.model->key_means(0));
+    ASSERT_EQ(a.size(), b.size());
+    for (std::size_t e = 0; e < a.size(); ++e) EXPECT_NEAR(a[e], b[e], 1e-5) << e;
+    expect_decodes_as_the_whole_pass(m, *ours.quantized.model, rule);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Devices, KeyMeansOn, ::testing::ValuesIn(testing_support::devices()), device_name);
 
 // Numbers lose nothing: the model is what it is without means, to the bit.
 TEST_P(KeyMeansOf, AModelChangeNothingOfNumbers) {
