@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "infer/speculate/chance.h"
 #include "kernels/error.h"
 #include "src/ops/routing.h"
 
@@ -16,26 +17,6 @@ namespace {
 
 // Texts up to which a step of one launch was faster than ops over all of them (docs/results/inference.md).
 constexpr std::int64_t kWholeRows = 12;
-
-void require(bool holds, const char* what, const char* range) {
-  if (!holds) throw UserError(fmt::format("{} is out of range.", what), fmt::format("It is {}.", range));
-}
-
-void check_sampling(const SamplingOptions& s, std::int64_t vocab) {
-  require(s.temperature >= 0 && std::isfinite(s.temperature), "temperature", "0 or more");
-  require(s.top_k >= 0, "top_k", "0 (all) or more");
-  require(s.top_p >= 0 && s.top_p <= 1, "top_p", "from 0 to 1");
-  require(s.min_p >= 0 && s.min_p <= 1, "min_p", "from 0 to 1");
-  require(s.repetition_penalty >= 1e-3 && s.repetition_penalty <= 1e3, "repetition_penalty",
-          "from 0.001 to 1000");
-  require(std::isfinite(s.presence_penalty) && std::isfinite(s.frequency_penalty),
-          "a presence or frequency penalty", "a number");
-  for (const auto& [id, bias] : s.logit_bias) {
-    require(bias < INFINITY, "a logit_bias", "a number, or minus infinity");
-    if (id >= 0 && id < vocab) continue;
-    throw UserError(fmt::format("logit_bias names the token {}, outside the vocabulary of {}.", id, vocab));
-  }
-}
 
 }  // namespace
 
@@ -57,7 +38,10 @@ Engine::Engine(Context& c, const Transformer& model, const EngineOptions& option
     : c_(c), model_(model), options_(options), cache_(c, model, options.cache) {
   if (options.max_rows < 1 || options.max_sequences < 1)
     throw InternalError("[engine] a pass has at least one row of one sequence");
-  if (options.prefix_cache) prefixes_ = std::make_unique<PrefixCache>(cache_);
+  if (options.prefix_cache) {
+    prefixes_ = std::make_unique<PrefixCache>(cache_);
+    cache_.reclaim_by([prefixes = prefixes_.get()] { return prefixes->forget_one(); });
+  }
   const std::int64_t vocab = model.config().vocab_size;
   if (options_.vocab <= 0 || options_.vocab > vocab) options_.vocab = vocab;
   if (options.whole_rows != 0) {
@@ -69,34 +53,7 @@ Engine::Engine(Context& c, const Transformer& model, const EngineOptions& option
       // The cache has taken it all: op by op is slower and needs nothing of its own.
     }
   }
-  stats_.routed_rows.resize(model.routed_layers().size());
-  stats_.experts = ExpertCounts(model);
-}
-
-void check_request(const Request& r, std::int64_t vocab, std::int64_t context, const KvCache& cache) {
-  if (r.prompt.empty())
-    throw UserError("The prompt is empty: there is nothing to go on from.", "Give at least one token.");
-  for (std::size_t i = 0; i < r.prompt.size(); ++i) {
-    if (r.prompt[i] >= 0 && r.prompt[i] < vocab) continue;
-    throw UserError(
-        fmt::format("Token {} of the prompt is {}, outside the vocabulary of {}.", i, r.prompt[i], vocab),
-        "Use the tokenizer that the model was trained with.");
-  }
-  const auto length = static_cast<std::int64_t>(r.prompt.size());
-  if (length - (r.max_tokens == 0 ? 1 : 0) > context) {
-    throw UserError(fmt::format("The prompt has {} tokens, and the model's context is {}.", length, context),
-                    "Shorten the prompt.");
-  }
-  if (!cache.could_hold(length - (r.max_tokens == 0 ? 1 : 0))) {
-    throw UserError(
-        fmt::format("The prompt has {} tokens, more than the whole cache holds ({} blocks of {}).", length,
-                    cache.pool().blocks(), cache.block()),
-        "Give the cache more memory.");
-  }
-  require(r.max_tokens >= 0, "max_tokens", "0 or more");
-  require(r.top_logprobs >= 0, "top_logprobs", "0 or more");
-  require(!r.threshold || (*r.threshold > 0 && *r.threshold < 1), "a routing threshold", "between 0 and 1");
-  check_sampling(r.sampling, vocab);
+  static_cast<PassCounts&>(stats_) = PassCounts(model);
 }
 
 RequestId Engine::submit(Request request) {
@@ -110,10 +67,11 @@ RequestId Engine::submit(Request request) {
 }
 
 void Engine::release(Running& r) {
+  if (cycles_ != nullptr) cycles_->leave(r.id);
   if (r.sequence >= 0) cache_.remove(r.sequence);
   r.sequence = -1;
   r.computed = r.adopted = r.remembered = 0;
-  r.begun = false;
+  r.begun = r.had_cycles = false;
 }
 
 void Engine::cancel(RequestId id) {
@@ -122,6 +80,7 @@ void Engine::cancel(RequestId id) {
     if (found == list->end()) continue;
     release(*found);
     list->erase(found);
+    if (cycles_ != nullptr) cycles_->end(id);
     return;
   }
 }
@@ -182,7 +141,8 @@ bool Engine::admit() {
   const auto tokens = static_cast<std::int64_t>(r.ids.size());
   const std::int64_t needed =
       cache_.missing_groups(r.sequence, tokens, std::min(tokens - r.computed, options_.max_rows));
-  if (!running_.empty() && needed + promised_groups() > cache_.pool().available_groups()) {
+  const auto has_room = [&] { return needed + promised_groups() <= cache_.pool().available_groups(); };
+  if (!running_.empty() && !has_room() && !(cycles_ != nullptr && cycles_->give_up() && has_room())) {
     release(r);
     return false;
   }
@@ -229,6 +189,7 @@ void Engine::make_room(std::vector<Part>& parts, std::vector<Event>& events) {
     for (const Part& p : parts) rows.push_back({p.request->sequence, p.rows});
     if (cache_.fits(rows)) return;
     if (prefixes_ && prefixes_->forget_one()) continue;
+    if (cycles_ != nullptr && cycles_->give_up()) continue;
     // A chunk of a prompt may be smaller.
     const auto longest = std::max_element(parts.begin(), parts.end(),
                                           [](const Part& a, const Part& b) { return a.rows < b.rows; });
@@ -244,7 +205,7 @@ void Engine::make_room(std::vector<Part>& parts, std::vector<Event>& events) {
       preempt(victim);
       continue;
     }
-    if (victim.adopted > 0) {
+    if (victim.adopted > 0 || victim.had_cycles) {
       victim.recomputes = true;
       preempt(victim);
       continue;
@@ -267,16 +228,21 @@ std::vector<Event> Engine::step() {
   finish_scored(events);
   std::vector<Part> parts = schedule();
   make_room(parts, events);
-  // Next tokens that the backend does in steps of their own, and what is one pass of the model's ops.
-  auto whole =
-      std::stable_partition(parts.begin(), parts.end(), [&](const Part& p) { return !goes_whole(p); });
-  if (parts.end() - whole > most_whole_rows()) whole = parts.end();
+  // Texts that go by cycles, next tokens that the backend does in steps of their own, and what is one pass of
+  // the model's ops.
+  auto cycles = parts.end();
+  if (few_are_written())
+    cycles =
+        std::stable_partition(parts.begin(), parts.end(), [&](const Part& p) { return !goes_by_cycles(p); });
+  auto whole = std::stable_partition(parts.begin(), cycles, [&](const Part& p) { return !goes_whole(p); });
+  if (cycles - whole > most_whole_rows()) whole = cycles;
   run({parts.begin(), whole}, events, &Engine::run_pass);
-  for (std::span<const Part> steps(whole, parts.end()); !steps.empty();) {
+  for (std::span<const Part> steps(whole, cycles); !steps.empty();) {
     const auto n = std::min(steps.size(), static_cast<std::size_t>(whole_->most_rows()));
     run(steps.first(n), events, &Engine::run_whole);
     steps = steps.subspan(n);
   }
+  run_cycles({cycles, parts.end()}, events);
   if (!parts.empty()) ++stats_.steps;
   stats_.most_bytes = std::max(stats_.most_bytes, cache_.used_bytes());
   drop_finished();
@@ -337,16 +303,24 @@ void Engine::tell_routing(Running& r, Event& event) const {
 void Engine::finish(Running& r, Event& event) {
   tell_routing(r, event);
   r.finished = true;
+  describe(r, event);
+}
+
+// The text as far as it is computed.
+void Engine::describe(const Running& r, Event& event) const {
   event.cached_tokens = std::max<std::int64_t>(0, r.cached);
-  for (const std::int64_t layer : model_.routed_layers()) {
-    event.routed_fraction.push_back(static_cast<double>(cache_.entries(r.sequence, layer)) /
-                                    static_cast<double>(cache_.tokens(r.sequence)));
-  }
+  event.verifications = r.verifications;
+  event.verified_tokens = r.verified_tokens;
+  for (const std::int64_t layer : model_.routed_layers())
+    event.routed_fraction.push_back(static_cast<double>(cache_.entries_of(r.sequence, layer, r.computed)) /
+                                    static_cast<double>(r.computed));
 }
 
 void Engine::drop_finished() {
   for (Running& r : running_) {
-    if (r.finished) release(r);
+    if (!r.finished) continue;
+    release(r);
+    if (cycles_ != nullptr) cycles_->end(r.id);
   }
   running_.remove_if([](const Running& r) { return r.finished; });
 }
@@ -367,7 +341,8 @@ bool Engine::goes_whole(const Part& part) const {
 // The device chooses where that needs nothing but the logits and the temperature; else it hands them over.
 bool Engine::device_chooses(const Running& r) const {
   return !observer_ && !r.request.logprobs && r.request.top_logprobs == 0 &&
-         r.request.sampling.temperature_alone();
+         r.request.sampling.temperature_alone() &&
+         !(options_.shared_noise && r.request.sampling.temperature > 0);
 }
 
 void Engine::run_whole(std::span<const Part> parts, std::vector<Event>& events) {
@@ -379,11 +354,10 @@ void Engine::run_whole(std::span<const Part> parts, std::vector<Event>& events) 
   }
   const std::vector<DecoderResult> results = whole_->run(rows);
   ++stats_.whole_steps;
-  stats_.rows += static_cast<std::int64_t>(rows.size());
   for (std::size_t i = 0; i < parts.size(); ++i) {
     Running& r = *parts[i].request;
     const DecoderResult& result = results[i];
-    for (std::size_t l = 0; l < result.kept.size(); ++l) stats_.routed_rows[l] += result.kept[l];
+    stats_.add(result);
     Event event;
     event.request = r.id;
     stats_.prompt_tokens += r.computed < static_cast<std::int64_t>(r.request.prompt.size()) ? 1 : 0;
@@ -445,7 +419,7 @@ void Engine::run_pass(std::span<const Part> parts, std::vector<Event>& events) {
   batch.cache = &cache_;
   cache_.begin(c_, rows);
   const ForwardResult result = model_.forward(c_, batch, rule_of(parts));
-  count(result, host.seq);
+  stats_.add(result, host.seq);
 
   const std::vector<float> logits = choose_or_read(result.hidden, wanted);
   auto next = wanted.begin();
@@ -540,8 +514,18 @@ void Engine::choose(Running& r, std::span<const float> logits, Event& event) {
   if (observer_) observer_(r.id, position, logits);
   const std::span<const std::int32_t> ids(r.ids);
   const std::size_t prompt = r.request.prompt.size();
-  const SampledToken next = sample(logits, r.request.sampling, static_cast<std::uint64_t>(position),
-                                   {ids.subspan(0, prompt), ids.subspan(prompt)}, r.request.logprobs);
+  const SamplingOptions& sampling = r.request.sampling;
+  const auto place = static_cast<std::uint64_t>(position);
+  const TokenHistory history{ids.subspan(0, prompt), ids.subspan(prompt)};
+  SampledToken next;
+  if (options_.shared_noise && sampling.temperature > 0) {
+    std::vector<double> p;
+    probabilities(logits, sampling, place, history, p);
+    next.id = gumbel_choice(p, sampling.seed, position);
+    next.logprob = r.request.logprobs ? logprob_of(logits, next.id, place) : NAN;
+  } else {
+    next = sample(logits, sampling, place, history, r.request.logprobs);
+  }
   take(r, next, event);
   if ((event.has_token || event.has_stop_token) && r.request.top_logprobs > 0)
     event.alternatives = most_likely(logits, r.request.top_logprobs);
@@ -563,13 +547,6 @@ void Engine::take(Running& r, const SampledToken& next, Event& event) {
   if (r.generated() >= r.request.max_tokens || position + 1 >= context()) event.finish = Finish::Length;
 }
 
-void Engine::count(const ForwardResult& result, std::int64_t rows) {
-  stats_.rows += rows;
-  for (std::size_t i = 0; i < result.routing.size(); ++i)
-    stats_.routed_rows[i] += result.routing[i].indices.size();
-  stats_.experts.add(result);
-}
-
 EngineStats Engine::stats() const {
   EngineStats s = stats_;
   s.waiting = static_cast<std::int64_t>(waiting_.size());
@@ -578,6 +555,7 @@ EngineStats Engine::stats() const {
   s.free_blocks = cache_.pool().available_blocks();
   s.prefix_blocks = cache_.pool().idle_blocks();
   s.block_bytes = cache_.bytes_per_block();
+  if (cycles_ != nullptr) s.cycles = cycles_->stats();
   return s;
 }
 

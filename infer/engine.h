@@ -16,10 +16,12 @@
 #include <string>
 #include <vector>
 
-#include "infer/expert_counts.h"
+#include "infer/cycles.h"
 #include "infer/kv_cache.h"
+#include "infer/pass_counts.h"
 #include "infer/prefix_cache.h"
 #include "infer/sampling.h"
+#include "infer/speculate/cached_model.h"
 #include "infer/whole_step.h"
 #include "src/model/transformer.h"
 
@@ -38,6 +40,9 @@ struct EngineOptions {
   /// Texts that begin as others did go on from what these left in the cache, in whole blocks: what stays of
   /// texts that are done gives way to those that run. The cache's block is then the least that is shared.
   bool prefix_cache = false;
+  /// Tokens are chosen as those of cycles under shared noise are (speculate/chance.h), so that a text does
+  /// not depend on when it goes by which. The device does not choose then.
+  bool shared_noise = false;
 };
 
 struct Request {
@@ -54,6 +59,9 @@ struct Request {
   /// With EngineOptions::prefix_cache. False: it neither reads what others left nor leaves anything.
   bool prefix_cache = true;
   bool routing = false;  // of each token, which routed layers computed it
+  /// The same seed is to give the same text, whoever else is served: cycles that cannot promise it are not
+  /// for this text.
+  bool repeatable = false;
 };
 
 enum class Finish : std::uint8_t {
@@ -64,9 +72,7 @@ enum class Finish : std::uint8_t {
 };
 const char* name_of(Finish finish);  // "", "stop", "length", "error"
 
-using RequestId = std::int64_t;
-
-/// What a step did for one request.
+/// What a step did for one request: of a cycle (cycles.h) there is an event for each token.
 struct Event {
   RequestId request = 0;
   bool has_token = false;
@@ -80,27 +86,30 @@ struct Event {
   /// With Request::routing: of further tokens, from the text's first one on (of the prompt too), by routed
   /// layer 1 where it computed the token. What was chosen last has been computed by none.
   std::vector<std::vector<std::uint8_t>> kept;
-  /// At the end of a text that was computed, by routed layer: the share of it that the layer computed.
-  std::vector<double> routed_fraction;
-  std::int64_t cached_tokens = 0;  // likewise: of the prompt, those that were in the cache when it began
+  bool is_of_cycle = false;
+  // At the end of a text that was computed, and with a cycle's tokens, at each of which it may be ended:
+  std::vector<double> routed_fraction;  // by routed layer: the share of it that the layer computed
+  std::int64_t cached_tokens = 0;       // of the prompt, those that were in the cache when it began
+  std::int64_t verifications = 0;       // cycles, and
+  std::int64_t verified_tokens = 0;     // tokens that came of them
 };
 
-struct EngineStats {
+/// Rows, and what routed layers kept of them, with those of cycles: of these what was proposed in vain counts
+/// too.
+struct EngineStats : PassCounts {
   std::int64_t waiting = 0, running = 0;
   std::int64_t blocks = 0, free_blocks = 0;  // those free that no text needs which runs,
   std::int64_t prefix_blocks = 0;            // and of them those with beginnings for later texts
   std::int64_t block_bytes = 0;
   // Since the engine began:
   std::int64_t steps = 0;
-  std::int64_t whole_steps = 0;           // and launches of whole steps
-  std::int64_t prompt_tokens = 0;         // computed, again after a preemption too
-  std::int64_t prefix_hit_tokens = 0;     // found in the cache, after a preemption too
-  std::int64_t decoded_tokens = 0;        // chosen
-  std::int64_t preemptions = 0;           // of texts that had been computed in part
-  std::int64_t most_bytes = 0;            // of blocks in use
-  std::int64_t rows = 0;                  // of all passes,
-  std::vector<std::int64_t> routed_rows;  // and of them, by routed layer, those that it kept
-  ExpertCounts experts;
+  std::int64_t whole_steps = 0;        // and launches of whole steps
+  std::int64_t prompt_tokens = 0;      // computed, again after a preemption too
+  std::int64_t prefix_hit_tokens = 0;  // found in the cache, after a preemption too
+  std::int64_t decoded_tokens = 0;     // chosen
+  std::int64_t preemptions = 0;        // of texts that had been computed in part
+  std::int64_t most_bytes = 0;         // of blocks in use
+  CycleStats cycles;
 };
 
 /// UserError: the prompt is empty, holds ids outside of the vocabulary, is longer than the context or than
@@ -114,6 +123,11 @@ class Engine {
  public:
   /// `c` and `model` outlive it. UserError: the cache (KvCache).
   Engine(Context& c, const Transformer& model, const EngineOptions& options);
+
+  /// For what cycles work on: the model with the engine's cache, rule and steps. It ends with the engine.
+  CachedModel cached_model();
+  /// From now on texts go by cycles where few are being written. `cycles` outlives all steps; null: none do.
+  void go_by(Cycles* cycles) { cycles_ = cycles; }
 
   /// UserError, and nothing changes: the prompt is empty, holds ids outside of EngineOptions::vocab, is
   /// longer than the model's context or than the cache ever holds, or an option is out of range.
@@ -150,13 +164,15 @@ class Engine {
     bool finished = false;
     // Of its present sequence:
     bool begun = false;           // a pass had rows of it
+    bool had_cycles = false;      // which may have taken blocks that passes would not have
     std::int64_t adopted = 0;     // of ids, found in the cache
     std::int64_t remembered = 0;  // of ids, to be found by others
     // Of all:
     std::int64_t cached = -1;  // of the prompt, found in the cache by the first sequence; -1: none has begun
     bool is_assumed = false;   // its entries are no keys and values of its ids
-    bool recomputes = false;   // shared blocks left it no room
+    bool recomputes = false;   // shared blocks, or those of cycles, left it no room
     std::int64_t told = 0;     // of ids, those whose routing an event has had
+    std::int64_t verifications = 0, verified_tokens = 0;  // cycles, and what came of them
 
     /// Ids that the cache does not have yet, of those that anything follows from.
     std::int64_t left() const {
@@ -184,6 +200,10 @@ class Engine {
            void (Engine::*how)(std::span<const Part>, std::vector<Event>&));
   void run_pass(std::span<const Part> parts, std::vector<Event>& events);
   void run_whole(std::span<const Part> parts, std::vector<Event>& events);
+  void run_cycles(std::span<const Part> parts, std::vector<Event>& events);
+  void run_cycle(std::span<const Part> parts, std::vector<Event>& events);
+  bool few_are_written() const;
+  bool goes_by_cycles(const Part& part) const;
   bool goes_whole(const Part& part) const;
   std::int64_t most_whole_rows() const;
   struct Wanted {  // a row of a pass that something follows from
@@ -203,10 +223,10 @@ class Engine {
   void use_logits(Running& r, std::int64_t position, std::span<const float> logits, Event& event);
   void choose(Running& r, std::span<const float> logits, Event& event);
   void take(Running& r, const SampledToken& next, Event& event);
-  void count(const ForwardResult& result, std::int64_t rows);
   static void fail(std::span<const Part> parts, const std::string& error, std::vector<Event>& events);
   void finish_scored(std::vector<Event>& events);
   void finish(Running& r, Event& event);
+  void describe(const Running& r, Event& event) const;
   void tell_routing(Running& r, Event& event) const;
   void drop_finished();
 
@@ -216,6 +236,7 @@ class Engine {
   KvCache cache_;
   std::unique_ptr<PrefixCache> prefixes_;  // null: there is none
   std::unique_ptr<WholeStep> whole_;       // null: there is none
+  Cycles* cycles_ = nullptr;               // likewise
   std::list<Running> waiting_, running_;   // both in the order of their submission
   RequestId next_ = 1;
   EngineStats stats_;

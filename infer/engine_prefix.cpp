@@ -39,6 +39,7 @@ void Engine::begin(Running& r) {
   if (r.begun) return;
   r.begun = true;
   cache_.own_tails(c_, r.sequence);
+  if (few_are_written() && cycles_->watches()) cache_.watch(r.sequence);
   stats_.prefix_hit_tokens += r.adopted;
   if (r.cached < 0) r.cached = r.adopted;
 }

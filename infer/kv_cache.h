@@ -7,8 +7,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "infer/block_pool.h"
@@ -118,6 +120,9 @@ class KvCache final : public AttentionCache {
   /// Whether so many tokens, and at most `entries` entries in each routed layer, fit behind what a sequence
   /// has, and leave `spare` groups.
   bool has_room(SequenceId id, std::int64_t tokens, std::int64_t entries, std::int64_t spare = 0) const;
+  /// What has_room() asks for blocks that nobody uses, one after the other, before it says no. It returns
+  /// false when there are none.
+  void reclaim_by(std::function<bool()> reclaim) { reclaim_ = std::move(reclaim); }
   /// Keeps the queries of this sequence's newest row from now on, layer by layer.
   void watch(SequenceId id);
   bool watches(SequenceId id) const { return queries_.contains(id); }
@@ -209,6 +214,7 @@ class KvCache final : public AttentionCache {
   CacheShape shape_;               // what does not change from pass to pass
   std::vector<Tensor> key_means_;  // by layer, of codes; undefined: none
   BlockPool pool_;
+  std::function<bool()> reclaim_;
   Tensor memory_;
   std::map<SequenceId, Sequence> sequences_;
   SequenceId next_ = 0;

@@ -116,7 +116,10 @@ void KvCache::append_chosen(Context& c, SequenceId to, SequenceId from, std::int
 }
 
 bool KvCache::has_room(SequenceId id, std::int64_t tokens, std::int64_t entries, std::int64_t spare) const {
-  return missing_groups(id, at(id).tokens + tokens, entries) + spare <= pool_.free_groups();
+  while (missing_groups(id, at(id).tokens + tokens, entries) + spare > pool_.free_groups()) {
+    if (!reclaim_ || !reclaim_()) return false;
+  }
+  return true;
 }
 
 void KvCache::extend(SequenceId id, std::int64_t tokens) {

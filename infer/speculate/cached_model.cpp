@@ -58,22 +58,27 @@ std::vector<float> CachedModel::add(SequenceId sequence, std::span<const std::in
     host.documents.assign(static_cast<std::size_t>(n), 0);
     const NewRows rows{sequence, n};
     if (whole != nullptr && size == 1 && wanted == 1) {
-      StepRow row{.sequence = sequence, .token = tokens[0], .position = position};
-      if (rule.blocks == Causal::Blocks::Skipped) row.threshold = 1;  // which nothing is above
-      whole->run({&row, 1});
+      const bool skips = rule.blocks == Causal::Blocks::Skipped;  // nothing is above 1
+      const StepRow row{.sequence = sequence,
+                        .token = tokens[0],
+                        .position = position,
+                        .threshold = skips ? 1 : rule.threshold};
+      const std::vector<DecoderResult> results = whole->run({&row, 1});
+      if (counts != nullptr) counts->add(results.front());
       found = whole->logits(0);
       found.resize(static_cast<std::size_t>(vocab));
       return found;
     }
     if (passes != nullptr && n == size && wanted > 0 && size <= ShortPasses::kMostRows) {
       append_rows(passes->run(sequence, tokens, position, wanted));
+      if (counts != nullptr) counts->rows += n;
       return found;
     }
     Batch batch = upload(c, host);
     batch.cache = &cache;
     cache.begin(c, {&rows, 1});
     const ForwardResult result = model.forward(c, batch, rule);
-    if (experts != nullptr) experts->add(result);
+    if (counts != nullptr) counts->add(result, n);
     done += n;
     if (done < size || wanted == 0) continue;
     std::vector<std::int32_t> last(static_cast<std::size_t>(wanted));

@@ -6,8 +6,8 @@
 #include <utility>
 #include <vector>
 
-#include "infer/expert_counts.h"
 #include "infer/kv_cache.h"
+#include "infer/pass_counts.h"
 #include "infer/speculate/short_passes.h"
 #include "infer/whole_step.h"
 #include "src/model/transformer.h"
@@ -24,9 +24,10 @@ struct CachedModel {
   /// Not null: steps over one row at a time (whole_step.h); made for this model and cache, and for the rule's
   /// threshold.
   WholeStep* whole = nullptr;
-  ExpertCounts* experts = nullptr;  // not null: counts what passes find
+  PassCounts* counts = nullptr;  // not null: counts what passes compute
   /// Not null: passes over a few rows whose logits are wanted; made for this model, rule and cache.
   ShortPasses* passes = nullptr;
+  ShortPasses* skipping = nullptr;  // likewise, without the routed blocks
 
   /// Adds tokens to a sequence, the first of them at `position` of its text, in passes of at most max_rows,
   /// and of fewer where the cache is nearly full.

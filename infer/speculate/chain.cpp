@@ -53,7 +53,7 @@ void Chain::catch_up(std::span<const std::int32_t> text) {
   if (!std::exchange(behind_, false)) return;
   double seconds = 0;
   for (std::size_t level = levels_.size() - 1; level-- > 0;) seconds += settle_level(level, text);
-  pace_.settled(seconds);
+  if (!std::exchange(is_far_behind_, false)) pace_.settled(seconds);
 }
 
 // One pass of a level: what the level before proposes, tested, and one token more. At most `most` tokens,

@@ -49,6 +49,10 @@ class Chain {
   /// Tells all levels of a text, the last one first. A text that begins wants it once.
   void settle(std::span<const std::int32_t> text);
 
+  /// Others went on with the text, or it has begun without this: the levels before the last one are told when
+  /// they are to propose, and no pace learns from what that takes.
+  void fell_behind() { behind_ = true, is_far_behind_ = true; }
+
   const std::vector<LevelCounts>& counts() const { return counts_; }
   bool stops(std::int32_t id) const;
   /// What times passes, in seconds from anywhere; default: the steady clock.
@@ -77,7 +81,8 @@ class Chain {
   std::vector<std::int32_t> stops_;
   std::vector<LevelCounts> counts_;
   std::int64_t passes_ = 0;
-  bool behind_ = false;  // the levels before the last one have not been told of the text
+  bool behind_ = false;         // the levels before the last one have not been told of the text,
+  bool is_far_behind_ = false;  // of more than cycles brought
   std::function<double()> clock_;
 };
 

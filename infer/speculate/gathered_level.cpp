@@ -26,11 +26,11 @@ GatheredLevel::GatheredLevel(const TargetLevel& target, const Causal& rule, cons
                              bool is_draft)
     : target_(target), m_(target.cached()), rule_(rows), is_draft_(is_draft) {
   if (rule.blocks != m_.rule.blocks) {
-    own_passes_ = ShortPasses::open(m_.c, m_.model, rule, m_.cache);
-    m_.passes = own_passes_.get();
+    if (m_.skipping == nullptr) own_passes_ = ShortPasses::open(m_.c, m_.model, rule, m_.cache);
+    m_.passes = m_.skipping != nullptr ? m_.skipping : own_passes_.get();
   }
   m_.rule = rule;
-  m_.experts = nullptr;
+  m_.counts = nullptr;
 }
 
 std::int64_t GatheredLevel::target_needs() const {
@@ -42,6 +42,7 @@ void GatheredLevel::release() {
   sequence_.release();
   offered_.clear();
   drafted_.clear();
+  waits_ = true;
 }
 
 bool GatheredLevel::rows(std::span<const std::int32_t> text, std::int64_t proposed, std::vector<Row>& rows) {
@@ -87,7 +88,7 @@ void GatheredLevel::settle(std::span<const std::int32_t> text) {
   const auto tokens = static_cast<std::int64_t>(text.size()) - 1;
   if (sequence_.exists()) {
     judge(text);
-  } else if (gatherings_ > 0 && tokens - gathered_ <= most_tail()) {
+  } else if (waits_ && tokens - gathered_ <= most_tail()) {
     settled_ = tokens;  // there was no room a short while ago
     return;
   }

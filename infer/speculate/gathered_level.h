@@ -23,6 +23,7 @@ class GatheredLevel : public Level {
   void settle(std::span<const std::int32_t> text) override;
   /// Gives its blocks back, for as long as it does without gathering anew.
   void release();
+  bool holds_blocks() const { return sequence_.exists(); }
 
   std::int64_t gatherings() const { return gatherings_; }
 
@@ -48,8 +49,9 @@ class GatheredLevel : public Level {
   CachedModel m_;
   const RowRule& rule_;
   bool is_draft_;
-  std::unique_ptr<ShortPasses> own_passes_;  // by another rule than the target's
+  std::unique_ptr<ShortPasses> own_passes_;  // by another rule than the target's, where nobody has them
   OwnSequence sequence_;
+  bool waits_ = false;                 // there was no room: it gathers when it would anyhow
   std::int64_t base_ = 0;              // tokens that the sequence has for the text's first settled_ ones
   std::int64_t settled_ = 0;           // tokens of the text that the target has computed
   std::int64_t gathered_ = 0;          // of them, how many there were at the last gathering

@@ -5,26 +5,36 @@
 
 namespace fathom {
 
-TargetLevel::TargetLevel(const CachedModel& m, const RowRule& rule) : m_(m), rule_(rule), sequence_(m.cache) {
-  m_.cache.watch(sequence_.id());
+TargetLevel::TargetLevel(const CachedModel& m, const RowRule& rule, Sequence whose) : m_(m), rule_(rule) {
+  if (whose == Sequence::Borrowed) return;
+  own_ = OwnSequence(m_.cache);
+  sequence_ = own_.id();
+  m_.cache.watch(sequence_);
+}
+
+void TargetLevel::borrow(SequenceId sequence, std::span<const std::int32_t> text, bool watches) {
+  sequence_ = sequence;
+  ids_.assign(text.begin(), text.end() - 1);
+  settled_ = ids_.size();
+  if (watches) m_.cache.watch(sequence_);
 }
 
 void TargetLevel::keep(std::int64_t tokens) {
   if (tokens == static_cast<std::int64_t>(ids_.size())) return;
-  m_.cache.truncate(sequence_.id(), tokens);
+  m_.cache.truncate(sequence_, tokens);
   ids_.resize(static_cast<std::size_t>(tokens));
 }
 
 void TargetLevel::read(std::span<const std::int32_t> text) {
   const std::span<const std::int32_t> all = text.first(text.size() - 1);
-  m_.add(sequence_.id(), all.subspan(ids_.size()), static_cast<std::int64_t>(ids_.size()), 0);
+  m_.add(sequence_, all.subspan(ids_.size()), static_cast<std::int64_t>(ids_.size()), 0);
   ids_.assign(all.begin(), all.end());
 }
 
 void TargetLevel::assume(std::span<const std::int32_t> text, double kept) {
   const std::span<const std::int32_t> all = text.first(text.size() - 1);
   const auto tokens = std::ssize(all);
-  m_.cache.assume(sequence_.id(), tokens,
+  m_.cache.assume(sequence_, tokens,
                   static_cast<std::int64_t>(std::llround(kept * static_cast<double>(tokens))));
   ids_.assign(all.begin(), all.end());
 }
@@ -34,12 +44,11 @@ bool TargetLevel::rows(std::span<const std::int32_t> text, std::int64_t proposed
   const std::size_t common =
       settled_ + common_prefix(std::span(ids_).subspan(settled_), text.subspan(settled_));
   keep(static_cast<std::int64_t>(std::min(common, first)));
-  const std::vector<float> logits =
-      m_.add(sequence_.id(), text.subspan(ids_.size()), static_cast<std::int64_t>(ids_.size()), proposed + 1);
+  logits_ =
+      m_.add(sequence_, text.subspan(ids_.size()), static_cast<std::int64_t>(ids_.size()), proposed + 1);
   ids_.insert(ids_.end(), text.begin() + static_cast<std::ptrdiff_t>(ids_.size()), text.end());
-  const auto vocab = static_cast<std::size_t>(m_.vocab);
   for (std::size_t i = 0; i <= static_cast<std::size_t>(proposed); ++i)
-    rows.push_back(rule_.row(std::span(logits).subspan(i * vocab, vocab), text.first(first + 1 + i), false));
+    rows.push_back(rule_.row(logits(i), text.first(first + 1 + i), false));
   return true;
 }
 

@@ -14,7 +14,12 @@ inline constexpr std::int64_t kMostVerified = 32;
 
 class TargetLevel final : public Level {
  public:
-  TargetLevel(const CachedModel& m, const RowRule& rule);
+  enum class Sequence : std::uint8_t { Own, Borrowed };
+  TargetLevel(const CachedModel& m, const RowRule& rule, Sequence whose = Sequence::Own);
+
+  /// Goes on in a sequence that is somebody else's and has all of the text but its last token. `watches`: a
+  /// level retrieves by its queries.
+  void borrow(SequenceId sequence, std::span<const std::int32_t> text, bool watches);
 
   /// The keys and values of a text but its last token.
   void read(std::span<const std::int32_t> text);
@@ -25,7 +30,12 @@ class TargetLevel final : public Level {
   /// Takes the rows back that belong to proposals that were not taken.
   void settle(std::span<const std::int32_t> text) override;
 
-  SequenceId sequence() const { return sequence_.id(); }
+  SequenceId sequence() const { return sequence_; }
+  /// Of the last pass the logits of row i, [vocab].
+  std::span<const float> logits(std::size_t i) const {
+    const auto width = static_cast<std::size_t>(m_.vocab);
+    return std::span(logits_).subspan(i * width, width);
+  }
   const CachedModel& cached() const { return m_; }
 
  private:
@@ -33,9 +43,11 @@ class TargetLevel final : public Level {
 
   CachedModel m_;
   const RowRule& rule_;
-  OwnSequence sequence_;
+  OwnSequence own_;
+  SequenceId sequence_ = -1;
   std::vector<std::int32_t> ids_;  // that the cache has
   std::size_t settled_ = 0;        // of them, how many do not change any more
+  std::vector<float> logits_;
 };
 
 }  // namespace fathom

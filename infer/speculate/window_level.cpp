@@ -35,6 +35,8 @@ bool WindowLevel::rows(std::span<const std::int32_t> text, std::int64_t proposed
 
 void WindowLevel::settle(std::span<const std::int32_t> text) {
   const auto done = static_cast<std::int64_t>(text.size()) - 1;
+  // However far others went on with the text, what is read of it is no more than the window.
+  if (done - std::ssize(ids_) > window_.recent) begin_anew();
   if (ids_.empty() && done > 0) {  // the prompt: its first tokens, then its latest
     std::vector<float> none;
     const std::int64_t sinks = std::min(window_.sinks, done);
@@ -53,6 +55,13 @@ void WindowLevel::settle(std::span<const std::int32_t> text) {
     m_.cache.truncate(sequence_.id(), held());
   }
   if (held() > window_.sinks + 2 * window_.recent) move_window();
+}
+
+void WindowLevel::begin_anew() {
+  sequence_ = OwnSequence(m_.cache);
+  ids_.clear();
+  settled_ = 0;
+  left_out_ = 0;
 }
 
 void WindowLevel::move_window() {

@@ -20,6 +20,7 @@ class WindowLevel final : public Level {
  private:
   bool read(std::span<const std::int32_t> text, std::int64_t wanted, std::vector<float>& logits);
   std::int64_t held() const { return static_cast<std::int64_t>(ids_.size()) - left_out_; }
+  void begin_anew();
   void move_window();
 
   CachedModel m_;
