@@ -41,6 +41,12 @@ std::string access_line(const std::string& time, const HttpRequest& request, con
   if (!record.id.empty()) line["id"] = record.id;
   if (record.prompt_tokens >= 0) line["prompt_tokens"] = record.prompt_tokens;
   if (record.completion_tokens >= 0) line["completion_tokens"] = record.completion_tokens;
+  if (record.verifications > 0) {
+    line["verifications"] = record.verifications;
+    line["tokens_per_verification"] = std::round(100 * static_cast<double>(record.verified_tokens) /
+                                                 static_cast<double>(record.verifications)) /
+                                      100;
+  }
   if (!record.end.empty()) line["end"] = record.end;
   return line.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
 }

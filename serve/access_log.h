@@ -12,7 +12,8 @@
 namespace fathom::serve {
 
 /// One request's line, without its end: time, peer, method, path, status, bytes, seconds; id, prompt_tokens
-/// and completion_tokens of completions; end, where it did not end well.
+/// and completion_tokens of completions; verifications and tokens_per_verification, where speculation wrote
+/// some of them; end, where it did not end well.
 std::string access_line(const std::string& time, const HttpRequest& request, const AnswerRecord& record,
                         int status, std::int64_t bytes, double seconds);
 

@@ -72,6 +72,8 @@ void Answer::take(TextUpdate update) {
     // A prompt counts once, whatever n is.
     if (update.text % static_cast<std::size_t>(plan_.n) == 0) usage_.cached_tokens += update.cached_tokens;
     exchange_->record().completion_tokens = usage_.completion_tokens;
+    exchange_->record().verifications += update.verifications;
+    exchange_->record().verified_tokens += update.verified_tokens;
     const auto tokens =
         static_cast<double>(static_cast<std::int64_t>(prompt_of(update.text).ids.size()) + update.tokens);
     if (!update.routed_fraction.empty()) {

@@ -31,6 +31,8 @@ struct TextUpdate {
   std::int64_t tokens = 0;       // what was chosen in all, and
   std::vector<double> routed_fraction = {};
   std::int64_t cached_tokens = 0;                    // of the prompt
+  std::int64_t verifications = 0;                    // cycles of speculation, and
+  std::int64_t verified_tokens = 0;                  // the tokens that came of them
   std::vector<std::vector<std::uint8_t>> kept = {};  // further ones (Event::kept), with any update
 };
 

@@ -235,16 +235,22 @@ void Scheduler::take(Event& event, Updates& updates) {
   update.kept = std::move(event.kept);
   update.routed_fraction = std::move(event.routed_fraction);
   update.cached_tokens = event.cached_tokens;
+  update.verifications = event.verifications;
+  update.verified_tokens = event.verified_tokens;
   if (event.has_token) {
     count_token(text, jobs_.at(text.job));
     update.piece = text.answer->add(event.token, std::move(event.alternatives));
   }
   if (text.answer->stopped()) {
     // The token that completes the stop string may have been the last one anyhow.
-    if (event.finish == Finish::None) {
+    if (event.is_of_cycle) {
+      engine_.cancel(event.request);  // what was chosen behind the stop string is nobody's
+    } else if (event.finish == Finish::None) {
       Event end = engine_.stop(event.request);
       update.routed_fraction = std::move(end.routed_fraction);
       update.cached_tokens = end.cached_tokens;
+      update.verifications = end.verifications;
+      update.verified_tokens = end.verified_tokens;
       std::move(end.kept.begin(), end.kept.end(), std::back_inserter(update.kept));
     }
     update.finish = Finish::Stop;

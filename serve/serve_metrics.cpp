@@ -8,6 +8,32 @@ namespace fathom::serve {
 
 namespace {
 
+void add_cycles(MetricsText& out, const CycleStats& s) {
+  const auto family = [&](std::string_view name, std::string_view help, std::int64_t CycleStats::Level::*of) {
+    out.family(name, "counter", help);
+    for (const CycleStats::Level& level : s.levels)
+      out.sample(static_cast<double>(level.*of), {{"level", level.name}});
+  };
+  using Level = CycleStats::Level;
+  family("fathom_speculative_passes_total",
+         "Passes of a level of speculation: those of the target are verifications.", &Level::passes);
+  family("fathom_speculative_proposed_tokens_total", "Tokens that were proposed to a level.",
+         &Level::proposed);
+  family("fathom_speculative_accepted_tokens_total", "Of the tokens proposed to a level, those that it took.",
+         &Level::accepted);
+  family("fathom_speculative_tokens_total",
+         "Tokens that a level handed on, proposals taken and its own: those of the target are of the text.",
+         &Level::tokens);
+  out.family("fathom_speculative_plain_texts_total", "counter",
+             "Texts that went on plainly, though few were being written, by reason.");
+  for (const char* reason : {"seed", "failed"}) {
+    const auto found = s.plain_texts.find(reason);
+    out.sample(found != s.plain_texts.end() ? static_cast<double>(found->second) : 0, {{"reason", reason}});
+  }
+  out.counter("fathom_speculative_given_up_total",
+              "Times that speculation gave its blocks back to the texts.", static_cast<double>(s.given_up));
+}
+
 void add_engine(MetricsText& out, const EngineStats& s, const std::vector<std::int64_t>& layers) {
   const auto number = [](std::int64_t n) { return static_cast<double>(n); };
   out.gauge("fathom_requests_running", "Texts that the engine is writing.", number(s.running));
@@ -31,6 +57,7 @@ void add_engine(MetricsText& out, const EngineStats& s, const std::vector<std::i
   out.counter("fathom_preemptions_total", "Texts that gave their blocks away and were computed again.",
               number(s.preemptions));
   out.counter("fathom_rows_total", "Tokens that went through the model.", number(s.rows));
+  if (!s.cycles.levels.empty()) add_cycles(out, s.cycles);
   if (layers.empty()) return;
   out.family("fathom_routed_rows_total", "counter",
              "Tokens that a routed layer computed, of fathom_rows_total.");

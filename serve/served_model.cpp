@@ -90,6 +90,7 @@ std::vector<TextRequest> texts_of(const std::vector<PreparedPrompt>& prompts, co
       if (!options.ignore_eos) r.stop_tokens = model.stop_tokens;
       r.sampling = options.sampling;
       r.sampling.seed = seed_of(seed, j);
+      r.repeatable = options.seed.has_value();
       r.logprobs = options.logprobs >= 0;
       r.top_logprobs = std::max(0, options.logprobs);
       r.prompt_logprobs = echo && r.logprobs;

@@ -35,7 +35,9 @@ struct HttpReply {
 struct AnswerRecord {
   std::string id = {};  // of the completion
   std::int64_t prompt_tokens = -1, completion_tokens = -1;
-  std::string end = {};  // "left", "deadline", ... where it did not end well
+  std::int64_t verifications = 0,
+               verified_tokens = 0;  // by speculation: passes, and tokens that came of them
+  std::string end = {};              // "left", "deadline", ... where it did not end well
 };
 
 /// One request on its way to its answer. All but post() is called on the exchange's own strand of threads,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
 #include <thread>
@@ -9,6 +10,7 @@
 #include <gtest/gtest.h>
 
 #include "infer/engine.h"
+#include "infer/speculate/speculative_cycles.h"
 #include "serve/service.h"
 #include "src/core/stopwatch.h"
 #include "tests/devices.h"
@@ -74,12 +76,13 @@ struct TinyModel {
     return s;
   }
 
-  Engine engine(std::int64_t sequences, std::int64_t texts_of_cache) {
+  Engine engine(std::int64_t sequences, std::int64_t texts_of_cache, bool shared_noise = false) {
     EngineOptions o;
     o.rule = rule;
     o.vocab = tokenizer.vocab_size();
     o.max_sequences = sequences;
     o.prefix_cache = true;
+    o.shared_noise = shared_noise;
     o.cache.block = 16;
     const std::int64_t blocks = (model.config().max_seq_len + 15) / 16 + 1;
     o.cache.bytes = KvCache::entry_bytes(c, model) * 16 * blocks * 5 * texts_of_cache;
@@ -92,12 +95,19 @@ struct TinyOptions {
   std::int64_t sequences = 64;
   std::int64_t cache_texts = 64;  // that the cache holds at their longest
   std::int64_t context = 512;
+  std::optional<SpeculationOptions> speculation = {};
+  std::int64_t speculated_texts = 1;
+  bool shared_noise = false;
 };
 
 class TinyServer {
  public:
   explicit TinyServer(TinyOptions o = {})
-      : model_(o.context), engine_(model_.engine(o.sequences, o.cache_texts)) {
+      : model_(o.context), engine_(model_.engine(o.sequences, o.cache_texts, o.shared_noise)) {
+    if (o.speculation) {
+      cycles_.emplace(engine_.cached_model(), nullptr, *o.speculation, o.speculated_texts);
+      engine_.go_by(&*cycles_);
+    }
     o.service.http.port = 0;
     o.service.scheduler.sequences = o.sequences;
     served_ = std::make_unique<ServedModel>(model_.served());
@@ -125,6 +135,7 @@ class TinyServer {
   Service& service() { return *service_; }
   /// After stop().
   EngineStats stats() const { return engine_.stats(); }
+  TinyModel& model() { return model_; }
   /// A series of /metrics: "fathom_requests_running", labels and all.
   double metric(const std::string& name) const {
     const std::string text = "\n" + get(port(), "/metrics").body;
@@ -157,6 +168,7 @@ class TinyServer {
   static constexpr double kPatience = 120;  // seconds: under a sanitizer, on a busy machine
   TinyModel model_;
   Engine engine_;
+  std::optional<SpeculativeCycles> cycles_;
   std::unique_ptr<ServedModel> served_;
   std::unique_ptr<Service> service_;
   std::thread thread_;
