@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <iostream>
 #include <memory>
+#include <optional>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -11,7 +12,9 @@
 
 #include "app/command.h"
 #include "app/engine_flags.h"
+#include "app/speculation_room.h"
 #include "app/trained_model.h"
+#include "infer/speculate/speculative_cycles.h"
 #include "kernels/error.h"
 #include "serve/service.h"
 #include "src/core/stopwatch.h"
@@ -40,6 +43,8 @@ struct ServeFlags {
   serve::ServiceOptions service;
   serve::RequestLimits limits;
   EngineFlags engine;
+  SpeculationFlags speculation;
+  std::int64_t speculated_texts = 1;
 };
 
 // The folder's name: what a client calls the model where nobody says otherwise.
@@ -70,6 +75,84 @@ void warn_of_the_open(const ServeFlags& flags) {
         kKeyVariable);
 }
 
+/// The model, its engine, and what speculates.
+class ServedEngine {
+ public:
+  ServedEngine(const ServeFlags& flags, const Globals& globals)
+      : model_(open_model(flags.model, {.invariant = flags.invariant}, globals, flags.precision)),
+        routing_(model_.loaded.config.routing),
+        tokenizer_(tokenizer_of(model_.loaded, flags.tokenizer)) {
+    const Transformer& model = *model_.loaded.model;
+    if (flags.engine.kv > 0) model_.loaded.model->set_kv_bits(flags.engine.kv);
+    if (flags.threshold >= 0) routing_.causal.threshold = flags.threshold;
+    options_ = flags.engine.options(*model_.context, model, static_cast<std::size_t>(flags.engine.sequences));
+    options_.vocab = tokenizer_->vocab_size();
+    options_.prefix_cache = !flags.no_prefix_cache;
+    if (routing_.kind != RoutingKind::None) options_.rule = causal_rule(routing_);
+    std::optional<SpeculationOptions> speculation;
+    if (flags.speculation.asked()) speculation = speculation_of(flags, globals);
+    engine_.emplace(*model_.context, model, options_);
+    if (!speculation) return;
+    cycles_.emplace(engine_->cached_model(), draft_ ? &draft_->cached() : nullptr, *speculation,
+                    flags.speculated_texts);
+    engine_->go_by(&*cycles_);
+  }
+
+  Engine& engine() { return *engine_; }
+  const EngineOptions& options() const { return options_; }
+  serve::ServedModel served(const ServeFlags& flags, const std::string& name) const;
+
+ private:
+  // Before the engine's cache takes what memory there is.
+  SpeculationOptions speculation_of(const ServeFlags& flags, const Globals& globals) {
+    SpeculationOptions o = speculation_options(flags.speculation, *model_.loaded.model);
+    options_.shared_noise = o.tokens == RowRule::Tokens::SharedNoise;
+    if (flags.engine.cache_gb <= 0)
+      options_.cache.bytes +=
+          bytes_beside(*model_.context, *model_.loaded.model, o, flags.engine.block, flags.speculated_texts);
+    if (wants_model(o))
+      draft_.emplace(flags.speculation,
+                     DraftModel::Setting{.target = model_.loaded,
+                                         .tokenizer = tokenizer_.get(),
+                                         .invariant = flags.invariant,
+                                         .precision = flags.precision,
+                                         .block = flags.engine.block,
+                                         .chunk = options_.max_rows,
+                                         .texts = flags.speculated_texts},
+                     globals);
+    return o;
+  }
+
+  TrainedModel model_;
+  RoutingConfig routing_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  EngineOptions options_;
+  std::optional<DraftModel> draft_;
+  std::optional<Engine> engine_;
+  std::optional<SpeculativeCycles> cycles_;  // what it has of the engine's cache goes before that
+};
+
+serve::ServedModel ServedEngine::served(const ServeFlags& flags, const std::string& name) const {
+  const LoadedModel& loaded = model_.loaded;
+  serve::ServedModel served{.name = name,
+                            .created = std::time(nullptr),
+                            .tokenizer = tokenizer_.get(),
+                            .token_texts = serve::TokenTexts(*tokenizer_),
+                            .stop_tokens = loaded.ends.stops,
+                            .routed_layers = loaded.model->routed_layers(),
+                            .limits = flags.limits};
+  if (tokenizer_->end_of_document() >= 0) served.stop_tokens.push_back(tokenizer_->end_of_document());
+  served.limits.vocab = std::min(tokenizer_->vocab_size(), loaded.config.model.vocab_size);
+  served.limits.context = engine_->context();
+  if (routing_.looks_ahead()) {
+    served.limits.min_threshold = flags.min_threshold;
+    served.limits.max_threshold = flags.max_threshold;
+  }
+  served.limits.texts =
+      std::min(flags.limits.texts, flags.service.scheduler.sequences + flags.service.scheduler.queue);
+  return served;
+}
+
 void run(ServeFlags& flags, const Globals& globals) {
   const Stopwatch watch;
   if (flags.min_threshold > flags.max_threshold)
@@ -87,59 +170,38 @@ void run(ServeFlags& flags, const Globals& globals) {
   flags.service.http.body_bytes = static_cast<std::size_t>(flags.max_body_mb * 1e6);
   flags.service.scheduler.sequences = flags.engine.sequences;
   const std::string name = name_of_model(flags);
+  // Which levels can be had is known when the models are: nobody hears of a server that cannot be.
+  std::optional<ServedEngine> loaded;
+  if (flags.speculation.asked()) loaded.emplace(flags, globals);
   // Before the model: a port that is taken is known at once.
   serve::Service service(flags.service);
   // There is nothing to lose but the answers that a second signal gives up; destructors would wait for them.
   service.shut_down_on_signals([](int number) { std::_Exit(number > 1 ? 1 : 0); });
   service.start();
-  spdlog::info("Listening on {}; loading {}", service.url(), flags.model);
+  spdlog::info("Listening on {}{}", service.url(), loaded ? "" : "; loading " + flags.model);
   warn_of_the_open(flags);
-
-  const TrainedModel model =
-      open_model(flags.model, {.invariant = flags.invariant}, globals, flags.precision);
-  const LoadedModel& loaded = model.loaded;
-  if (flags.engine.kv > 0) loaded.model->set_kv_bits(flags.engine.kv);
-  RoutingConfig routing = loaded.config.routing;
-  if (flags.threshold >= 0) routing.causal.threshold = flags.threshold;
-  const std::unique_ptr<Tokenizer> tokenizer = tokenizer_of(loaded, flags.tokenizer);
-  EngineOptions options =
-      flags.engine.options(*model.context, *loaded.model, static_cast<std::size_t>(flags.engine.sequences));
-  options.vocab = tokenizer->vocab_size();
-  options.prefix_cache = !flags.no_prefix_cache;
-  if (routing.kind != RoutingKind::None) options.rule = causal_rule(routing);
-  Engine engine(*model.context, *loaded.model, options);
-
-  serve::ServedModel served{.name = name,
-                            .created = std::time(nullptr),
-                            .tokenizer = tokenizer.get(),
-                            .token_texts = serve::TokenTexts(*tokenizer),
-                            .stop_tokens = loaded.ends.stops,
-                            .routed_layers = loaded.model->routed_layers(),
-                            .limits = flags.limits};
-  if (tokenizer->end_of_document() >= 0) served.stop_tokens.push_back(tokenizer->end_of_document());
-  served.limits.vocab = std::min(tokenizer->vocab_size(), loaded.config.model.vocab_size);
-  served.limits.context = engine.context();
-  if (routing.looks_ahead()) {
-    served.limits.min_threshold = flags.min_threshold;
-    served.limits.max_threshold = flags.max_threshold;
-  }
-  served.limits.texts =
-      std::min(flags.limits.texts, flags.service.scheduler.sequences + flags.service.scheduler.queue);
+  if (!loaded) loaded.emplace(flags, globals);
+  Engine& engine = loaded->engine();
+  const serve::ServedModel served = loaded->served(flags, name);
 
   const EngineStats stats = engine.stats();
   spdlog::info("Serving {} on {} after {}: context {}, {} texts at the same time, {} of cache", name,
-               service.url(), format_duration(watch.seconds()), engine.context(), options.max_sequences,
+               service.url(), format_duration(watch.seconds()), engine.context(),
+               loaded->options().max_sequences,
                format_bytes(static_cast<double>(stats.blocks * stats.block_bytes)));
   if (globals.json) {
-    std::cout << nlohmann::json{{"url", service.url()},
-                                {"host", flags.service.http.host},
-                                {"port", service.port()},
-                                {"model", name},
-                                {"context", engine.context()},
-                                {"sequences", options.max_sequences},
-                                {"cache_bytes", stats.blocks * stats.block_bytes}}
-                     .dump()
-              << std::endl;
+    nlohmann::json line = {{"url", service.url()},
+                           {"host", flags.service.http.host},
+                           {"port", service.port()},
+                           {"model", name},
+                           {"context", engine.context()},
+                           {"sequences", loaded->options().max_sequences},
+                           {"cache_bytes", stats.blocks * stats.block_bytes}};
+    if (flags.speculation.asked()) {
+      line["speculate"] = flags.speculation.method;
+      line["speculate_max_requests"] = flags.speculated_texts;
+    }
+    std::cout << line.dump() << std::endl;
   }
   service.run(engine, served);
   spdlog::info("Stopped.");
@@ -210,13 +272,25 @@ void add_serve(CLI::App& app, Globals& globals) {
   add_precision_flag(*sub, flags->precision,
                      "fp32 | bf16 (on the CPU the weights alone) | auto: bf16 on a GPU, fp32 on the CPU");
   add_engine_flags(*sub, flags->engine);
+  add_speculation_flags(*sub, flags->speculation);
+  sub->add_option("--speculate-max-requests", flags->speculated_texts,
+                  "Texts up to which each goes by speculation; more share a pass of the model instead")
+      ->capture_default_str()
+      ->check(number_from_to(1, 1e4));
   add_global_flags(*sub, globals);
   sub->footer(
       "Examples:\n"
       "  fathom serve runs/mod\n"
       "  fathom serve llama --host 0.0.0.0 --port 8080 --api-key-file keys.txt --kv 4\n"
+      "  fathom serve runs/big --speculate triforce --draft runs/small\n"
       "  curl http://127.0.0.1:8000/v1/completions -d '{\"prompt\": \"The sea\"}'");
-  sub->callback([flags, &globals] { run(*flags, globals); });
+  sub->callback([flags, sub, &globals] {
+    check_speculation_flags(*sub, flags->speculation);
+    if (!flags->speculation.asked() && sub->count("--speculate-max-requests") > 0)
+      throw UsageError("--speculate-max-requests goes with --speculate.",
+                       "Say how: --speculate ngram, for one.");
+    run(*flags, globals);
+  });
 }
 
 }  // namespace fathom::app

@@ -54,12 +54,13 @@ SpeculationOptions speculation_options(const SpeculationFlags& flags, const Tran
 
 namespace {
 
-void require_same_tokenizer(const SpeculativeText& text, const SpeculationFlags& flags,
+void require_same_tokenizer(const SpeculationFlags& flags, const DraftModel::Setting& setting,
                             const LoadedModel& draft) {
-  const LoadedModel& target = text.model.loaded;
-  const std::string ours = text.tokenizer != nullptr ? text.tokenizer->hash() : target.meta.tokenizer_hash;
+  const LoadedModel& target = setting.target;
+  const Tokenizer* tokenizer = setting.tokenizer;
+  const std::string ours = tokenizer != nullptr ? tokenizer->hash() : target.meta.tokenizer_hash;
   std::string theirs = draft.meta.tokenizer_hash;
-  if (theirs.empty() && text.tokenizer != nullptr) theirs = tokenizer_of(draft)->hash();
+  if (theirs.empty() && tokenizer != nullptr) theirs = tokenizer_of(draft)->hash();
   if (!ours.empty() && ours == theirs) return;
   throw UserError(
       fmt::format("The draft {} has the tokenizer {}, and {} has {}: a draft proposes ids, so both need "
@@ -72,10 +73,10 @@ void require_same_tokenizer(const SpeculativeText& text, const SpeculationFlags&
 }  // namespace
 
 std::unique_ptr<WholeStep> open_steps(Context& c, const Transformer& model, const Causal& rule,
-                                      KvCache& cache, std::int64_t vocab) {
+                                      KvCache& cache, std::int64_t vocab, std::int64_t texts) {
   constexpr std::int64_t kSequences = 4;  // of a cache: a text, what was chosen of it, and its successor
   try {
-    return WholeStep::open(c, model, rule, cache, vocab, kSequences);
+    return WholeStep::open(c, model, rule, cache, vocab, texts * kSequences);
   } catch (const MemoryError&) {
     return nullptr;  // the cache has taken it all: op by op is slower and needs nothing of its own
   }
@@ -96,20 +97,32 @@ KvCacheOptions window_cache(const Context& c, const Transformer& model, const Wi
       .bytes = KvCache::entry_bytes(c, model) * block * (tokens / block + 3) * (model.config().depth + 1)};
 }
 
-SpeculationRoom::SmallModel::SmallModel(const SpeculationFlags& flags, const SpeculativeText& text,
-                                        std::int64_t chunk, const Globals& globals)
-    : trained(open_model(flags.draft, {.invariant = text.invariant}, globals, text.precision)) {
-  require_same_tokenizer(text, flags, trained.loaded);
-  const RoutingConfig& routing = trained.loaded.config.routing;
-  if (routing.kind != RoutingKind::None) rule = causal_rule(routing);
-  Context& c = *trained.context;
-  const Transformer& model = *trained.loaded.model;
-  cache.emplace(c, model,
-                window_cache(c, model, {.sinks = flags.sinks, .recent = flags.window}, text.engine.block));
+bool wants_model(const SpeculationOptions& options) {
+  return options.drafts() && options.draft == Draft::Model;
+}
+
+std::int64_t bytes_beside(const Context& c, const Transformer& model, const SpeculationOptions& options,
+                          std::int64_t block, std::int64_t texts) {
+  const std::int64_t blocks = tokens_beside(options) / block + 1;
+  return texts * KvCache::entry_bytes(c, model) * block * blocks * (model.config().depth + 1);
+}
+
+DraftModel::DraftModel(const SpeculationFlags& flags, const Setting& setting, const Globals& globals)
+    : trained_(open_model(flags.draft, {.invariant = setting.invariant}, globals, setting.precision)) {
+  require_same_tokenizer(flags, setting, trained_.loaded);
+  const RoutingConfig& routing = trained_.loaded.config.routing;
+  if (routing.kind != RoutingKind::None) rule_ = causal_rule(routing);
+  Context& c = *trained_.context;
+  const Transformer& model = *trained_.loaded.model;
+  KvCacheOptions options =
+      window_cache(c, model, {.sinks = flags.sinks, .recent = flags.window}, setting.block);
+  options.bytes *= setting.texts;
+  cache_.emplace(c, model, options);
   const std::int64_t vocab = model.config().vocab_size;
-  whole = open_steps(c, model, rule, *cache, vocab);
-  passes = ShortPasses::open(c, model, rule, *cache);
-  cached.emplace(CachedModel{c, model, rule, *cache, vocab, chunk, whole.get(), nullptr, passes.get()});
+  whole_ = open_steps(c, model, rule_, *cache_, vocab, setting.texts);
+  passes_ = ShortPasses::open(c, model, rule_, *cache_);
+  cached_.emplace(CachedModel{c, model, rule_, *cache_, vocab, setting.chunk, whole_.get(), nullptr,
+                              passes_.get()});
 }
 
 SpeculationRoom::SpeculationRoom(const SpeculationFlags& flags, const SpeculativeText& text,
@@ -118,13 +131,16 @@ SpeculationRoom::SpeculationRoom(const SpeculationFlags& flags, const Speculativ
   Context& c = *text.model.context;
   const Transformer& model = *text.model.loaded.model;
   EngineOptions engine = text.engine.options(c, model, 1);
-  if (text.engine.cache_gb <= 0) {
-    const std::int64_t blocks = tokens_beside(options_) / text.engine.block + 1;
-    engine.cache.bytes +=
-        KvCache::entry_bytes(c, model) * text.engine.block * blocks * (model.config().depth + 1);
-  }
-  const bool drafts = options_.method == Method::Triforce || options_.method == Method::Draft;
-  if (drafts && options_.draft == Draft::Model) draft_.emplace(flags, text, engine.max_rows, globals);
+  if (text.engine.cache_gb <= 0) engine.cache.bytes += bytes_beside(c, model, options_, text.engine.block, 1);
+  if (wants_model(options_))
+    draft_.emplace(flags,
+                   DraftModel::Setting{.target = text.model.loaded,
+                                       .tokenizer = text.tokenizer,
+                                       .invariant = text.invariant,
+                                       .precision = text.precision,
+                                       .block = text.engine.block,
+                                       .chunk = engine.max_rows},
+                   globals);
   cache_.emplace(c, model, engine.cache);
   const std::int64_t all = model.config().vocab_size;
   const std::int64_t vocab = text.tokenizer != nullptr ? std::min(all, text.tokenizer->vocab_size()) : all;

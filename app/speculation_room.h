@@ -15,6 +15,36 @@ SpeculationOptions speculation_options(const SpeculationFlags& flags, const Tran
 /// What proposes first: self-skip, ngram or --draft's model; empty: no draft.
 std::string draft_name(const SpeculationOptions& options, const SpeculationFlags& flags);
 
+/// A draft that is a model of its own, and a cache of its windows.
+class DraftModel {
+ public:
+  /// What stands around it: the model that it drafts for, and how the caches are laid out.
+  struct Setting {
+    const LoadedModel& target;
+    const Tokenizer* tokenizer;  // null: ids alone
+    bool invariant = false;
+    std::string precision;
+    std::int64_t block = 64;
+    std::int64_t chunk = 0;  // rows of a pass
+    std::int64_t texts = 1;  // at the same time
+  };
+  /// UserError: no such model, or one of another tokenizer.
+  DraftModel(const SpeculationFlags& flags, const Setting& setting, const Globals& globals);
+
+  const CachedModel& cached() const { return *cached_; }
+
+ private:
+  TrainedModel trained_;
+  Causal rule_;
+  std::optional<KvCache> cache_;
+  std::unique_ptr<WholeStep> whole_;
+  std::unique_ptr<ShortPasses> passes_;
+  std::optional<CachedModel> cached_;
+};
+
+/// Whether the options want a DraftModel.
+bool wants_model(const SpeculationOptions& options);
+
 class SpeculationRoom {
  public:
   /// Opens the draft, and takes the memory. All arguments outlive it. UserError: no such draft, or one of
@@ -24,33 +54,24 @@ class SpeculationRoom {
   const SpeculationOptions& options() const { return options_; }
   const CachedModel& target() const { return *target_; }
   /// Null: the draft is no model of its own.
-  const CachedModel* draft() const { return draft_ ? &*draft_->cached : nullptr; }
+  const CachedModel* draft() const { return draft_ ? &draft_->cached() : nullptr; }
 
  private:
-  /// A draft that is a model, and its cache.
-  struct SmallModel {
-    SmallModel(const SpeculationFlags& flags, const SpeculativeText& text, std::int64_t chunk,
-               const Globals& globals);
-
-    TrainedModel trained;
-    Causal rule;
-    std::optional<KvCache> cache;
-    std::unique_ptr<WholeStep> whole;
-    std::unique_ptr<ShortPasses> passes;
-    std::optional<CachedModel> cached;
-  };
-
   SpeculationOptions options_;
-  std::optional<SmallModel> draft_;
+  std::optional<DraftModel> draft_;
   std::optional<KvCache> cache_;
   std::unique_ptr<WholeStep> whole_;
   std::unique_ptr<ShortPasses> passes_;
   std::optional<CachedModel> target_;
 };
 
-/// Steps of one launch for the sequences of one text. Null: there are none, or no memory for them.
+/// Steps of one launch for the sequences of so many texts. Null: there are none, or no memory for them.
 std::unique_ptr<WholeStep> open_steps(Context& c, const Transformer& model, const Causal& rule,
-                                      KvCache& cache, std::int64_t vocab);
+                                      KvCache& cache, std::int64_t vocab, std::int64_t texts = 1);
+
+/// Bytes that speculation of so many texts takes beside them in the model's cache.
+std::int64_t bytes_beside(const Context& c, const Transformer& model, const SpeculationOptions& options,
+                          std::int64_t block, std::int64_t texts);
 
 /// A cache for a draft's window, before it moves and after.
 KvCacheOptions window_cache(const Context& c, const Transformer& model, const Window& window,
