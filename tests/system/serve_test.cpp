@@ -1,6 +1,8 @@
 // fathom serve as a process: from its first line to its exit status, with curl's and OpenAI's own clients.
+#include <algorithm>
 #include <cmath>
 #include <csignal>
+#include <iterator>
 #include <thread>
 
 #include <gmock/gmock.h>
@@ -194,6 +196,80 @@ TEST_F(Serve, RefusesInOneParagraph) {
   refused("run --port 0 --api-key-file nowhere.txt", 1, {"nowhere.txt", "key"});
   experiment_->trained("mod", "topk", "--set routing.causal.method=none");
   refused("topk --port 0", 1, {"routing.causal.method: none"});
+}
+
+// Bytes that are no characters are written as the server does, or as JSON's writer.
+std::string ascii_of(const json& text) {
+  std::string all = text, some;
+  std::copy_if(all.begin(), all.end(), std::back_inserter(some), [](char c) { return c >= 0; });
+  return some;
+}
+
+TEST_F(Serve, SpeculatesAndSaysWhatGenerateSays) {
+  experiment_->trained("dense", "small");
+  constexpr const char* kSmall =
+      " --retrieval-budget 16 --retrieval-chunk 2 --draft-window 8 --draft-sinks 2";
+  const json alone =
+      testing::fathom_command(*experiment_,
+                              "generate run -p 'The ' -n 20 --temperature 0 --invariant --json --threads 1")
+          .json();
+  const std::string drawn =
+      "generate run -p 'The ' -n 20 --seed 9 --temperature 0.7 --json --threads 1 --invariant";
+  const json seeded = testing::fathom_command(*experiment_, drawn).json();
+  const json noise =
+      testing::fathom_command(*experiment_, drawn + " --speculate ngram --coupling gumbel").json();
+  for (const std::string how : {"ngram --gamma 4", "draft", "draft --draft small --gamma 3",
+                                "retrieval --coupling gumbel", "triforce --speculate-max-requests 2"}) {
+    SCOPED_TRACE(how);
+    const auto server = start("--invariant --speculate " + how + (how[0] == 'n' ? "" : kSmall));
+    EXPECT_EQ(ready_["speculate"], how.substr(0, how.find(' ')));
+    json body = {{"prompt", "The "}, {"max_tokens", 20}, {"temperature", 0}};
+    const json r = serve::post(port(), "/v1/completions", body).json();
+    EXPECT_EQ(r["choices"][0]["text"], alone["text"]);
+    EXPECT_EQ(r["usage"]["routed_fraction_by_layer"], alone["routed_fraction"]);
+    body["temperature"] = 0.7;
+    body["seed"] = 9;
+    EXPECT_EQ(ascii_of(serve::post(port(), "/v1/completions", body).json()["choices"][0]["text"]),
+              ascii_of((how.ends_with("gumbel") ? noise : seeded)["text"]));
+    EXPECT_THAT(serve::get(port(), "/metrics").body,
+                HasSubstr("\nfathom_speculative_passes_total{level=\"target\"} "));
+    server->signal(SIGTERM);
+    EXPECT_EQ(server->wait().status, 0);
+  }
+}
+
+// In generate's words, and before anybody can connect.
+TEST_F(Serve, RefusesToSpeculateAsGenerateDoes) {
+  experiment_->trained("dense", "dense");
+  experiment_->trained("mod", "short", "--set model.max_seq_len=16 --set train.seq_len=16");
+  for (const char* command : {"tokenizer train text.jsonl --vocab 400 -o bpe.model",
+                              "data prepare text.jsonl --tokenizer bpe.model --valid-fraction 0.1 -o bpe.h5"})
+    ASSERT_EQ(testing::fathom_command(*experiment_, command).status, 0) << command;
+  experiment_->trained(
+      "dense", "other",
+      "--set data.train=bpe.h5 --set data.valid=bpe.valid.h5 --set data.tokenizer=bpe.model");
+  const auto refused = [&](const std::string& flags, int status, std::initializer_list<std::string> words) {
+    const testing::Outcome outcome = testing::fathom_command(*experiment_, "serve --port 0 " + flags);
+    testing::expect_refusal(outcome, status, words);
+    return outcome.err;
+  };
+  for (const std::string flags :
+       {"run --speculate often", "run --gamma 3", "run --draft ngram", "run --speculate ngram --gamma 40",
+        "run --speculate retrieval --draft ngram", "dense --speculate draft",
+        "dense --speculate draft --draft self-skip", "run --speculate retrieval --retrieval-budget 100000",
+        "run --speculate retrieval --retrieval-budget 20", "run --speculate draft --draft nowhere",
+        "run --speculate draft --draft other"}) {
+    const testing::Outcome generate = testing::fathom_command(*experiment_, "generate -p x -n 4 " + flags);
+    std::string words = refused(flags, generate.status, {});
+    const std::size_t help = words.find("see fathom serve --help");
+    if (help != std::string::npos) words.replace(help, 23, "see fathom generate --help");
+    EXPECT_EQ(words, generate.err) << flags;
+  }
+  refused("run --speculate draft --draft short", 1, {"draft's context is 16 tokens", "may come to"});
+  refused("run --speculate-max-requests 2", 2, {"--speculate-max-requests goes with --speculate"});
+  refused("run --speculate ngram --speculate-max-requests 0", 2, {"--speculate-max-requests"});
+  experiment_->trained("mod", "topk", "--set routing.causal.method=none");
+  refused("topk --speculate ngram", 1, {"routing.causal.method: none"});
 }
 
 TEST_F(Serve, OpenAisOwnClientUnderstandsIt) {
