@@ -85,7 +85,7 @@ class ServedEngine {
     const Transformer& model = *model_.loaded.model;
     if (flags.engine.kv > 0) model_.loaded.model->set_kv_bits(flags.engine.kv);
     if (flags.threshold >= 0) routing_.causal.threshold = flags.threshold;
-    options_ = flags.engine.options(*model_.context, model, static_cast<std::size_t>(flags.engine.sequences));
+    options_ = engine_options(flags);
     options_.vocab = tokenizer_->vocab_size();
     options_.prefix_cache = !flags.no_prefix_cache;
     if (routing_.kind != RoutingKind::None) options_.rule = causal_rule(routing_);
@@ -103,13 +103,15 @@ class ServedEngine {
   serve::ServedModel served(const ServeFlags& flags, const std::string& name) const;
 
  private:
+  EngineOptions engine_options(const ServeFlags& flags) const {
+    return flags.engine.options(*model_.context, *model_.loaded.model,
+                                static_cast<std::size_t>(flags.engine.sequences));
+  }
   // Before the engine's cache takes what memory there is.
   SpeculationOptions speculation_of(const ServeFlags& flags, const Globals& globals) {
     SpeculationOptions o = speculation_options(flags.speculation, *model_.loaded.model);
+    o.plain_first = 0;  // nobody is told how much faster it is
     options_.shared_noise = o.tokens == RowRule::Tokens::SharedNoise;
-    if (flags.engine.cache_gb <= 0)
-      options_.cache.bytes +=
-          bytes_beside(*model_.context, *model_.loaded.model, o, flags.engine.block, flags.speculated_texts);
     if (wants_model(o))
       draft_.emplace(flags.speculation,
                      DraftModel::Setting{.target = model_.loaded,
@@ -120,6 +122,11 @@ class ServedEngine {
                                          .chunk = options_.max_rows,
                                          .texts = flags.speculated_texts},
                      globals);
+    // Of what the draft has left.
+    options_.cache = engine_options(flags).cache;
+    if (flags.engine.cache_gb <= 0)
+      options_.cache.bytes +=
+          bytes_beside(*model_.context, *model_.loaded.model, o, flags.engine.block, flags.speculated_texts);
     return o;
   }
 

@@ -1,6 +1,7 @@
 // Speculative decoding whose single rows are whole steps of the GPU, between passes over proposals and rows
 // that are taken back: every token is the most likely one behind the text before it, or as good as that.
 #include "infer/speculate/speculation.h"
+#include "infer/speculate/speculative_cycles.h"
 #include "tests/infer/cuda/whole_step_models.h"
 
 namespace fathom {
@@ -10,6 +11,17 @@ using namespace whole_step_test;
 using Method = SpeculationOptions::Method;
 
 constexpr std::int64_t kContext = 320;
+
+/// Tokens of a text from `first` on, each against the CPU's logits of the text before it.
+void expect_likeliest(Pair& p, const Ids& ids, std::size_t first, const std::string& what) {
+  const std::vector<float> logits = causal_logits(p.cpu, p.on_cpu, ids, p.rule);
+  for (std::size_t i = first; i < ids.size(); ++i) {
+    const std::span<const float> row(logits.data() + (i - 1) * kVocab, kVocab);
+    const auto [least, most] = std::minmax_element(row.begin(), row.end());
+    const float chosen = row[static_cast<std::size_t>(ids[i])];
+    ASSERT_LT(*most - chosen, 0.03F * std::max(*most, -*least)) << what << ", token " << i;
+  }
+}
 
 class CudaSpeculationSteps : public testing_support::OnCuda<::testing::TestWithParam<Case>> {};
 
@@ -55,14 +67,53 @@ TEST_P(CudaSpeculationSteps, ChooseWhatTheWholePassFindsLikeliest) {
     }
     EXPECT_EQ(cache.pool().free_groups(), cache.pool().groups());
     ASSERT_EQ(ids.size(), request.prompt.size() + 90);
-    const std::vector<float> logits = causal_logits(p.cpu, p.on_cpu, ids, p.rule);
-    for (std::size_t i = request.prompt.size(); i < ids.size(); ++i) {
-      const std::span<const float> row(logits.data() + (i - 1) * kVocab, kVocab);
-      const auto [least, most] = std::minmax_element(row.begin(), row.end());
-      const float chosen = row[static_cast<std::size_t>(ids[i])];
-      ASSERT_LT(*most - chosen, 0.03F * std::max(*most, -*least))
-          << "method " << static_cast<int>(method) << ", " << proposals << " proposals, token " << i;
+    expect_likeliest(p, ids, request.prompt.size(),
+                     fmt::format("method {}, {} proposals", static_cast<int>(method), proposals));
+  }
+}
+
+// Cycles over the engine's own sequence, before and behind steps that it has beside another text.
+TEST_P(CudaSpeculationSteps, OfTheEnginesTextsDoSoToo) {
+  Pair p(shared_cuda(), GetParam(), kContext);
+  const Transformer& model = p.model();
+  Request request{.max_tokens = 90};
+  request.sampling.temperature = 0;
+  std::mt19937_64 r(3);
+  for (int i = 0; i < 120; ++i) request.prompt.push_back(static_cast<std::int32_t>(r() % 40));
+  for (const auto& [method, proposals] : std::vector<std::pair<Method, std::int64_t>>{
+           {Method::Ngram, 3}, {Method::Ngram, 0}, {Method::Retrieval, 2}, {Method::Retrieval, 0}}) {
+    SCOPED_TRACE(fmt::format("method {}, {} proposals", static_cast<int>(method), proposals));
+    SpeculationOptions o;
+    o.method = method;
+    o.proposals = proposals;
+    o.retrieval = {.budget = 64, .chunk = 4};
+    EngineOptions options;
+    options.rule = p.rule;
+    options.cache = {.block = 16,
+                     .bytes = KvCache::entry_bytes(p.gpu, model) * model.config().depth * 6 * kContext};
+    options.max_rows = 64;
+    options.max_sequences = 4;
+    options.prefix_cache = true;
+    Engine engine(p.gpu, model, options);
+    if (engine.cached_model().whole == nullptr) GTEST_SKIP() << "This GPU has no whole steps.";
+    SpeculativeCycles cycles(engine.cached_model(), nullptr, o);
+    engine.go_by(&cycles);
+    Ids ids = request.prompt;
+    const RequestId id = engine.submit(request);
+    for (int step = 0; !engine.idle(); ++step) {
+      if (step == 12 || step == 30) engine.submit({.prompt = {1, 2, 3}, .max_tokens = 5});
+      for (const Event& e : engine.step()) {
+        ASSERT_NE(e.finish, Finish::Error) << e.error;
+        if (e.request == id && e.has_token) ids.push_back(e.token.id);
+      }
     }
+    ASSERT_EQ(ids.size(), request.prompt.size() + 90);
+    const EngineStats stats = engine.stats();
+    EXPECT_EQ(stats.free_blocks, stats.blocks);
+    EXPECT_EQ(stats.cycles.plain_texts.size(), 0U);
+    EXPECT_GT(stats.cycles.levels.back().tokens, 20);
+    EXPECT_GT(stats.whole_steps, 0);
+    expect_likeliest(p, ids, request.prompt.size(), "of the engine");
   }
 }
 
