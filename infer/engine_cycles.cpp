@@ -58,7 +58,7 @@ void Engine::run_cycle(std::span<const Part> parts, std::vector<Event>& events) 
     if (event.finish != Finish::None) r.finished = true;
     describe(r, event);
     events.push_back(std::move(event));
-    if (event.finish != Finish::None && i + 1 < cycle.tokens.size())
+    if (r.finished && i + 1 < cycle.tokens.size())
       throw InternalError("[engine] tokens behind the end of a text");
   }
 }

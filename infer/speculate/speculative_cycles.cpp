@@ -55,7 +55,6 @@ void SpeculativeCycles::begin(Text& text, const CycleText& of) const {
 
 bool SpeculativeCycles::cycle(const CycleText& of, Cycle& result) {
   Text& text = texts_[of.id];
-  const std::int64_t tokens = target_.cache.tokens(of.sequence);
   try {
     begin(text, of);
     run(text, of, result);
@@ -65,7 +64,7 @@ bool SpeculativeCycles::cycle(const CycleText& of, Cycle& result) {
     // so.
   } catch (const std::bad_alloc&) {
   }
-  target_.cache.truncate(of.sequence, tokens);
+  target_.cache.truncate(of.sequence, std::ssize(of.ids) - 1);
   text = Text();
   text.is_plain = true;
   ++stats_.plain_texts["failed"];
