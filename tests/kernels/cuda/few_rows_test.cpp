@@ -22,6 +22,9 @@ struct Text {
 
 class CudaFewRows : public CudaKernels {
  protected:
+  CudaFewRows() { setenv("FATHOM_FEW_ROWS", "1", 1); }  // of codes as well
+  ~CudaFewRows() override { unsetenv("FATHOM_FEW_ROWS"); }
+
   void expect_like_the_cpu(const Text& t, unsigned seed) {
     CacheShape s{.rows = t.rows, .heads = t.heads, .kv_heads = t.kv_heads, .head_dim = t.head_dim};
     s.scale = 1 / std::sqrt(static_cast<double>(t.head_dim));
@@ -82,10 +85,13 @@ class CudaFewRows : public CudaKernels {
     const std::vector<Buffer> given = {Buffer(DType::BF16, wide, NAN), ours_pool, narrow, tables, ids, seen};
     const Buffer ours = run_on(cuda(), given, op)[0], again = run_on(cuda(), given, op)[0];
     EXPECT_EQ(ours.bytes(), again.bytes());
+    // What codes stand for is rounded to bf16, which moves a score of these queries: up to 0.039 in PyTorch
+    // with the same roundings, where keys and values of 16 bits, which are exact, have 0.005.
+    const double tolerance = t.bits == 16 ? 0.02 : 0.08;
     double mean = 0;
     for (std::int64_t i = 0; i < wide; ++i) mean += std::fabs(right[i]) / static_cast<double>(wide);
     for (std::int64_t i = 0; i < wide; ++i) {
-      ASSERT_NEAR(ours[i], right[i], 0.02 * (std::fabs(right[i]) + mean))
+      ASSERT_NEAR(ours[i], right[i], tolerance * (std::fabs(right[i]) + mean))
           << "row " << i / (t.heads * t.head_dim) << " head " << i / t.head_dim % t.heads << " element "
           << i % t.head_dim;
     }
