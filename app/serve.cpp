@@ -110,6 +110,8 @@ class ServedEngine {
   // Before the engine's cache takes what memory there is.
   SpeculationOptions speculation_of(const ServeFlags& flags, const Globals& globals) {
     SpeculationOptions o = speculation_options(flags.speculation, *model_.loaded.model);
+    // No more are written at the same time.
+    const std::int64_t texts = std::min<std::int64_t>(flags.speculated_texts, flags.engine.sequences);
     o.plain_first = 0;  // nobody is told how much faster it is
     options_.shared_noise = o.tokens == RowRule::Tokens::SharedNoise;
     if (wants_model(o))
@@ -120,13 +122,13 @@ class ServedEngine {
                                          .precision = flags.precision,
                                          .block = flags.engine.block,
                                          .chunk = options_.max_rows,
-                                         .texts = flags.speculated_texts},
+                                         .texts = texts},
                      globals);
     // Of what the draft has left.
     options_.cache = engine_options(flags).cache;
     if (flags.engine.cache_gb <= 0)
       options_.cache.bytes +=
-          bytes_beside(*model_.context, *model_.loaded.model, o, flags.engine.block, flags.speculated_texts);
+          bytes_beside(*model_.context, *model_.loaded.model, o, flags.engine.block, texts);
     return o;
   }
 

@@ -188,6 +188,8 @@ void Engine::make_room(std::vector<Part>& parts, std::vector<Event>& events) {
     rows.reserve(parts.size());
     for (const Part& p : parts) rows.push_back({p.request->sequence, p.rows});
     if (cache_.fits(rows)) return;
+    // What speculation holds while it rests is of use to nobody.
+    if (cycles_ != nullptr && !few_are_written() && cycles_->give_up()) continue;
     if (prefixes_ && prefixes_->forget_one()) continue;
     if (cycles_ != nullptr && cycles_->give_up()) continue;
     // A chunk of a prompt may be smaller.
@@ -260,13 +262,23 @@ void Engine::run(std::span<const Part> parts, std::vector<Event>& events,
     fail(parts, e.what(), events);
   } catch (const std::bad_alloc&) {
     fail(parts, "The machine has no memory left.", events);
-  } catch (...) {
-    // The cache has rows that were not computed: nobody goes on from them.
-    std::vector<Event> nobody;
-    fail(parts, "", nobody);
-    drop_finished();
+  } catch (const DeviceError&) {
+    give_away(parts);
     throw;
+  } catch (const std::exception& e) {
+    if (how != &Engine::run_cycle) {
+      give_away(parts);
+      throw;
+    }
+    fail(parts, e.what(), events);  // a pass of one text's own
   }
+}
+
+// The cache has rows that were not computed: nobody goes on from them.
+void Engine::give_away(std::span<const Part> parts) {
+  std::vector<Event> nobody;
+  fail(parts, "", nobody);
+  drop_finished();
 }
 
 void Engine::fail(std::span<const Part> parts, const std::string& error, std::vector<Event>& events) {

@@ -224,6 +224,7 @@ class Engine {
   void choose(Running& r, std::span<const float> logits, Event& event);
   void take(Running& r, const SampledToken& next, Event& event);
   static void fail(std::span<const Part> parts, const std::string& error, std::vector<Event>& events);
+  void give_away(std::span<const Part> parts);
   void finish_scored(std::vector<Event>& events);
   void finish(Running& r, Event& event);
   void describe(const Running& r, Event& event) const;

@@ -44,7 +44,9 @@ void Engine::run_cycle(std::span<const Part> parts, std::vector<Event>& events) 
   Running& r = *parts.front().request;
   Cycle cycle;
   r.had_cycles = true;
+  const bool is_of_prompt = r.computed < std::ssize(r.request.prompt);  // its last row, behind what is shared
   if (!cycles_->cycle({r.id, r.request, r.sequence, r.ids}, cycle)) return;
+  stats_.prompt_tokens += is_of_prompt ? 1 : 0;
   ++r.verifications;
   for (std::size_t i = 0; i < cycle.tokens.size(); ++i) {
     Event event;

@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "infer/logit_scan.h"
 #include "kernels/error.h"
 #include "src/core/splitmix64.h"
 
@@ -159,6 +160,11 @@ double uniform(std::uint64_t seed, std::uint64_t position) {
 
 SampledToken sample(std::span<const float> logits, const SamplingOptions& options, std::uint64_t position,
                     const TokenHistory& history, bool logprob) {
+  if (options.temperature <= 0 && options.logit_bias.empty() && !options.penalises()) {
+    const GreatestLogit best = greatest_logit(logits);
+    if (!best.finite) fail_not_finite(position);
+    return {best.id, logprob ? at(logits, best.id) - log_total(logits) : NAN};
+  }
   // As large as the vocabulary: fresh memory for each token would cost more.
   thread_local std::vector<double> z, weights;
   thread_local std::vector<std::int32_t> order;

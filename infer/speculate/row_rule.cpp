@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "infer/logit_scan.h"
 #include "infer/speculate/chance.h"
 #include "kernels/error.h"
 
@@ -14,9 +15,8 @@ Row RowRule::row(std::span<const float> logits, std::span<const std::int32_t> te
   const TokenHistory history{text.first(prompt), text.subspan(prompt)};
   Row row;
   if (sampling_.temperature <= 0) {
-    const SampledToken token = sample(logits, sampling_, text.size(), history, wants_sureness);
-    row.only = token.id;
-    row.sure = wants_sureness ? std::exp(token.logprob) : 1;
+    row.only = sample(logits, sampling_, text.size(), history, false).id;
+    row.sure = wants_sureness ? rough_share(logits, row.only) : 1;
     return row;
   }
   probabilities(logits, sampling_, text.size(), history, row.p);

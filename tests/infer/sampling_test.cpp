@@ -4,10 +4,12 @@
 #include <cmath>
 #include <functional>
 #include <numeric>
+#include <random>
 #include <set>
 
 #include <gtest/gtest.h>
 
+#include "infer/logit_scan.h"
 #include "kernels/error.h"
 
 namespace fathom {
@@ -58,6 +60,32 @@ TEST(Sampling, TemperatureZeroIsTheMostLikelyAndTiesGoToTheLowerId) {
     EXPECT_EQ(sample(Logits{7, 7}, {.temperature = 0}, position).id, 0);
   }
   EXPECT_EQ(sample(Logits{-5}, {.temperature = 0}, 0).id, 0);
+}
+
+// A bias on an id that there is not takes the way of those who have one.
+TEST(Sampling, TemperatureZeroIsTheSameWithAndWithoutAPassForBiases) {
+  std::mt19937 r(11);
+  std::normal_distribution<float> normal(0, 3);
+  for (const std::size_t vocab : {1U, 2U, 15U, 16U, 17U, 31U, 1003U}) {
+    for (int turn = 0; turn < 50; ++turn) {
+      Logits logits(vocab);
+      for (float& x : logits) x = turn % 3 == 0 ? std::round(normal(r)) : normal(r);  // ties, too
+      if (turn % 5 == 0 && vocab > 1) logits[r() % vocab] = -INFINITY;
+      const SampledToken fast = sample(logits, {.temperature = 0}, 5);
+      const SampledToken slow = sample(logits, {.temperature = 0, .logit_bias = {{-1, 1.0}}}, 5);
+      EXPECT_EQ(fast.id, slow.id);
+      EXPECT_EQ(fast.logprob, slow.logprob);
+      const double exact = std::exp(fast.logprob);
+      EXPECT_NEAR(rough_share(logits, fast.id), exact, 0.01 * exact);
+      const auto other = static_cast<std::int32_t>(r() % vocab);
+      const double of_other = std::exp(logprob_of(logits, other, 5));
+      if (of_other > 0) {
+        EXPECT_NEAR(rough_share(logits, other), of_other, 0.01 * of_other);
+      }
+    }
+  }
+  EXPECT_NEAR(rough_share(Logits{1000, 0, -INFINITY}, 0), 1, 0.01);
+  EXPECT_LT(rough_share(Logits{1000, 0, -INFINITY}, 1), 1e-30);
 }
 
 TEST(Sampling, LogprobIsBeforeTemperatureAndTopP) {
