@@ -121,8 +121,8 @@ DraftModel::DraftModel(const SpeculationFlags& flags, const Setting& setting, co
   const std::int64_t vocab = model.config().vocab_size;
   whole_ = open_steps(c, model, rule_, *cache_, vocab, setting.texts);
   passes_ = ShortPasses::open(c, model, rule_, *cache_);
-  cached_.emplace(CachedModel{c, model, rule_, *cache_, vocab, setting.chunk, whole_.get(), nullptr,
-                              passes_.get()});
+  cached_.emplace(
+      CachedModel{c, model, rule_, *cache_, vocab, setting.chunk, whole_.get(), nullptr, passes_.get()});
 }
 
 SpeculationRoom::SpeculationRoom(const SpeculationFlags& flags, const SpeculativeText& text,

@@ -473,5 +473,40 @@ TEST_F(EngineInput, StopTokensEndATextAndAreNotPartOfIt) {
   EXPECT_EQ(events[0].finish, Finish::Stop);
 }
 
+/// Of one text, whose passes fail as a mistake of the program would.
+class MistakenCycles final : public Cycles {
+ public:
+  std::int64_t most_texts() const override { return 4; }
+  bool takes(RequestId id, const Request& /*request*/) override { return id == mistaken; }
+  bool watches() const override { return false; }
+  bool cycle(const CycleText& /*text*/, Cycle& /*result*/) override {
+    throw InternalError("[cycles] mistaken");
+  }
+  bool give_up() override { return false; }
+  void leave(RequestId /*id*/) override {}
+  void end(RequestId /*id*/) override {}
+  CycleStats stats() const override { return {}; }
+  RequestId mistaken = 0;
+};
+
+TEST_F(EngineInput, WhatGoesWrongInOneTextsCycleEndsNoOther) {
+  Engine engine(m.c, m.model, options());
+  MistakenCycles cycles;
+  engine.go_by(&cycles);
+  cycles.mistaken = engine.submit({.prompt = {1, 2, 3}, .max_tokens = 20});
+  const RequestId other = engine.submit({.prompt = {1, 2, 3}, .max_tokens = 20});
+  std::int64_t tokens = 0;
+  std::string error;
+  while (!engine.idle()) {
+    for (const Event& e : engine.step()) {
+      if (e.request == other) tokens += e.has_token ? 1 : 0;
+      if (e.request == cycles.mistaken && e.finish == Finish::Error) error = e.error;
+    }
+  }
+  EXPECT_THAT(error, HasSubstr("mistaken"));
+  EXPECT_EQ(tokens, 20);
+  EXPECT_EQ(engine.stats().free_blocks, engine.stats().blocks);
+}
+
 }  // namespace
 }  // namespace fathom

@@ -502,45 +502,6 @@ TEST(SpeculativeCycles, PromptsBehindWhatIsSharedAreCounted) {
   }
 }
 
-/// Fails as a mistake of the program would.
-class MistakenCycles final : public Cycles {
- public:
-  std::int64_t most_texts() const override { return 4; }
-  bool takes(RequestId id, const Request& /*request*/) override { return id == mistaken; }
-  bool watches() const override { return false; }
-  bool cycle(const CycleText& /*text*/, Cycle& /*result*/) override {
-    throw InternalError("[cycles] mistaken");
-  }
-  bool give_up() override { return false; }
-  void leave(RequestId /*id*/) override {}
-  void end(RequestId /*id*/) override {}
-  CycleStats stats() const override { return {}; }
-  RequestId mistaken = 0;
-};
-
-TEST(SpeculativeCycles, WhatGoesWrongInOneTextsCycleEndsNoOther) {
-  Model m(make_cpu_backend({.invariant = true}, 1), DType::F32, depth(CausalMethod::Aux), kContext);
-  Server server(m, nullptr);
-  const Request q{.prompt = random_ids(30, 3), .max_tokens = 20, .sampling = {.temperature = 0}};
-  const Seen expected = alone(server, q);
-  MistakenCycles cycles;
-  server.engine.go_by(&cycles);
-  cycles.mistaken = server.engine.submit(q);
-  const RequestId other = server.engine.submit(q);
-  Seen seen{.request = q};
-  std::string error;
-  while (!server.engine.idle()) {
-    for (const Event& e : server.engine.step()) {
-      if (e.request == other) seen.take(e);
-      if (e.request == cycles.mistaken && e.finish == Finish::Error) error = e.error;
-    }
-  }
-  EXPECT_THAT(error, HasSubstr("mistaken"));
-  EXPECT_EQ(seen.ids, expected.ids);
-  EXPECT_TRUE(server.is_free());
-  server.engine.go_by(nullptr);
-}
-
 /// Has no memory left for one of its attentions.
 class FailingBackend final : public testing_support::ForwardingBackend {
  public:
