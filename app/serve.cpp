@@ -179,24 +179,21 @@ void run(ServeFlags& flags, const Globals& globals) {
   flags.service.http.body_bytes = static_cast<std::size_t>(flags.max_body_mb * 1e6);
   flags.service.scheduler.sequences = flags.engine.sequences;
   const std::string name = name_of_model(flags);
-  // Which levels can be had is known when the models are: nobody hears of a server that cannot be.
-  std::optional<ServedEngine> loaded;
-  if (flags.speculation.asked()) loaded.emplace(flags, globals);
   // Before the model: a port that is taken is known at once.
   serve::Service service(flags.service);
   // There is nothing to lose but the answers that a second signal gives up; destructors would wait for them.
   service.shut_down_on_signals([](int number) { std::_Exit(number > 1 ? 1 : 0); });
   service.start();
-  spdlog::info("Listening on {}{}", service.url(), loaded ? "" : "; loading " + flags.model);
+  spdlog::info("Listening on {}; loading {}", service.url(), flags.model);
   warn_of_the_open(flags);
-  if (!loaded) loaded.emplace(flags, globals);
-  Engine& engine = loaded->engine();
-  const serve::ServedModel served = loaded->served(flags, name);
+  ServedEngine loaded(flags, globals);
+  Engine& engine = loaded.engine();
+  const serve::ServedModel served = loaded.served(flags, name);
 
   const EngineStats stats = engine.stats();
   spdlog::info("Serving {} on {} after {}: context {}, {} texts at the same time, {} of cache", name,
                service.url(), format_duration(watch.seconds()), engine.context(),
-               loaded->options().max_sequences,
+               loaded.options().max_sequences,
                format_bytes(static_cast<double>(stats.blocks * stats.block_bytes)));
   if (globals.json) {
     nlohmann::json line = {{"url", service.url()},
@@ -204,7 +201,7 @@ void run(ServeFlags& flags, const Globals& globals) {
                            {"port", service.port()},
                            {"model", name},
                            {"context", engine.context()},
-                           {"sequences", loaded->options().max_sequences},
+                           {"sequences", loaded.options().max_sequences},
                            {"cache_bytes", stats.blocks * stats.block_bytes}};
     if (flags.speculation.asked()) {
       line["speculate"] = flags.speculation.method;

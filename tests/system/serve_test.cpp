@@ -261,6 +261,7 @@ TEST_F(Serve, RefusesToSpeculateAsGenerateDoes) {
         "run --speculate draft --draft other"}) {
     const testing::Outcome generate = testing::fathom_command(*experiment_, "generate -p x -n 4 " + flags);
     std::string words = refused(flags, generate.status, {});
+    words.erase(0, words.rfind("fathom: "));  // where it listened, until the models were there
     const std::size_t help = words.find("see fathom serve --help");
     if (help != std::string::npos) words.replace(help, 23, "see fathom generate --help");
     EXPECT_EQ(words, generate.err) << flags;
