@@ -175,12 +175,18 @@ TEST_F(Serve, FinishesWhatRunsOnSigtermAndEndsAtOnceOnASecond) {
   testing::wait_until([&] { return server->said("Stopping"); }, "the first signal");
   server->signal(SIGTERM);
   EXPECT_EQ(server->wait().status, 1);
-  // And after the worst end another one serves.
+  // And after the worst end, in the midst of an answer, another one serves.
   server = start();
+  Connection cut(port());
+  cut.send(longer);
+  wait_until_running(1);
   server->signal(SIGKILL);
   server->wait();
   server = start();
   EXPECT_EQ(serve::get(port(), "/health").status, 200);
+  Connection again(port());
+  again.send(request);
+  EXPECT_EQ(again.read().json()["choices"].size(), 100u);
 }
 
 TEST_F(Serve, RefusesInOneParagraph) {
