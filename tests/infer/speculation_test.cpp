@@ -18,6 +18,7 @@
 #include "tests/forwarding_backend.h"
 #include "tests/infer/all_outcomes.h"
 #include "tests/infer/tiny_models.h"
+#include "tests/infer/ways_to_speculate.h"
 #include "tests/quant/round_to_nearest.h"
 
 namespace fathom {
@@ -31,23 +32,14 @@ using ::testing::HasSubstr;
 
 constexpr std::int64_t kContext = 400;
 
-struct Way {
-  std::string name;
-  SpeculationOptions options;
-};
+using testing_support::skips;
+using testing_support::Way;
 
 SpeculationOptions options_of(Method method, Draft draft, std::int64_t proposals, std::int64_t between = 1) {
-  SpeculationOptions o;
-  o.method = method;
-  o.draft = draft;
-  o.retrieval = {.budget = 48, .chunk = 4};
-  o.window = {.sinks = 4, .recent = 24};
-  o.proposals = proposals;
-  o.proposals_between = between;
-  return o;
+  return testing_support::way_of(method, draft, proposals, between);
 }
 
-std::vector<Way> ways(bool skips) {
+std::vector<Way> ways(bool self_skips) {
   std::vector<Way> all = {{"plain", options_of(Method::Plain, Draft::Ngram, 1)},
                           {"ngram", options_of(Method::Ngram, Draft::Ngram, 4)},
                           {"retrieval", options_of(Method::Retrieval, Draft::Ngram, 6)},
@@ -56,16 +48,11 @@ std::vector<Way> ways(bool skips) {
                           {"triforce_model", options_of(Method::Triforce, Draft::Model, 6, 2)},
                           {"triforce_auto", options_of(Method::Triforce, Draft::Model, 0)},
                           {"triforce_ngram", options_of(Method::Triforce, Draft::Ngram, 5, 3)}};
-  if (skips) {
+  if (self_skips) {
     all.push_back({"self_skip", options_of(Method::Draft, Draft::SelfSkip, 4)});
     all.push_back({"triforce_self_skip", options_of(Method::Triforce, Draft::SelfSkip, 6, 1)});
   }
   return all;
-}
-
-bool skips(const Transformer& model) {
-  const auto routed = static_cast<std::int64_t>(model.routed_layers().size());
-  return routed > 0 && routed < model.config().depth;
 }
 
 KvCacheOptions cache_of(Context& c, const Transformer& model, std::int64_t tokens) {

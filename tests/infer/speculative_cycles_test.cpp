@@ -17,6 +17,7 @@
 #include "tests/forwarding_backend.h"
 #include "tests/infer/all_outcomes.h"
 #include "tests/infer/tiny_models.h"
+#include "tests/infer/ways_to_speculate.h"
 
 namespace fathom {
 namespace {
@@ -29,19 +30,10 @@ using ::testing::HasSubstr;
 
 constexpr std::int64_t kContext = 400;
 
-struct Way {
-  std::string name;
-  SpeculationOptions options;
-};
+using testing_support::Way;
 
 SpeculationOptions options_of(Method method, Draft draft, std::int64_t proposals, std::int64_t between = 1) {
-  SpeculationOptions o;
-  o.method = method;
-  o.draft = draft;
-  o.retrieval = {.budget = 48, .chunk = 4};
-  o.window = {.sinks = 4, .recent = 24};
-  o.proposals = proposals;
-  o.proposals_between = between;
+  SpeculationOptions o = testing_support::way_of(method, draft, proposals, between);
   o.plain_first = 0;
   return o;
 }
@@ -52,8 +44,7 @@ std::vector<Way> ways(const Transformer& model) {
                           {"draft", options_of(Method::Draft, Draft::Model, 3)},
                           {"triforce_model", options_of(Method::Triforce, Draft::Model, 6, 2)},
                           {"triforce_auto", options_of(Method::Triforce, Draft::Model, 0)}};
-  const auto routed = static_cast<std::int64_t>(model.routed_layers().size());
-  if (routed > 0 && routed < model.config().depth)
+  if (testing_support::skips(model))
     all.push_back({"self_skip", options_of(Method::Draft, Draft::SelfSkip, 4)});
   return all;
 }

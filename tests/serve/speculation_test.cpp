@@ -9,6 +9,7 @@
 #include <gmock/gmock.h>
 
 #include "infer/generate.h"
+#include "tests/infer/ways_to_speculate.h"
 #include "tests/io/temp.h"
 #include "tests/serve/tiny_server.h"
 
@@ -21,12 +22,7 @@ using Method = SpeculationOptions::Method;
 using Draft = SpeculationOptions::Draft;
 
 SpeculationOptions by(Method method, Draft draft, std::int64_t proposals) {
-  SpeculationOptions o;
-  o.method = method;
-  o.draft = draft;
-  o.retrieval = {.budget = 48, .chunk = 4};
-  o.window = {.sinks = 4, .recent = 24};
-  o.proposals = proposals;
+  SpeculationOptions o = testing_support::way_of(method, draft, proposals);
   o.plain_first = 0;
   return o;
 }
