@@ -91,6 +91,8 @@ void add_engine_bench_flags(CLI::App& sub, EngineBenchFlags& flags, Globals& glo
          "Texts that decode in steps of one launch each, on a GPU; more go op by op; default: 12, or as "
          "many as one step has room for")
       ->check(number_from_to(0, 1e6));
+  sub.add_flag("!--no-launch-ahead", flags.launches_ahead,
+               "Such a step is launched when the one before it has been looked at, not before");
   sub.add_flag("--invariant", flags.invariant, "Row-invariant kernels");
   add_global_flags(sub, globals);
 }
@@ -143,6 +145,7 @@ EngineBench prepare_engine(const EngineBenchFlags& flags, const Globals& globals
       .block = flags.block,
       .bytes = flags.batch * KvCache::entry_bytes(*s.c, *s.model) * flags.block * blocks * (m.depth + 1)};
   s.options.whole_rows = flags.whole_rows;
+  s.options.launches_ahead = flags.launches_ahead;
   s.options.max_sequences = flags.batch;
   // Prompts go on beside texts that decode.
   s.options.max_rows = std::max(flags.chunk > 0 ? flags.chunk : chunk_for(*s.backend), 2 * flags.batch);

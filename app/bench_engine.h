@@ -29,10 +29,11 @@ struct EngineBenchFlags {
   int activations = 16;  // bits of the rows that they read
   int kv = 16;           // bits of keys and values
   std::int64_t whole_rows = EngineOptions{}.whole_rows;
+  bool launches_ahead = true;
   bool invariant = false;
 };
 /// Declares --kv-heads, --chunk, --block, --precision, --weights, --group, --activations, --kv,
-/// --whole-rows, --invariant and the model's flags.
+/// --whole-rows, --no-launch-ahead, --invariant and the model's flags.
 void add_engine_bench_flags(CLI::App& sub, EngineBenchFlags& flags, Globals& globals);
 
 struct EngineBench {

@@ -13,13 +13,6 @@
 
 namespace fathom {
 
-namespace {
-
-// Texts up to which a step of one launch was faster than ops over all of them (docs/results/inference.md).
-constexpr std::int64_t kWholeRows = 12;
-
-}  // namespace
-
 const char* name_of(Finish finish) {
   switch (finish) {
     case Finish::None:
@@ -48,7 +41,7 @@ Engine::Engine(Context& c, const Transformer& model, const EngineOptions& option
     try {
       whole_ = WholeStep::open(
           c, model, options.rule, cache_, options_.vocab,
-          std::min(options.whole_rows < 0 ? kWholeRows : options.whole_rows, options.max_sequences));
+          std::min(options.whole_rows < 0 ? kMostWholeRows : options.whole_rows, options.max_sequences));
     } catch (const MemoryError&) {
       // The cache has taken it all: op by op is slower and needs nothing of its own.
     }
@@ -335,55 +328,6 @@ void Engine::drop_finished() {
     if (cycles_ != nullptr) cycles_->end(r.id);
   }
   running_.remove_if([](const Running& r) { return r.finished; });
-}
-
-std::int64_t Engine::most_whole_rows() const {
-  if (whole_ == nullptr) return 0;
-  return options_.whole_rows < 0 ? std::min(kWholeRows, whole_->most_rows()) : options_.whole_rows;
-}
-
-// Whether a part is a text's next token and nothing else.
-bool Engine::goes_whole(const Part& part) const {
-  const Running& r = *part.request;
-  const bool scored = r.request.prompt_logprobs && r.computed + 1 >= r.scored &&
-                      r.computed + 1 < static_cast<std::int64_t>(r.request.prompt.size());
-  return whole_ != nullptr && part.rows == 1 && r.left() == 1 && r.request.max_tokens > 0 && !scored;
-}
-
-// The device chooses where that needs nothing but the logits and the temperature; else it hands them over.
-bool Engine::device_chooses(const Running& r) const {
-  return !observer_ && !r.request.logprobs && r.request.top_logprobs == 0 &&
-         r.request.sampling.temperature_alone() &&
-         !(options_.shared_noise && r.request.sampling.temperature > 0);
-}
-
-void Engine::run_whole(std::span<const Part> parts, std::vector<Event>& events) {
-  std::vector<StepRow> rows;
-  for (const Part& p : parts) {
-    const Running& r = *p.request;
-    const SamplingOptions& s = r.request.sampling;
-    rows.push_back({r.sequence, r.ids.back(), r.computed, s.temperature, s.seed, r.request.threshold});
-  }
-  const std::vector<DecoderResult> results = whole_->run(rows);
-  ++stats_.whole_steps;
-  for (std::size_t i = 0; i < parts.size(); ++i) {
-    Running& r = *parts[i].request;
-    const DecoderResult& result = results[i];
-    stats_.add(result);
-    Event event;
-    event.request = r.id;
-    stats_.prompt_tokens += r.computed < static_cast<std::int64_t>(r.request.prompt.size()) ? 1 : 0;
-    if (result.finite && device_chooses(r)) {
-      take(r, {result.token, NAN}, event);
-    } else {
-      const std::vector<float> logits = whole_->logits(static_cast<std::int64_t>(i));
-      use_logits(r, r.computed + 1, std::span(logits).first(static_cast<std::size_t>(options_.vocab)), event);
-    }
-    ++r.computed;
-    if (event.finish != Finish::None) finish(r, event);
-    if (event.has_token) tell_routing(r, event);
-    if (event.has_token || event.finish != Finish::None) events.push_back(std::move(event));
-  }
 }
 
 // Thresholds by row only where they differ: each is a sum more in every routed layer.

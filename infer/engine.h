@@ -27,6 +27,9 @@
 
 namespace fathom {
 
+/// Texts up to which a step of one launch was faster than ops over all of them (docs/results/inference.md).
+inline constexpr std::int64_t kMostWholeRows = 12;
+
 struct EngineOptions {
   KvCacheOptions cache;
   std::int64_t max_sequences = 256;  // that run at the same time
@@ -37,6 +40,9 @@ struct EngineOptions {
   /// at a time, and reads all weights for these; where more texts decode, ops over all of them are faster.
   /// -1: as many as that is true of, and as one step has room for; 0: none; else so many, in several steps.
   std::int64_t whole_rows = -1;
+  /// A step of one launch is in line before the one before it has been looked at, where the device chooses
+  /// all of its tokens.
+  bool launches_ahead = true;
   /// Texts that begin as others did go on from what these left in the cache, in whole blocks: what stays of
   /// texts that are done gives way to those that run. The cache's block is then the least that is shared.
   bool prefix_cache = false;
@@ -200,6 +206,8 @@ class Engine {
            void (Engine::*how)(std::span<const Part>, std::vector<Event>&));
   void run_pass(std::span<const Part> parts, std::vector<Event>& events);
   void run_whole(std::span<const Part> parts, std::vector<Event>& events);
+  void launch_ahead(std::span<const Part> parts, std::vector<StepRow> rows,
+                    std::span<const std::int32_t> places);
   void run_cycles(std::span<const Part> parts, std::vector<Event>& events);
   void run_cycle(std::span<const Part> parts, std::vector<Event>& events);
   bool few_are_written() const;

@@ -217,9 +217,9 @@ std::int32_t KvCache::take_block(Sequence& s) {
   return block;
 }
 
-void KvCache::make_room(Sequence& s, Layer& layer) {
+void KvCache::make_room(Sequence& s, Layer& layer, std::int64_t rows) {
   if (layer.has_borrowed_tail) throw InternalError("[cache] an entry for a block that others have");
-  if (static_cast<std::int64_t>(layer.blocks.size()) < blocks_for(layer.entries + 1))
+  while (static_cast<std::int64_t>(layer.blocks.size()) < blocks_for(layer.entries + rows))
     layer.blocks.push_back(take_block(s));
 }
 
@@ -267,11 +267,11 @@ void KvCache::fill_random(Context& c) const {
   }
 }
 
-void KvCache::reserve(SequenceId id) {
+void KvCache::reserve(SequenceId id, std::int64_t rows) {
   Sequence& s = at(id);
-  if (dense_ > 0 && static_cast<std::int64_t>(s.groups.size()) < blocks_for(s.tokens + 1))
+  while (dense_ > 0 && static_cast<std::int64_t>(s.groups.size()) < blocks_for(s.tokens + rows))
     s.groups.push_back(pool_.take());
-  for (Layer& layer : s.routed) make_room(s, layer);
+  for (Layer& layer : s.routed) make_room(s, layer, rows);
 }
 
 void KvCache::commit(SequenceId id, std::span<const std::uint8_t> kept) {

@@ -142,8 +142,8 @@ class KvCache final : public AttentionCache {
   // For a decoder (kernels/decoder.h), which does a step by itself:
 
   bool has(SequenceId id) const { return sequences_.contains(id); }
-  /// Takes the blocks that one more entry in each layer needs. Fits must have said yes.
-  void reserve(SequenceId id);
+  /// Takes the blocks that `rows` more entries in each layer need. Fits must have said yes.
+  void reserve(SequenceId id, std::int64_t rows);
   /// The entry is there: in the dense layers, and in the routed ones that kept it.
   void commit(SequenceId id, std::span<const std::uint8_t> kept);
   /// Blocks of a sequence: table 0 is the dense layers', in groups; 1 + i that of routed layer number i.
@@ -191,7 +191,7 @@ class KvCache final : public AttentionCache {
   Tables upload(Context& c, const std::vector<const std::vector<std::int32_t>*>& blocks,
                 const std::vector<std::int32_t>& sequences, const std::vector<std::int32_t>& lengths) const;
   std::int32_t take_block(Sequence& s);
-  void make_room(Sequence& s, Layer& layer);
+  void make_room(Sequence& s, Layer& layer, std::int64_t rows = 1);
   void take_groups(Sequence& s);
   const Layer* routed(const Sequence& s, std::int64_t layer) const;
   std::int32_t number_of(const Sequence& s, std::int64_t layer, std::int64_t entry) const;

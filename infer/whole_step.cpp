@@ -116,36 +116,77 @@ std::int64_t WholeStep::slot_of(SequenceId id) {
   return static_cast<std::int64_t>(best);
 }
 
-std::vector<DecoderResult> WholeStep::run(std::span<const StepRow> rows) {
-  ++steps_;
-  std::vector<DecoderRow> to(rows.size());
-  std::vector<std::vector<std::int32_t>> entries;
-  for (const StepRow& row : rows) entries.push_back(cache_.routed_entries(row.sequence));
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    const StepRow& row = rows[i];
-    const std::int64_t held = cache_.tokens(row.sequence);
-    cache_.reserve(row.sequence);
-    const std::int64_t number = slot_of(row.sequence);
-    Slot& slot = slots_[static_cast<std::size_t>(number)];
-    slot.used = steps_;
-    for (std::int64_t table = 0; table < tables_; ++table) {
-      const std::span<const std::int32_t> blocks = cache_.blocks(row.sequence, table);
-      std::int64_t& known = slot.known[static_cast<std::size_t>(table)];
-      const std::int64_t before = table == 0 ? held : entries[i][static_cast<std::size_t>(table - 1)];
-      decoder_->set_blocks(number, table, known, blocks.subspan(static_cast<std::size_t>(known)),
-                           before > known * cache_.block());
-      known = static_cast<std::int64_t>(blocks.size());
-    }
-    to[i] = {number,
-             row.token,
-             static_cast<std::int32_t>(row.position),
-             static_cast<std::int32_t>(held),
-             entries[i].data(),
-             ops::fp32_below(logit(row.threshold.value_or(threshold_))),
-             row.temperature,
-             uniform(row.seed, static_cast<std::uint64_t>(row.position + 1))};
+// Where the row's entries go. What one that follows another adds is an entry behind those of a row that is
+// not over: one more in dense layers, perhaps one more in routed ones.
+DecoderRow WholeStep::place(const StepRow& row, const std::vector<std::int32_t>& entries) {
+  const std::int64_t ahead = row.follows < 0 ? 0 : 1;
+  const std::int64_t held = cache_.tokens(row.sequence) + ahead;
+  cache_.reserve(row.sequence, 1 + ahead);
+  const std::int64_t number = slot_of(row.sequence);
+  Slot& slot = slots_[static_cast<std::size_t>(number)];
+  slot.used = steps_;
+  for (std::int64_t table = 0; table < tables_; ++table) {
+    const std::span<const std::int32_t> blocks = cache_.blocks(row.sequence, table);
+    std::int64_t& known = slot.known[static_cast<std::size_t>(table)];
+    const std::int64_t before = table == 0 ? held : entries[static_cast<std::size_t>(table - 1)] + ahead;
+    decoder_->set_blocks(number, table, known, blocks.subspan(static_cast<std::size_t>(known)),
+                         before > known * cache_.block());
+    known = static_cast<std::int64_t>(blocks.size());
   }
-  std::vector<DecoderResult> results = decoder_->step(to);
+  return {.slot = number,
+          .token = row.token,
+          .position = static_cast<std::int32_t>(row.position),
+          .held = static_cast<std::int32_t>(held),
+          .entries = entries.data(),
+          .follows = row.follows,
+          .threshold = ops::fp32_below(logit(row.threshold.value_or(threshold_))),
+          .temperature = row.temperature,
+          .uniform = uniform(row.seed, static_cast<std::uint64_t>(row.position + 1))};
+}
+
+void WholeStep::launch(std::span<const StepRow> rows) {
+  ++steps_;
+  std::vector<std::vector<std::int32_t>> entries;
+  entries.reserve(rows.size());
+  std::vector<DecoderRow> to;
+  to.reserve(rows.size());
+  for (const StepRow& row : rows) {
+    entries.push_back(cache_.routed_entries(row.sequence));
+    to.push_back(place(row, entries.back()));
+  }
+  decoder_->launch(to);
+  under_way_.emplace_back(rows.begin(), rows.end());
+}
+
+std::vector<DecoderResult> WholeStep::wait() {
+  under_way_.pop_front();
+  std::vector<DecoderResult> results = decoder_->wait();
+  if (under_way_.empty()) return results;
+  for (StepRow& row : under_way_.front()) {
+    if (row.follows < 0) continue;
+    const DecoderResult& before = results[static_cast<std::size_t>(row.follows)];
+    row.token = before.finite ? before.token : -1;
+  }
+  return results;
+}
+
+std::int32_t WholeStep::find(const StepRow& row) const {
+  if (under_way_.empty()) return -1;
+  const std::vector<StepRow>& rows = under_way_.front();
+  const auto found = std::find_if(rows.begin(), rows.end(), [&](const StepRow& r) {
+    return r.sequence == row.sequence && r.position == row.position && r.token == row.token;
+  });
+  return found == rows.end() ? -1 : static_cast<std::int32_t>(found - rows.begin());
+}
+
+void WholeStep::give_up() {
+  while (is_under_way()) wait();
+}
+
+std::vector<DecoderResult> WholeStep::run(std::span<const StepRow> rows) {
+  give_up();
+  launch(rows);
+  std::vector<DecoderResult> results = wait();
   for (std::size_t i = 0; i < rows.size(); ++i) cache_.commit(rows[i].sequence, results[i].kept);
   return results;
 }

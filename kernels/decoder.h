@@ -72,7 +72,10 @@ struct DecoderRow {
   std::int32_t position = 0;              // and its place in the text
   std::int32_t held = 0;                  // entries that dense layers have: fewer where some were chosen
   const std::int32_t* entries = nullptr;  // those of the routed layers, in their order
-  float threshold = 0;                    // a routed layer computes it where its decision's logit is above
+  /// Which row of the step before, perhaps not over, is the same text's; -1: none. If there is one, `token`
+  /// is what it chooses, and the layers that keep it have an entry more than `entries`.
+  std::int32_t follows = -1;
+  float threshold = 0;  // a routed layer computes it where its decision's logit is above
   /// 0: the most likely token. Else a token is drawn from softmax(logits / temperature), the one in which the
   /// share `uniform` of [0, 1) falls, the tokens' probabilities laid side by side in the order of their ids.
   double temperature = 0;
@@ -94,10 +97,13 @@ class Decoder {
   /// `hold_entries`: earlier entries lie in them, not only what is to come.
   virtual void set_blocks(std::int64_t slot, std::int64_t table, std::int64_t first,
                           std::span<const std::int32_t> blocks, bool hold_entries) = 0;
-  /// Adds the rows' entries to the cache and chooses the tokens that follow. Every slot has blocks for one
-  /// more entry in each layer. Waits for the device.
-  virtual std::vector<DecoderResult> step(std::span<const DecoderRow> rows) = 0;
-  /// Of row `i` of the last step: the logits of all ids, fp32 [V], to the host.
+  /// Begins a step: adds the rows' entries to the cache and chooses the tokens that follow. Every slot has
+  /// blocks for one more entry in each layer, and for one beside it where the row follows another. Waits for
+  /// nothing; two steps at most are under way.
+  virtual void launch(std::span<const DecoderRow> rows) = 0;
+  /// The results of the earliest step under way, when it is over.
+  virtual std::vector<DecoderResult> wait() = 0;
+  /// Of row `i` of the step that wait() was for: the logits of all ids, fp32 [V], to the host.
   virtual void logits(std::int64_t i, std::span<float> out) = 0;
 };
 

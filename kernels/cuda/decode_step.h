@@ -45,6 +45,7 @@ struct DecodeCandidate {
 struct DecodeRow {
   int slot, token, position;
   int held;                   // entries of dense layers
+  int follows;                // the row of the launch before that is the same text's, or -1 (DecodeBefore)
   float inverse_temperature;  // 0: the most likely token
   float threshold;            // of a decision's logit
   double uniform;             // of [0, 1): what is drawn
@@ -61,6 +62,13 @@ struct DecodeOutcome {
   int token[kDecodeRows];
   int finite[kDecodeRows];
   std::uint8_t kept[kDecodeRouted][kDecodeRows];
+};
+
+/// What a launch leaves for the next one, which the host may have put in line before it has seen any of it: a
+/// row that follows another takes its token, and counts what it kept.
+struct DecodeBefore {
+  int token[kDecodeRows];
+  unsigned long long kept[kDecodeRows];  // a bit for each routed layer
 };
 
 struct DecodeStep {
@@ -97,6 +105,8 @@ struct DecodeStep {
   unsigned* arrivals;           // two counters, taken in turn
   int turn;                     // 0 or 1, this launch's
   DecodeOutcome* outcome;       // mapped host memory
+  DecodeBefore* left;           // the same for the next launch
+  const DecodeBefore* before;   // by the last one
   // The rows
   int rows;
   int ring;  // places, where warps of their own bring the weights

@@ -129,11 +129,18 @@ class CudaDecoder final : public Decoder {
     }
     take_memory();
     for (const DecodePlan& plan : plans_) prepare_decode(plan, shared);
-    void* outcome = nullptr;
-    check(cudaHostAlloc(&outcome, sizeof(DecodeOutcome), cudaHostAllocMapped), kOp);
-    outcome_.reset(outcome);
-    std::memset(outcome, 0, sizeof(DecodeOutcome));
-    check(cudaHostGetDevicePointer(reinterpret_cast<void**>(&step_.outcome), outcome, 0), kOp);
+    for (Launch& launch : launches_) {
+      void* outcome = nullptr;
+      check(cudaHostAlloc(&outcome, sizeof(DecodeOutcome), cudaHostAllocMapped), kOp);
+      launch.outcome.reset(outcome);
+      std::memset(outcome, 0, sizeof(DecodeOutcome));
+      check(cudaHostGetDevicePointer(reinterpret_cast<void**>(&launch.mapped), outcome, 0), kOp);
+      launch.over = make_event(kOp, cudaEventDisableTiming);
+    }
+  }
+  ~CudaDecoder() override {
+    // A launch that nobody waited for writes into what goes now.
+    if (under_way_ > 0) cudaStreamSynchronize(backend_.stream());
   }
 
   std::int64_t most_rows() const override { return static_cast<std::int64_t>(plans_.size()); }
@@ -155,17 +162,21 @@ class CudaDecoder final : public Decoder {
     backend_.copy_from_host(step_.tables + at, blocks.data(), blocks.size_bytes());
   }
 
-  std::vector<DecoderResult> step(std::span<const DecoderRow> rows) override {
+  void launch(std::span<const DecoderRow> rows) override {
     if (rows.empty() || rows.size() > plans_.size())
       throw InternalError("[decode_step] as many rows as most_rows() says");
+    if (under_way_ == std::ssize(launches_)) throw InternalError("[decode_step] two launches are under way");
+    const int before = step_.rows;
     step_.rows = static_cast<int>(rows.size());
     for (std::size_t i = 0; i < rows.size(); ++i) {
       const DecoderRow& r = rows[i];
+      if (r.follows >= before) throw InternalError("[decode_step] a row follows none of the step before");
       step_.row[i] = {
           static_cast<int>(r.slot),
           r.token,
           r.position,
           r.held,
+          r.follows,
           r.temperature > 0 ? static_cast<float>(std::clamp(1 / r.temperature, 1e-30, 1e30)) : 0.0F,
           r.threshold,
           r.uniform};
@@ -173,6 +184,11 @@ class CudaDecoder final : public Decoder {
     }
     DecodeStep next = step_;
     next.turn = 1 - step_.turn;
+    Launch& launch = launches_[static_cast<std::size_t>(next.turn)];
+    next.outcome = launch.mapped;
+    next.left = step_.left + next.turn;
+    next.before = step_.left + step_.turn;
+    next.logits = logits_of(next.turn);
     const DecodePlan& plan = plans_[rows.size() - 1];
     const DecodeRoom& room = plan.room_for(entry_share(rows));
     next.ring = room.ring;
@@ -180,11 +196,21 @@ class CudaDecoder final : public Decoder {
     // Only a launch makes the other turn's counter zero.
     step_.turn = next.turn;
     step_.updates = 0;
-    check(cudaStreamSynchronize(backend_.stream()), kOp);
+    launch.rows = rows.size();
+    ++under_way_;
+    check(cudaEventRecord(launch.over.get(), backend_.stream()), kOp);
+  }
 
-    const auto& outcome = *static_cast<const DecodeOutcome*>(outcome_.get());
-    std::vector<DecoderResult> results(rows.size());
-    for (std::size_t i = 0; i < rows.size(); ++i) {
+  std::vector<DecoderResult> wait() override {
+    if (under_way_ == 0) throw InternalError("[decode_step] no launch is under way");
+    // The last one, or of two the other.
+    waited_ = under_way_ == 1 ? step_.turn : 1 - step_.turn;
+    --under_way_;
+    const Launch& launch = launches_[static_cast<std::size_t>(waited_)];
+    check(cudaEventSynchronize(launch.over.get()), kOp);
+    const auto& outcome = *static_cast<const DecodeOutcome*>(launch.outcome.get());
+    std::vector<DecoderResult> results(launch.rows);
+    for (std::size_t i = 0; i < results.size(); ++i) {
       results[i].token = outcome.token[i];
       results[i].finite = outcome.finite[i] != 0;
       for (int l = 0; l < step_.routed_layers; ++l) results[i].kept.push_back(outcome.kept[l][i]);
@@ -193,12 +219,23 @@ class CudaDecoder final : public Decoder {
   }
 
   void logits(std::int64_t i, std::span<float> out) override {
-    if (i < 0 || i >= step_.rows || static_cast<int>(out.size()) > step_.vocab)
+    const auto rows = static_cast<std::int64_t>(launches_[static_cast<std::size_t>(waited_)].rows);
+    if (i < 0 || i >= rows || static_cast<int>(out.size()) > step_.vocab)
       throw InternalError("[decode_step] no such row of logits");
-    backend_.copy_to_host(out.data(), step_.logits + i * step_.vocab, out.size_bytes());
+    backend_.copy_to_host(out.data(), logits_of(waited_) + i * step_.vocab, out.size_bytes());
   }
 
  private:
+  /// One of two that the host may have to wait for.
+  struct Launch {
+    PinnedMemory outcome;
+    DecodeOutcome* mapped = nullptr;
+    EventHandle over;
+    std::size_t rows = 0;
+  };
+  float* logits_of(int turn) const {
+    return step_.logits + static_cast<std::int64_t>(turn) * kDecodeRows * step_.vocab;
+  }
   /// Bytes of keys and values that these rows read, for each byte of weights: of numbers of 16 bits, both.
   double entry_share(std::span<const DecoderRow> rows) const {
     double entries = 0;
@@ -303,10 +340,11 @@ class CudaDecoder final : public Decoder {
       take(step_.mixed, rows * n(step_.heads) * d);
       take(step_.activations, rows * n(step_.hidden));
       take(step_.predicted, 2 * rows * n(step_.predictor_hidden));
-      take(step_.logits, rows * n(step_.vocab));
+      take(step_.logits, 2 * rows * n(step_.vocab));
       take(step_.candidates, rows * n(blocks_));
       take(step_.sums, rows * n(blocks_));
       take(step_.arrivals, 2);
+      take(step_.left, 2);
       take(step_.tables,
            static_cast<std::size_t>(slots_) * n(1 + step_.routed_layers) * n(step_.most_blocks));
     };
@@ -321,7 +359,7 @@ class CudaDecoder final : public Decoder {
     move(step_.x), move(step_.branch), move(step_.to_norm), move(step_.qkv), move(step_.parts),
         move(step_.part_weights);
     move(step_.mixed), move(step_.activations), move(step_.predicted), move(step_.logits);
-    move(step_.candidates), move(step_.sums), move(step_.arrivals), move(step_.tables);
+    move(step_.candidates), move(step_.sums), move(step_.arrivals), move(step_.left), move(step_.tables);
   }
 
   CudaBackend& backend_;
@@ -330,7 +368,9 @@ class CudaDecoder final : public Decoder {
   std::vector<DecodePlan> plans_;
   DecodeStep step_{};
   DeviceMemory layers_, scales_, key_means_, memory_;
-  PinnedMemory outcome_;
+  std::array<Launch, 2> launches_;  // by turn
+  std::ptrdiff_t under_way_ = 0;
+  int waited_ = 0;  // the turn that wait() was for
 };
 
 }  // namespace

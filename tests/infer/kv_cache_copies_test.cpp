@@ -161,7 +161,7 @@ TEST(KvCacheRoom, WhatOneLayerHoldsTooMuchIsNotAnothers) {
     cache.assume(other, cache.block(), 0);
     if (cache.tokens(other) == 0) break;
   }
-  EXPECT_NO_THROW(cache.reserve(b));
+  EXPECT_NO_THROW(cache.reserve(b, 1));
 }
 
 // A chunk of one entry scores as its key does: the newest query's product with it.

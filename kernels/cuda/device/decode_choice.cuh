@@ -101,8 +101,13 @@ class DecodeChoice : DecodePhase {
       fixed_.greatest[row] = best.value;
       if (blockIdx.x != 0) continue;
       s_.outcome->finite[row] = best.finite;
-      if (s_.row[row].inverse_temperature == 0) s_.outcome->token[row] = best.id == kNobody ? 0 : best.id;
+      if (s_.row[row].inverse_temperature == 0) tell(row, best.id == kNobody ? 0 : best.id);
     }
+  }
+  /// To the host, and to the next launch.
+  __device__ __forceinline__ void tell(int row, int token) const {
+    s_.outcome->token[row] = token;
+    s_.left->token[row] = token;
   }
 
   // --- a draw: a token from softmax(z / temperature), for the rows that ask for one
@@ -150,7 +155,7 @@ class DecodeChoice : DecodePhase {
     for (int row = warp_; row < s_.rows; row += kDecodeWarps) {
       if (s_.row[row].inverse_temperature == 0 || fixed_.before[row] < 0) continue;
       const int id = find(row, ids, fixed_.before[row]);
-      if (lane_ == 0) s_.outcome->token[row] = id;
+      if (lane_ == 0) tell(row, id);
     }
   }
   /// The id in whose exponential the share falls; rounding may leave it behind the last one with any.

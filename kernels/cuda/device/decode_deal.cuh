@@ -40,14 +40,15 @@ struct AttentionDeal {
   int pieces;                // of a head; even: at the most
 
   /// With `rows` and `row` there, all the rest: by one thread. `routed`: the layer's number, or -1 in dense
-  /// ones.
-  __device__ __forceinline__ void deal(const DecodeStep& s, int routed) {
+  /// ones; `kept`: DecodeFixed::kept_before.
+  __device__ __forceinline__ void deal(const DecodeStep& s, const unsigned long long* kept, int routed) {
     constexpr int kMany = 4 * kDecodeWarps;  // steps of a block of threads
     const int all = static_cast<int>(gridDim.x);
     int sum = 0, longest = 1;
 #pragma unroll 1
     for (int i = 0; i < rows; ++i) {
-      entries[i] = routed < 0 ? s.row[row[i]].held : s.entries[row[i]][routed];
+      entries[i] = routed < 0 ? s.row[row[i]].held
+                              : s.entries[row[i]][routed] + static_cast<int>(kept[row[i]] >> routed & 1);
       steps[i] = max(1, (entries[i] + 15) / 16);
       start[i] = sum;
       sum += steps[i] * s.kv_heads;

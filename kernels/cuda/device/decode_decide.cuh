@@ -25,7 +25,10 @@ class DecodeDecision : DecodePhase {
       const bool is_computed = logit > s_.row[thread_].threshold;
       fixed_.is_computed[thread_] = is_computed;
       fixed_.gates[thread_] = gate_of(score);
-      if (blockIdx.x == 0) s_.outcome->kept[layer.routed][thread_] = is_computed ? 1 : 0;
+      if (blockIdx.x == 0) {
+        s_.outcome->kept[layer.routed][thread_] = is_computed ? 1 : 0;
+        if (is_computed) atomicOr(&s_.left->kept[thread_], 1ULL << layer.routed);
+      }
     }
     sync_workers();
     if (thread_ == 0) {

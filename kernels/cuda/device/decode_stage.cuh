@@ -118,7 +118,7 @@ class DecodeStage : DecodePhase {
     const std::int64_t at = static_cast<std::int64_t>(row) * s_.width + e;
     if (state_.met) return __ldcg(reinterpret_cast<const uint4*>(s_.to_norm + at));
     const uint4 raw = *reinterpret_cast<const uint4*>(
-        s_.embedding + static_cast<std::int64_t>(s_.row[row].token) * s_.width + e);
+        s_.embedding + static_cast<std::int64_t>(fixed_.tokens[row]) * s_.width + e);
     if (blockIdx.x == 0) {
       *reinterpret_cast<uint4*>(s_.to_norm + at) = raw;
       float* const to = s_.x + at;

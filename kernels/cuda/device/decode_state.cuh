@@ -29,6 +29,8 @@ struct DecodeFixed {
   float logits[kDecodeRows][kDecodeWarps];   // of predictors, likewise
   float scales[kDecodeRows];                 // 1 / rms of the staged rows
   float gates[kDecodeRows];
+  int tokens[kDecodeRows];
+  unsigned long long kept_before[kDecodeRows];  // by the row that this one follows, a bit a routed layer
   bool is_computed[kDecodeRows];
   AttentionDeal
       deals[2];  // of a dense layer's rows, the same in all of them; of those that a routed one computes
@@ -136,7 +138,7 @@ struct DecodeState {
   __device__ __forceinline__ void deal_entries(int routed) const {
     const int which = routed >= 0 ? 1 : 0, block = static_cast<int>(blockIdx.x);
     AttentionDeal& d = fixed.deals[which];
-    d.deal(s, routed);
+    d.deal(s, fixed.kept_before, routed);
     if (block >= d.blocks) return;
     fixed.first[which] =
         d.even ? d.piece_at(s, d.first_step(block), d.first_step(block + 1)) : d.piece_at(s, block, d.blocks);

@@ -185,6 +185,12 @@ class DecodeWhole {
     }
     if (blockIdx.x == 0) {
       for (int i = thread; i < s.updates; i += kDecodeThreads) s.tables[s.update[i].at] = s.update[i].block;
+      if (thread < s.rows) s.left->kept[thread] = 0;  // the same threads set its bits (DecodeDecision)
+    }
+    if (thread < s.rows) {
+      const DecodeRow& row = s.row[thread];
+      state_.fixed.tokens[thread] = row.follows < 0 ? row.token : s.before->token[row.follows];
+      state_.fixed.kept_before[thread] = row.follows < 0 ? 0 : s.before->kept[row.follows];
     }
     if (thread == 0) {
       const auto deal = [&](DecodeProduct p, int rows, int width, int half) {
