@@ -64,18 +64,15 @@ class CudaFewRows : public CudaKernels {
       narrow.set(i, queries[i]);
     }
     for (std::int64_t i = 0; i < t.rows; ++i) seen.set(i, static_cast<double>(t.entries - t.rows + i + 1));
-    // Codes lie alike on both; of keys that are numbers the CPU has an order of its own.
-    Buffer ours_pool = pool;
-    if (t.bits == 16) {
-      Buffer narrow_all(DType::BF16, exact.size());
-      for (std::int64_t i = 0; i < exact.size(); ++i) narrow_all.set(i, exact[i]);
-      ours_pool =
-          run_on(cuda(),
-                 {Buffer(DType::BF16, size, NAN), narrow_all, tables, Buffer(DType::I32, t.entries), lengths},
-                 [&](Backend& b, const std::vector<View>& v) {
-                   b.cache_append(v[0], v[1], v[2], v[3], v[4], all);
-                 })[0];
-    }
+    // Keys lie in an order of their own on the CPU, as numbers and as codes.
+    Buffer narrow_all(DType::BF16, exact.size());
+    for (std::int64_t i = 0; i < exact.size(); ++i) narrow_all.set(i, exact[i]);
+    const Buffer ours_empty = t.bits < 16 ? empty : Buffer(DType::BF16, size, NAN);
+    const Buffer ours_pool =
+        run_on(cuda(), {ours_empty, narrow_all, tables, Buffer(DType::I32, t.entries), lengths},
+               [&](Backend& b, const std::vector<View>& v) {
+                 b.cache_append(v[0], v[1], v[2], v[3], v[4], all);
+               })[0];
     const Op op = [&](Backend& b, const std::vector<View>& v) {
       b.cached_attention(v[0], v[1], v[2], v[3], v[4], v[5], s);
     };
