@@ -89,19 +89,21 @@ class Composition {
     last_.assume(text_, plain.kept);
     const bool retrieves = method == "retrieval" || method == "triforce";
     const std::string draft = with(flags, method).draft;
+    const bool by_sureness = options_.proposals == 0;
     if (method == "ngram") {
       add(std::make_unique<NgramLevel>(rule_, target.vocab), "ngram");
     } else if (method != "retrieval" && options_.draft == SpeculationOptions::Draft::SelfSkip) {
-      add(std::make_unique<SelfSkipLevel>(last_, rule_, options_.window), "self-skip");
+      add(std::make_unique<SelfSkipLevel>(last_, rule_, by_sureness, options_.window), "self-skip");
     } else if (method != "retrieval" && options_.draft == SpeculationOptions::Draft::Ngram) {
       throw UsageError("An n-gram has nothing to go by in a random text.",
                        "Take --draft PRESET or self-skip.");
     } else if (method != "retrieval") {
       draft_.emplace(flags, draft, s);
-      add(std::make_unique<WindowLevel>(*draft_->cached, rule_, options_.window), draft);
+      add(std::make_unique<WindowLevel>(*draft_->cached, rule_, by_sureness, options_.window), draft);
     }
     if (retrieves)
-      add(std::make_unique<RetrievalLevel>(last_, rule_, inner_.empty(), options_.retrieval), "retrieval");
+      add(std::make_unique<RetrievalLevel>(last_, rule_, inner_.empty() && by_sureness, options_.retrieval),
+          "retrieval");
     for (std::size_t i = 0; i < inner_.size(); ++i) {
       acceptance_.push_back(i == 0 ? 0 : given(flags, 2, method));
       force(*inner_[i], acceptance_.back());

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "infer/kv_cache.h"
+#include "infer/pieces.h"
 #include "kernels/error.h"
 
 namespace fathom {
@@ -97,11 +98,17 @@ void KvCache::append_chosen(Context& c, SequenceId to, SequenceId from, std::int
     const Chosen& entries = chosen.at(l);
     const auto n = static_cast<std::int64_t>(entries.size()) / shape_.kv_heads;
     if (!is_routed_[l] && n != tokens) throw InternalError("[cache] dense layers have as many entries");
+    const std::size_t before = copies.to.size();
+    for (auto& of_head : copies.from) of_head.resize(before + static_cast<std::size_t>(n));
+    const std::int64_t held = entries_of(from, layer, source.tokens);
+    if (std::any_of(entries.begin(), entries.end(), [&](auto e) { return e < 0 || e >= held; }))
+      throw InternalError("[cache] an entry that a sequence does not have");
+    for_pieces(shape_.kv_heads, 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin * n; i < end * n; ++i)
+        copies.from[static_cast<std::size_t>(i / n)][before + static_cast<std::size_t>(i % n)] =
+            number_of(source, layer, entries[static_cast<std::size_t>(i)]);
+    });
     for (std::int64_t i = 0; i < n; ++i) {
-      for (std::int64_t g = 0; g < shape_.kv_heads; ++g) {
-        const std::int64_t entry = entries[static_cast<std::size_t>(g * n + i)];
-        copies.from[static_cast<std::size_t>(g)].push_back(number_of(source, layer, entry));
-      }
       std::int64_t place = first + i;
       if (is_routed_[l]) {
         Layer& more = target.routed[static_cast<std::size_t>(place_[l])];

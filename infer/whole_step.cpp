@@ -141,7 +141,8 @@ DecoderRow WholeStep::place(const StepRow& row, const std::vector<std::int32_t>&
           .follows = row.follows,
           .threshold = ops::fp32_below(logit(row.threshold.value_or(threshold_))),
           .temperature = row.temperature,
-          .uniform = uniform(row.seed, static_cast<std::uint64_t>(row.position + 1))};
+          .uniform = uniform(row.seed, static_cast<std::uint64_t>(row.position + 1)),
+          .wants_share = row.wants_share};
 }
 
 void WholeStep::launch(std::span<const StepRow> rows) {

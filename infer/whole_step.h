@@ -29,6 +29,7 @@ struct StepRow {
   std::optional<double> threshold = {};  // of its routing; none: the rule's
   /// Which row of the step under way is the same text's: its token is what that one chooses. -1: none.
   std::int32_t follows = -1;
+  bool wants_share = false;  // DecoderResult::share; at temperature 0
 };
 
 class WholeStep {

@@ -80,11 +80,13 @@ struct DecoderRow {
   /// share `uniform` of [0, 1) falls, the tokens' probabilities laid side by side in the order of their ids.
   double temperature = 0;
   double uniform = 0;
+  bool wants_share = false;  // DecoderResult::share of the most likely token, which costs a moment more
 };
 
 struct DecoderResult {
   std::int32_t token = 0;
   bool finite = true;              // all of the row's logits
+  float share = 0;                 // of the most likely token in softmax(logits), where that was wanted
   std::vector<std::uint8_t> kept;  // by routed layer
 };
 

@@ -10,9 +10,9 @@
 
 #include <fmt/format.h>
 
+#include "infer/pieces.h"
 #include "infer/quant/block_product.h"
 #include "infer/quant/inverse_cholesky.h"
-#include "infer/quant/pieces.h"
 #include "kernels/error.h"
 
 namespace fathom {

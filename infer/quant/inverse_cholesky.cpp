@@ -6,8 +6,8 @@
 
 #include <fmt/format.h>
 
+#include "infer/pieces.h"
 #include "infer/quant/block_product.h"
-#include "infer/quant/pieces.h"
 #include "kernels/error.h"
 
 namespace fathom {

@@ -7,7 +7,7 @@
 
 #include <fmt/format.h>
 
-#include "infer/quant/pieces.h"
+#include "infer/pieces.h"
 #include "kernels/error.h"
 
 namespace fathom {

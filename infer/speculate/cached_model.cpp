@@ -28,18 +28,54 @@ std::int64_t CachedModel::rows_that_fit(SequenceId sequence, std::int64_t rows,
   return 0;
 }
 
-std::vector<float> CachedModel::add(SequenceId sequence, std::span<const std::int32_t> tokens,
-                                    std::int64_t position, std::int64_t wanted) const {
+// The device has chosen anyhow.
+PassRows CachedModel::add_whole(SequenceId sequence, std::int32_t token, std::int64_t position,
+                                Wanted what) const {
+  const bool skips = rule.blocks == Causal::Blocks::Skipped;  // nothing is above 1
+  const StepRow row{.sequence = sequence,
+                    .token = token,
+                    .position = position,
+                    .threshold = skips ? 1 : rule.threshold,
+                    .wants_share = what == Wanted::LikeliestAndShare};
+  const DecoderResult result = whole->run({&row, 1}).front();
+  if (counts != nullptr) counts->add(result);
+  PassRows told;
+  if (what != Wanted::Logits && result.finite) {
+    told.choices.push_back({result.token, what == Wanted::LikeliestAndShare ? result.share : 1.0});
+    return told;
+  }
+  told.logits = whole->logits(0);
+  told.logits.resize(static_cast<std::size_t>(vocab));
+  return told;
+}
+
+/// `logits` [rows, V] on the device.
+PassRows CachedModel::tell(const Tensor& logits, Wanted what) const {
+  const std::int64_t width = model.config().vocab_size, rows = logits.size() / width;
+  PassRows told;
+  if (what == Wanted::Likeliest) {
+    std::vector<TokenPick> picks(static_cast<std::size_t>(rows));
+    if (c.backend().choose_tokens(picks, logits, width, vocab) &&
+        std::all_of(picks.begin(), picks.end(), [](const TokenPick& p) { return p.finite; })) {
+      for (const TokenPick& p : picks) told.choices.push_back({p.token, 1});
+      return told;
+    }
+  }
+  told.logits = to_floats(c.backend(), logits);
+  if (width == vocab) return told;
+  for (std::int64_t i = 1; i < rows; ++i)
+    std::copy_n(told.logits.begin() + i * width, vocab, told.logits.begin() + i * vocab);
+  told.logits.resize(static_cast<std::size_t>(rows * vocab));
+  return told;
+}
+
+PassRows CachedModel::add(SequenceId sequence, std::span<const std::int32_t> tokens, std::int64_t position,
+                          std::int64_t wanted, Wanted what) const {
   const NoGrad no_grad(c);
   const auto size = static_cast<std::int64_t>(tokens.size());
-  std::vector<float> found;
-  const auto append_rows = [&](const std::vector<float>& all) {
-    const auto width = static_cast<std::ptrdiff_t>(model.config().vocab_size);
-    for (std::int64_t i = 0; i < wanted; ++i)
-      found.insert(found.end(), all.begin() + i * width, all.begin() + i * width + vocab);
-  };
   // The rows that are wanted come in one pass.
   const std::int64_t before = size - std::max<std::int64_t>(wanted, std::min(size, max_rows));
+  PassRows told;
   for (std::int64_t done = 0; done < size;) {
     const std::int64_t n = rows_that_fit(
         sequence, done < before ? std::min(max_rows, before - done) : size - done, size - done - wanted);
@@ -49,6 +85,12 @@ std::vector<float> CachedModel::add(SequenceId sequence, std::span<const std::in
                       cache.pool().blocks(), cache.block(), position + done),
           "Give the cache more memory.");
     }
+    if (whole != nullptr && size == 1 && wanted == 1) return add_whole(sequence, tokens[0], position, what);
+    if (passes != nullptr && n == size && wanted > 0 && size <= ShortPasses::kMostRows) {
+      const Tensor logits = passes->run(sequence, tokens, position, wanted);
+      if (counts != nullptr) counts->rows += n;
+      return tell(logits, what);
+    }
     HostBatch host;
     host.batch = 1;
     host.seq = n;
@@ -57,23 +99,6 @@ std::vector<float> CachedModel::add(SequenceId sequence, std::span<const std::in
     std::iota(host.positions.begin(), host.positions.end(), static_cast<std::int32_t>(position + done));
     host.documents.assign(static_cast<std::size_t>(n), 0);
     const NewRows rows{sequence, n};
-    if (whole != nullptr && size == 1 && wanted == 1) {
-      const bool skips = rule.blocks == Causal::Blocks::Skipped;  // nothing is above 1
-      const StepRow row{.sequence = sequence,
-                        .token = tokens[0],
-                        .position = position,
-                        .threshold = skips ? 1 : rule.threshold};
-      const std::vector<DecoderResult> results = whole->run({&row, 1});
-      if (counts != nullptr) counts->add(results.front());
-      found = whole->logits(0);
-      found.resize(static_cast<std::size_t>(vocab));
-      return found;
-    }
-    if (passes != nullptr && n == size && wanted > 0 && size <= ShortPasses::kMostRows) {
-      append_rows(passes->run(sequence, tokens, position, wanted));
-      if (counts != nullptr) counts->rows += n;
-      return found;
-    }
     Batch batch = upload(c, host);
     batch.cache = &cache;
     cache.begin(c, {&rows, 1});
@@ -85,9 +110,9 @@ std::vector<float> CachedModel::add(SequenceId sequence, std::span<const std::in
     std::iota(last.begin(), last.end(), static_cast<std::int32_t>(n - wanted));
     const Tensor at = c.empty({wanted}, DType::I32);
     from_host(c.backend(), at, last);
-    append_rows(to_floats(c.backend(), model.logits(c, ops::gather_rows(c, result.hidden, at))));
+    told = tell(model.logits(c, ops::gather_rows(c, result.hidden, at)), what);
   }
-  return found;
+  return told;
 }
 
 }  // namespace fathom

@@ -14,6 +14,24 @@
 
 namespace fathom {
 
+/// What somebody wants to know of a pass's rows. Where it is not the logits these stay on the device, if that
+/// can say the rest: they are the most of what a pass would bring to the host.
+enum class Wanted : std::uint8_t {
+  Logits,
+  Likeliest,          // the most likely id, of equal ones the lowest
+  LikeliestAndShare,  // and its probability
+};
+
+/// What it is told.
+struct PassRows {
+  struct Choice {
+    std::int32_t id = 0;
+    double share = 1;  // where it was wanted
+  };
+  std::vector<float> logits;    // [rows * vocab]; none where there are
+  std::vector<Choice> choices;  // by row
+};
+
 struct CachedModel {
   Context& c;
   const Transformer& model;
@@ -31,11 +49,14 @@ struct CachedModel {
 
   /// Adds tokens to a sequence, the first of them at `position` of its text, in passes of at most max_rows,
   /// and of fewer where the cache is nearly full.
-  /// Logits of the last `wanted` rows, [wanted * vocab]. UserError: the cache has no room for them.
-  std::vector<float> add(SequenceId sequence, std::span<const std::int32_t> tokens, std::int64_t position,
-                         std::int64_t wanted) const;
+  /// Of the last `wanted` rows what is wanted, or the logits, where the backend does not choose or one is not
+  /// finite. UserError: the cache has no room for them.
+  PassRows add(SequenceId sequence, std::span<const std::int32_t> tokens, std::int64_t position,
+               std::int64_t wanted, Wanted what = Wanted::Logits) const;
 
  private:
+  PassRows add_whole(SequenceId sequence, std::int32_t token, std::int64_t position, Wanted what) const;
+  PassRows tell(const Tensor& logits, Wanted what) const;
   std::int64_t rows_that_fit(SequenceId sequence, std::int64_t rows, std::int64_t divisible) const;
 };
 

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "infer/pieces.h"
+
 namespace fathom {
 
 namespace {
@@ -23,8 +25,8 @@ Causal skipping(Causal rule) {
 }  // namespace
 
 GatheredLevel::GatheredLevel(const TargetLevel& target, const Causal& rule, const RowRule& rows,
-                             bool is_draft)
-    : target_(target), m_(target.cached()), rule_(rows), is_draft_(is_draft) {
+                             bool wants_sureness)
+    : target_(target), m_(target.cached()), rule_(rows), wants_sureness_(wants_sureness) {
   if (rule.blocks != m_.rule.blocks) {
     if (m_.skipping == nullptr) own_passes_ = ShortPasses::open(m_.c, m_.model, rule, m_.cache);
     m_.passes = m_.skipping != nullptr ? m_.skipping : own_passes_.get();
@@ -54,10 +56,11 @@ bool GatheredLevel::rows(std::span<const std::int32_t> text, std::int64_t propos
   m_.cache.truncate(sequence_.id(), base_ + static_cast<std::int64_t>(kept - settled));
   const auto more = static_cast<std::int64_t>(text.size() - kept);
   if (!m_.cache.has_room(sequence_.id(), more, more, target_needs())) return false;
-  const std::vector<float> logits =
-      m_.add(sequence_.id(), text.subspan(kept), static_cast<std::int64_t>(kept), proposed + 1);
+  const PassRows told = m_.add(sequence_.id(), text.subspan(kept), static_cast<std::int64_t>(kept),
+                               proposed + 1, rule_.wanted(wants_sureness_));
   drafted_.assign(text.begin() + settled_, text.end());
-  return rule_.proposals(logits, text, first + 1, static_cast<std::size_t>(proposed) + 1, is_draft_, rows);
+  return rule_.proposals(told, text, first + 1, static_cast<std::size_t>(proposed) + 1, wants_sureness_,
+                         rows);
 }
 
 void GatheredLevel::handed_on(std::span<const std::int32_t> text) {
@@ -120,9 +123,9 @@ void GatheredLevel::gather_anew(std::int64_t tokens) {
   base_ = m_.cache.tokens(sequence_.id());
 }
 
-RetrievalLevel::RetrievalLevel(const TargetLevel& target, const RowRule& rows, bool is_draft,
+RetrievalLevel::RetrievalLevel(const TargetLevel& target, const RowRule& rows, bool wants_sureness,
                                const Options& options)
-    : GatheredLevel(target, target.cached().rule, rows, is_draft), options_(options) {}
+    : GatheredLevel(target, target.cached().rule, rows, wants_sureness), options_(options) {}
 
 std::int64_t RetrievalLevel::most_tail() const {
   return std::max<std::int64_t>(kLatest, options_.budget / 8);
@@ -143,42 +146,52 @@ bool RetrievalLevel::gather(SequenceId into, std::int64_t tokens) {
   return true;
 }
 
+// The heads' chunks are put in order by all threads of the host: long texts have tens of thousands.
 KvCache::Chosen RetrievalLevel::choose(std::int64_t layer, std::int64_t entries) const {
   const CachedModel& m = cached();
   const std::int64_t heads = m.model.config().kv_heads, chunk = options_.chunk;
   const std::int64_t chunks = entries / chunk, wanted = options_.budget / chunk;
-  KvCache::Chosen chosen;
-  const auto take = [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) chosen.push_back(static_cast<std::int32_t>(i));
-  };
   if (chunks <= wanted) {
-    for (std::int64_t g = 0; g < heads; ++g) take(0, entries);
-    return chosen;
+    KvCache::Chosen all(static_cast<std::size_t>(heads * entries));
+    for (std::int64_t g = 0; g < heads; ++g)
+      std::iota(all.begin() + g * entries, all.begin() + (g + 1) * entries, 0);
+    return all;
   }
   const std::int64_t latest = std::clamp<std::int64_t>(kLatest / chunk, 1, wanted / 2);
   const std::int64_t first_of_latest = chunks - latest;
+  const std::int64_t best = std::min(wanted - 1 - latest, first_of_latest - 1);
+  const std::int64_t each = chunk + best * chunk + entries - first_of_latest * chunk;
   const std::vector<float> scores = m.cache.chunk_scores(m.c, target(), layer, chunks, chunk);
-  for (std::int64_t g = 0; g < heads; ++g) {
-    std::vector<std::int64_t> order(static_cast<std::size_t>(first_of_latest - 1));
-    std::iota(order.begin(), order.end(), 1);
-    // Without a query the later ones.
-    const auto score = [&](std::int64_t c) {
-      return scores.empty() ? static_cast<float>(c) : scores[static_cast<std::size_t>(g * chunks + c)];
-    };
-    const auto best = order.begin() + std::min<std::ptrdiff_t>(wanted - 1 - latest, std::ssize(order));
-    std::partial_sort(order.begin(), best, order.end(), [&](std::int64_t a, std::int64_t b) {
-      return score(a) > score(b) || (score(a) == score(b) && a < b);
-    });
-    std::sort(order.begin(), best);
-    take(0, chunk);
-    for (auto c = order.begin(); c != best; ++c) take(*c * chunk, (*c + 1) * chunk);
-    take(first_of_latest * chunk, entries);
-  }
+  KvCache::Chosen chosen(static_cast<std::size_t>(heads * each));
+  for_pieces(heads, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t g = begin; g < end; ++g) {
+      std::vector<std::int64_t> order(static_cast<std::size_t>(first_of_latest - 1));
+      std::iota(order.begin(), order.end(), 1);
+      // Without a query the later ones.
+      const auto score = [&](std::int64_t c) {
+        return scores.empty() ? static_cast<float>(c) : scores[static_cast<std::size_t>(g * chunks + c)];
+      };
+      const auto middle = order.begin() + best;
+      std::nth_element(order.begin(), middle, order.end(), [&](std::int64_t a, std::int64_t b) {
+        return score(a) > score(b) || (score(a) == score(b) && a < b);
+      });
+      std::sort(order.begin(), middle);
+      auto to = chosen.begin() + g * each;
+      const auto take = [&](std::int64_t from, std::int64_t n) {
+        std::iota(to, to + n, static_cast<std::int32_t>(from));
+        to += n;
+      };
+      take(0, chunk);
+      for (auto c = order.begin(); c != middle; ++c) take(*c * chunk, chunk);
+      take(first_of_latest * chunk, entries - first_of_latest * chunk);
+    }
+  });
   return chosen;
 }
 
-SelfSkipLevel::SelfSkipLevel(const TargetLevel& target, const RowRule& rows, const Window& window)
-    : GatheredLevel(target, skipping(target.cached().rule), rows, true), window_(window) {}
+SelfSkipLevel::SelfSkipLevel(const TargetLevel& target, const RowRule& rows, bool wants_sureness,
+                             const Window& window)
+    : GatheredLevel(target, skipping(target.cached().rule), rows, wants_sureness), window_(window) {}
 
 bool SelfSkipLevel::gather(SequenceId into, std::int64_t tokens) {
   const CachedModel& m = cached();

@@ -13,8 +13,8 @@ namespace fathom {
 
 class GatheredLevel : public Level {
  public:
-  /// `rule` of its rows; `leaves` groups of the cache to the target. `is_draft`: somebody reads Row::sure.
-  GatheredLevel(const TargetLevel& target, const Causal& rule, const RowRule& rows, bool is_draft);
+  /// `rule` of its rows. `wants_sureness`: somebody reads Row::sure, as of a draft whose pace goes by it.
+  GatheredLevel(const TargetLevel& target, const Causal& rule, const RowRule& rows, bool wants_sureness);
 
   /// False: nothing was gathered yet, or there is no room beside what the target may still take.
   bool rows(std::span<const std::int32_t> text, std::int64_t proposed, std::vector<Row>& rows) override;
@@ -48,7 +48,7 @@ class GatheredLevel : public Level {
   const TargetLevel& target_;
   CachedModel m_;
   const RowRule& rule_;
-  bool is_draft_;
+  bool wants_sureness_;
   std::unique_ptr<ShortPasses> own_passes_;  // by another rule than the target's, where nobody has them
   OwnSequence sequence_;
   bool waits_ = false;                 // there was no room: it gathers when it would anyhow
@@ -70,7 +70,7 @@ class RetrievalLevel final : public GatheredLevel {
     std::int64_t budget = 4096;  // entries, at least 4 chunks
     std::int64_t chunk = 8;
   };
-  RetrievalLevel(const TargetLevel& target, const RowRule& rows, bool is_draft, const Options& options);
+  RetrievalLevel(const TargetLevel& target, const RowRule& rows, bool wants_sureness, const Options& options);
 
  protected:
   bool gather(SequenceId into, std::int64_t tokens) override;
@@ -91,7 +91,7 @@ struct Window {
 /// The target as its own draft: routed blocks are skipped, and the dense ones see a window.
 class SelfSkipLevel final : public GatheredLevel {
  public:
-  SelfSkipLevel(const TargetLevel& target, const RowRule& rows, const Window& window);
+  SelfSkipLevel(const TargetLevel& target, const RowRule& rows, bool wants_sureness, const Window& window);
 
  protected:
   bool gather(SequenceId into, std::int64_t tokens) override;

@@ -117,18 +117,20 @@ void LevelChain::build(const CachedModel& target, const CachedModel* draft,
     gathered_.push_back(level.get());
     add(std::move(level), name);
   };
+  const bool by_sureness = options.proposals == 0;  // the pace goes by it
   if (options.method == Method::Ngram || (options.drafts() && options.draft == Draft::Ngram)) {
     add(std::make_unique<NgramLevel>(rule_, target.vocab), "ngram");
   } else if (skips(options)) {
-    add_gathered(std::make_unique<SelfSkipLevel>(last_, rule_, options.window), "self-skip");
+    add_gathered(std::make_unique<SelfSkipLevel>(last_, rule_, by_sureness, options.window), "self-skip");
   } else if (options.drafts()) {
     CachedModel m = *draft;
     m.vocab = target.vocab;
-    add(std::make_unique<WindowLevel>(m, rule_, options.window), "draft");
+    add(std::make_unique<WindowLevel>(m, rule_, by_sureness, options.window), "draft");
   }
   if (options.retrieves()) {
-    const bool is_first = before_.empty();
-    add_gathered(std::make_unique<RetrievalLevel>(last_, rule_, is_first, options.retrieval), "retrieval");
+    const bool wants_sureness = before_.empty() && by_sureness;
+    add_gathered(std::make_unique<RetrievalLevel>(last_, rule_, wants_sureness, options.retrieval),
+                 "retrieval");
   }
 }
 

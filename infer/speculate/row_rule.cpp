@@ -2,15 +2,30 @@
 
 #include <algorithm>
 #include <cmath>
+#include <exception>
 
 #include "infer/logit_scan.h"
+#include "infer/pieces.h"
 #include "infer/speculate/chance.h"
 #include "kernels/error.h"
 
 namespace fathom {
 
-Row RowRule::row(std::span<const float> logits, std::span<const std::int32_t> text,
+Wanted RowRule::wanted(bool wants_sureness) const {
+  if (sampling_.temperature > 0 || sampling_.penalises() || !sampling_.logit_bias.empty())
+    return Wanted::Logits;
+  return wants_sureness ? Wanted::LikeliestAndShare : Wanted::Likeliest;
+}
+
+Row RowRule::row(const PassRows& told, std::size_t i, std::size_t count, std::span<const std::int32_t> text,
                  bool wants_sureness) const {
+  if (!told.choices.empty()) return {.p = {}, .only = told.choices[i].id, .sure = told.choices[i].share};
+  const std::size_t vocab = told.logits.size() / count;
+  return of_logits(std::span(told.logits).subspan(i * vocab, vocab), text, wants_sureness);
+}
+
+Row RowRule::of_logits(std::span<const float> logits, std::span<const std::int32_t> text,
+                       bool wants_sureness) const {
   const auto prompt = static_cast<std::size_t>(prompt_);
   const TokenHistory history{text.first(prompt), text.subspan(prompt)};
   Row row;
@@ -27,12 +42,29 @@ Row RowRule::row(std::span<const float> logits, std::span<const std::int32_t> te
   return row;
 }
 
-bool RowRule::proposals(std::span<const float> logits, std::span<const std::int32_t> text, std::size_t first,
+void RowRule::add_rows(const PassRows& told, std::span<const std::int32_t> text, std::size_t first,
+                       std::size_t count, bool wants_sureness, std::vector<Row>& rows) const {
+  const std::size_t before = rows.size();
+  rows.resize(before + count);
+  std::vector<std::exception_ptr> errors(count);
+  for_pieces(static_cast<std::int64_t>(count), 1, [&](std::int64_t begin, std::int64_t end) {
+    for (auto i = static_cast<std::size_t>(begin); i < static_cast<std::size_t>(end); ++i) {
+      try {
+        rows[before + i] = row(told, i, count, text.first(first + i), wants_sureness);
+      } catch (...) {
+        errors[i] = std::current_exception();
+      }
+    }
+  });
+  for (const std::exception_ptr& e : errors) {
+    if (e) std::rethrow_exception(e);
+  }
+}
+
+bool RowRule::proposals(const PassRows& told, std::span<const std::int32_t> text, std::size_t first,
                         std::size_t count, bool wants_sureness, std::vector<Row>& rows) const {
-  const std::size_t vocab = logits.size() / count;
   try {
-    for (std::size_t i = 0; i < count; ++i)
-      rows.push_back(row(logits.subspan(i * vocab, vocab), text.first(first + i), wants_sureness));
+    add_rows(told, text, first, count, wants_sureness, rows);
   } catch (const UserError&) {
     rows.clear();
   }

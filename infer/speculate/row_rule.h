@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "infer/sampling.h"
+#include "infer/speculate/cached_model.h"
 #include "infer/speculate/level.h"
 
 namespace fathom {
@@ -22,17 +23,24 @@ class RowRule {
   RowRule(SamplingOptions sampling, Tokens tokens, std::int64_t prompt)
       : sampling_(std::move(sampling)), tokens_(tokens), prompt_(prompt) {}
 
-  /// What follows `text`, of logits [V]. `wants_sureness`: of a draft, whose Row::sure somebody reads.
+  /// What has to be known of a pass for its rows. `wants_sureness`: somebody reads Row::sure.
+  Wanted wanted(bool wants_sureness) const;
+  /// What follows `text`, by row number i of `count` of a pass that told what is wanted(), or logits.
   /// UserError as sample().
-  Row row(std::span<const float> logits, std::span<const std::int32_t> text, bool wants_sureness) const;
-  /// Of a level whose rows nobody needs: `count` of them, the first after text.first(first). False, and none,
-  /// where a number is not finite: only of the target is that an error.
-  bool proposals(std::span<const float> logits, std::span<const std::int32_t> text, std::size_t first,
+  Row row(const PassRows& told, std::size_t i, std::size_t count, std::span<const std::int32_t> text,
+          bool wants_sureness) const;
+  /// All `count` rows of a pass, the first after text.first(first), by all threads. UserError as row().
+  void add_rows(const PassRows& told, std::span<const std::int32_t> text, std::size_t first,
+                std::size_t count, bool wants_sureness, std::vector<Row>& rows) const;
+  /// The same of a level whose rows nobody needs. False, and none, where a number is not finite: only of the
+  /// target is that an error.
+  bool proposals(const PassRows& told, std::span<const std::int32_t> text, std::size_t first,
                  std::size_t count, bool wants_sureness, std::vector<Row>& rows) const;
   /// A guess that one token follows.
   Row certainly(std::int32_t id, std::int64_t vocab, double sure) const;
 
  private:
+  Row of_logits(std::span<const float> logits, std::span<const std::int32_t> text, bool wants_sureness) const;
   bool chooses() const { return sampling_.temperature <= 0 || tokens_ == Tokens::SharedNoise; }
 
   SamplingOptions sampling_;

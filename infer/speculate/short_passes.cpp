@@ -110,8 +110,8 @@ void ShortPasses::compute(Pass& p) {
   p.logits = model_.logits(c_, ops::gather_rows(c_, result.hidden, p.at));
 }
 
-std::vector<float> ShortPasses::run(SequenceId id, std::span<const std::int32_t> tokens,
-                                    std::int64_t position, std::int64_t wanted) {
+Tensor ShortPasses::run(SequenceId id, std::span<const std::int32_t> tokens, std::int64_t position,
+                        std::int64_t wanted) {
   const auto rows = std::ssize(tokens);
   const NoGrad no_grad(c_);
   Pass& p = pass_of(rows, wanted, cache_.watches(id));
@@ -139,7 +139,7 @@ std::vector<float> ShortPasses::run(SequenceId id, std::span<const std::int32_t>
   }
   if (p.work != nullptr) p.work->launch();
   if (!p.cache->queries.empty()) cache_.set_queries(id, p.cache->queries);
-  return to_floats(c_.backend(), p.logits);
+  return p.logits;
 }
 
 }  // namespace fathom

@@ -30,11 +30,10 @@ class ShortPasses {
                                            KvCache& cache, bool unrecorded = false);
   ~ShortPasses();
 
-  /// Logits of the last `wanted` rows, [wanted * V], of tokens that come next in a sequence, the first of
-  /// them at `position` of its text; they are in the cache afterwards. At most kMostRows; the cache fits
-  /// them.
-  std::vector<float> run(SequenceId id, std::span<const std::int32_t> tokens, std::int64_t position,
-                         std::int64_t wanted);
+  /// Logits of the last `wanted` rows, [wanted, V], until the next run, of tokens that come next in a
+  /// sequence, the first of them at `position` of its text; they are in the cache afterwards. At most
+  /// kMostRows; the cache fits them.
+  Tensor run(SequenceId id, std::span<const std::int32_t> tokens, std::int64_t position, std::int64_t wanted);
 
  private:
   struct Pass;

@@ -45,6 +45,7 @@ void SpeculativeCycles::begin(Text& text, const CycleText& of) const {
     text.levels =
         std::make_unique<LevelChain>(m, draft_, options_, of.request.sampling, std::ssize(of.request.prompt),
                                      of.request.stop_tokens, TargetLevel::Sequence::Borrowed);
+    if (of.request.logprobs || of.request.top_logprobs > 0) text.levels->target().want_logits();
   }
   if (text.sequence == of.sequence && text.ids.size() == of.ids.size()) return;
   text.ids.assign(of.ids.begin(), of.ids.end());
@@ -82,10 +83,11 @@ void SpeculativeCycles::run(Text& text, const CycleText& of, Cycle& result) {
   count(levels, before);
   result = {};
   for (auto at = static_cast<std::size_t>(first); at < text.ids.size(); ++at) {
-    const std::span<const float> logits = levels.target().logits(at - static_cast<std::size_t>(first));
-    result.tokens.push_back({text.ids[at], of.request.logprobs ? logprob_of(logits, text.ids[at], at) : NAN});
+    const auto logits = [&] { return levels.target().logits(at - static_cast<std::size_t>(first)); };
+    result.tokens.push_back(
+        {text.ids[at], of.request.logprobs ? logprob_of(logits(), text.ids[at], at) : NAN});
     if (of.request.top_logprobs > 0)
-      result.alternatives.push_back(most_likely(logits, of.request.top_logprobs));
+      result.alternatives.push_back(most_likely(logits(), of.request.top_logprobs));
   }
 }
 

@@ -44,11 +44,10 @@ bool TargetLevel::rows(std::span<const std::int32_t> text, std::int64_t proposed
   const std::size_t common =
       settled_ + common_prefix(std::span(ids_).subspan(settled_), text.subspan(settled_));
   keep(static_cast<std::int64_t>(std::min(common, first)));
-  logits_ =
-      m_.add(sequence_, text.subspan(ids_.size()), static_cast<std::int64_t>(ids_.size()), proposed + 1);
+  told_ = m_.add(sequence_, text.subspan(ids_.size()), static_cast<std::int64_t>(ids_.size()), proposed + 1,
+                 wants_logits_ ? Wanted::Logits : rule_.wanted(false));
   ids_.insert(ids_.end(), text.begin() + static_cast<std::ptrdiff_t>(ids_.size()), text.end());
-  for (std::size_t i = 0; i <= static_cast<std::size_t>(proposed); ++i)
-    rows.push_back(rule_.row(logits(i), text.first(first + 1 + i), false));
+  rule_.add_rows(told_, text, first + 1, static_cast<std::size_t>(proposed) + 1, false, rows);
   return true;
 }
 

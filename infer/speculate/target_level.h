@@ -31,10 +31,12 @@ class TargetLevel final : public Level {
   void settle(std::span<const std::int32_t> text) override;
 
   SequenceId sequence() const { return sequence_; }
-  /// Of the last pass the logits of row i, [vocab].
+  /// From now on passes bring their logits, though the rows do without.
+  void want_logits() { wants_logits_ = true; }
+  /// Of the last pass the logits of row i, [vocab]; where they were wanted.
   std::span<const float> logits(std::size_t i) const {
     const auto width = static_cast<std::size_t>(m_.vocab);
-    return std::span(logits_).subspan(i * width, width);
+    return std::span(told_.logits).subspan(i * width, width);
   }
   const CachedModel& cached() const { return m_; }
 
@@ -47,7 +49,8 @@ class TargetLevel final : public Level {
   SequenceId sequence_ = -1;
   std::vector<std::int32_t> ids_;  // that the cache has
   std::size_t settled_ = 0;        // of them, how many do not change any more
-  std::vector<float> logits_;
+  PassRows told_;
+  bool wants_logits_ = false;
 };
 
 }  // namespace fathom

@@ -4,11 +4,11 @@
 
 namespace fathom {
 
-WindowLevel::WindowLevel(const CachedModel& m, const RowRule& rule, const Window& window)
-    : m_(m), rule_(rule), window_(window), sequence_(m.cache) {}
+WindowLevel::WindowLevel(const CachedModel& m, const RowRule& rule, bool wants_sureness, const Window& window)
+    : m_(m), rule_(rule), wants_sureness_(wants_sureness), window_(window), sequence_(m.cache) {}
 
 // Goes on to the end of the text, from where it is the same.
-bool WindowLevel::read(std::span<const std::int32_t> text, std::int64_t wanted, std::vector<float>& logits) {
+bool WindowLevel::read(std::span<const std::int32_t> text, std::int64_t wanted, PassRows& told) {
   const std::size_t common =
       settled_ + common_prefix(std::span(ids_).subspan(settled_), text.subspan(settled_));
   const std::size_t kept =
@@ -21,16 +21,16 @@ bool WindowLevel::read(std::span<const std::int32_t> text, std::int64_t wanted, 
   const auto n = static_cast<std::int64_t>(more.size());
   const NewRows rows{sequence_.id(), n};
   if (!m_.cache.fits({&rows, 1})) return false;
-  logits = m_.add(sequence_.id(), more, static_cast<std::int64_t>(kept), wanted);
+  told = m_.add(sequence_.id(), more, static_cast<std::int64_t>(kept), wanted, rule_.wanted(wants_sureness_));
   ids_.insert(ids_.end(), more.begin(), more.end());
   return true;
 }
 
 bool WindowLevel::rows(std::span<const std::int32_t> text, std::int64_t proposed, std::vector<Row>& rows) {
-  std::vector<float> logits;
-  if (!read(text, proposed + 1, logits)) return false;
+  PassRows told;
+  if (!read(text, proposed + 1, told)) return false;
   const auto count = static_cast<std::size_t>(proposed) + 1;
-  return rule_.proposals(logits, text, text.size() + 1 - count, count, true, rows);
+  return rule_.proposals(told, text, text.size() + 1 - count, count, wants_sureness_, rows);
 }
 
 void WindowLevel::settle(std::span<const std::int32_t> text) {
@@ -38,7 +38,7 @@ void WindowLevel::settle(std::span<const std::int32_t> text) {
   // However far others went on with the text, what is read of it is no more than the window.
   if (done - std::ssize(ids_) > window_.recent) begin_anew();
   if (ids_.empty() && done > 0) {  // the prompt: its first tokens, then its latest
-    std::vector<float> none;
+    PassRows none;
     const std::int64_t sinks = std::min(window_.sinks, done);
     if (!read(text.first(static_cast<std::size_t>(sinks)), 0, none)) return;
     const std::int64_t first = std::max(sinks, done - window_.recent);

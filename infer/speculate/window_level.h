@@ -11,20 +11,22 @@ namespace fathom {
 
 class WindowLevel final : public Level {
  public:
-  WindowLevel(const CachedModel& m, const RowRule& rule, const Window& window);
+  /// `wants_sureness`: as of GatheredLevel.
+  WindowLevel(const CachedModel& m, const RowRule& rule, bool wants_sureness, const Window& window);
 
   /// False: its cache is full.
   bool rows(std::span<const std::int32_t> text, std::int64_t proposed, std::vector<Row>& rows) override;
   void settle(std::span<const std::int32_t> text) override;
 
  private:
-  bool read(std::span<const std::int32_t> text, std::int64_t wanted, std::vector<float>& logits);
+  bool read(std::span<const std::int32_t> text, std::int64_t wanted, PassRows& told);
   std::int64_t held() const { return static_cast<std::int64_t>(ids_.size()) - left_out_; }
   void begin_anew();
   void move_window();
 
   CachedModel m_;
   const RowRule& rule_;
+  bool wants_sureness_;
   Window window_;
   OwnSequence sequence_;
   std::vector<std::int32_t> ids_;  // of the text, that it went through or past

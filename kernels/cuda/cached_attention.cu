@@ -117,7 +117,7 @@ void run(const CachedRows<T>& a, cudaStream_t stream) {
 template <typename Scratch>
 bool attend_fast(const CachedRows<bf16>& a, int multiprocessors, cudaStream_t stream, Scratch&& scratch) {
   const CacheShape& s = a.s;
-  if (cached_few_wanted(s.bits) && cached_few_supports(s)) {
+  if (cached_few_wanted() && cached_few_supports(s)) {
     const int splits = cached_few_splits(s, multiprocessors);
     const auto floats = static_cast<std::int64_t>(cached_few_floats(s, splits));
     attend_cached_few(a, splits, floats > 0 ? scratch(floats) : nullptr, stream);

@@ -97,10 +97,8 @@ std::size_t cached_split_floats(const CacheShape& s, int splits);
 void attend_cached_split(const CachedRows<bf16>& a, bool few, int splits, float* scratch,
                          cudaStream_t stream);
 
-/// Whether it is to be used over caches of so many bits. FATHOM_FEW_ROWS in the environment: 0: never, to
-/// measure what it brings; 1: always. Else over numbers: its test over codes has not been through on a GPU
-/// yet.
-bool cached_few_wanted(int bits);
+/// Whether it is to be used: not with FATHOM_FEW_ROWS=0 in the environment, to measure what it brings.
+bool cached_few_wanted();
 /// Whether the few-row kernel takes these rows: one sequence's, of heads of 64 or 128.
 bool cached_few_supports(const CacheShape& s);
 /// Likewise, as of the split kernel.

@@ -47,6 +47,7 @@ struct DecodeRow {
   int held;                   // entries of dense layers
   int follows;                // the row of the launch before that is the same text's, or -1 (DecodeBefore)
   float inverse_temperature;  // 0: the most likely token
+  int wants_share;            // of it, in softmax(logits)
   float threshold;            // of a decision's logit
   double uniform;             // of [0, 1): what is drawn
 };
@@ -61,6 +62,7 @@ struct DecodeUpdate {
 struct DecodeOutcome {
   int token[kDecodeRows];
   int finite[kDecodeRows];
+  float share[kDecodeRows];
   std::uint8_t kept[kDecodeRouted][kDecodeRows];
 };
 

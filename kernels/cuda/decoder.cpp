@@ -178,6 +178,7 @@ class CudaDecoder final : public Decoder {
           r.held,
           r.follows,
           r.temperature > 0 ? static_cast<float>(std::clamp(1 / r.temperature, 1e-30, 1e30)) : 0.0F,
+          r.temperature <= 0 && r.wants_share ? 1 : 0,
           r.threshold,
           r.uniform};
       std::copy(r.entries, r.entries + step_.routed_layers, step_.entries[i]);
@@ -213,6 +214,7 @@ class CudaDecoder final : public Decoder {
     for (std::size_t i = 0; i < results.size(); ++i) {
       results[i].token = outcome.token[i];
       results[i].finite = outcome.finite[i] != 0;
+      results[i].share = outcome.share[i];
       for (int l = 0; l < step_.routed_layers; ++l) results[i].kept.push_back(outcome.kept[l][i]);
     }
     return results;

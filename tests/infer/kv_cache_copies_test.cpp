@@ -65,9 +65,9 @@ void expect_no_trace(Model& m) {
           EXPECT_EQ(entries(m, cache, a), entries(m, cache, b));
           continue;
         }
-        EXPECT_EQ(cm.add(a, rest, at, 1), cm.add(b, next, done, 1));
+        EXPECT_EQ(cm.add(a, rest, at, 1).logits, cm.add(b, next, done, 1).logits);
       } else {
-        EXPECT_EQ(cm.add(a, next, done, 1), cm.add(b, next, done, 1));
+        EXPECT_EQ(cm.add(a, next, done, 1).logits, cm.add(b, next, done, 1).logits);
       }
       done += n;
       EXPECT_EQ(entries(m, cache, a), entries(m, cache, b));
@@ -89,11 +89,11 @@ void expect_that_copies_go_on(Model& m) {
     for (const auto& [begin, end] : std::vector<std::pair<int, int>>{{0, 3}, {3, 50}, {50, 50}, {50, 100}})
       cache.append_tokens(m.c, b, a, begin, end);
     EXPECT_EQ(entries(m, cache, a), entries(m, cache, b));
-    EXPECT_EQ(cm.add(a, more, 100, 9), cm.add(b, more, 100, 9));
+    EXPECT_EQ(cm.add(a, more, 100, 9).logits, cm.add(b, more, 100, 9).logits);
     // Of a copy too rows are taken back.
     for (const SequenceId id : {a, b}) cache.truncate(id, 60);
     EXPECT_EQ(entries(m, cache, a), entries(m, cache, b));
-    EXPECT_EQ(cm.add(a, more, 60, 9), cm.add(b, more, 60, 9));
+    EXPECT_EQ(cm.add(a, more, 60, 9).logits, cm.add(b, more, 60, 9).logits);
   }
 }
 
@@ -123,11 +123,11 @@ TEST_P(KvCacheCopies, AllEntriesChosenAreACopyToo) {
   }
   cache.append_chosen(m.c, b, a, 70, chosen);
   EXPECT_EQ(entries(m, cache, a), entries(m, cache, b));
-  const std::vector<float> expected = cm.add(a, more, 70, 9);
-  EXPECT_EQ(cm.add(b, more, 70, 9), expected);
+  const std::vector<float> expected = cm.add(a, more, 70, 9).logits;
+  EXPECT_EQ(cm.add(b, more, 70, 9).logits, expected);
   // What was chosen stays when later rows are taken back.
   cache.truncate(b, 70);
-  EXPECT_EQ(cm.add(b, more, 70, 9), expected);
+  EXPECT_EQ(cm.add(b, more, 70, 9).logits, expected);
 }
 
 // A layer that gave entries back keeps its blocks, and they are no help to another layer that is at an edge.

@@ -170,6 +170,33 @@ TEST_P(SpeculationKinds, GreedyTextsAreThoseOfPlainDecoding) {
   }
 }
 
+/// Chooses as a GPU does, in places not at all: what is asked for then are the logits.
+class ChoosingBackend final : public testing_support::ForwardingBackend {
+ public:
+  ChoosingBackend() : ForwardingBackend(make_cpu_backend({.invariant = true}, 1)) {}
+  bool choose_tokens(std::span<TokenPick> picks, ConstView logits, std::int64_t vocab,
+                     std::int64_t choices) override {
+    if (++calls % 5 == 0) return false;
+    const auto* row = static_cast<const float*>(logits.data);
+    for (TokenPick& p : picks) {
+      EXPECT_EQ(p.temperature, 0);
+      p.token = static_cast<std::int32_t>(std::max_element(row, row + choices) - row);
+      p.finite = ++rows % 13 != 0;
+      if (!p.finite) p.token = 0;
+      row += vocab;
+    }
+    return true;
+  }
+  int calls = 0, rows = 0;
+};
+
+TEST_P(SpeculationKinds, GreedyTextsAreTheSameWhereTheDeviceChooses) {
+  const auto backend = std::make_shared<ChoosingBackend>();
+  Model m(backend, DType::F32, GetParam().routing, kContext);
+  expect_greedy_texts(m.c, m.model, m.rule);
+  EXPECT_GT(backend->calls, 1000);
+}
+
 TEST_P(SpeculationKinds, GreedyTextsOfQuantizedTargetsAreThoseOfPlainDecoding) {
   Model m(make_cpu_backend({.invariant = true}, 1), DType::F32, GetParam().routing, kContext);
   Quantization q;

@@ -4,7 +4,8 @@
 // of these for the first block, which has all blocks' candidates once they have met. For a draw every block
 // sums the exponentials of its own ids, less the greatest logit; the sums of all blocks side by side are
 // where the row's share falls, and the block in whose sum it falls finds the token among its ids. Sums of
-// sums are in double: a share of a large vocabulary is decided by small differences.
+// sums are in double: a share of a large vocabulary is decided by small differences. The share of the most
+// likely token, where somebody wants it, is one by these sums.
 #pragma once
 
 #include <cmath>
@@ -25,11 +26,11 @@ class DecodeChoice : DecodePhase {
     find_candidates();
     state_.grid.arrive();
     state_.meet();
-    bool draws = false;
-    for (int row = 0; row < s_.rows; ++row) draws = draws || is_drawn(row);
-    if (!draws && blockIdx.x != 0) return;
+    bool sums = false;
+    for (int row = 0; row < s_.rows; ++row) sums = sums || needs_sum(row);
+    if (!sums && blockIdx.x != 0) return;
     compare_candidates();
-    if (!draws) return;
+    if (!sums) return;
     sync_workers();
     const IdRange ids{min(own_first(), s_.choices), own_end()};
     const int blocks = static_cast<int>(gridDim.x);
@@ -56,6 +57,9 @@ class DecodeChoice : DecodePhase {
     return min((m.first + m.tiles) * 8, s_.choices);
   }
   __device__ __forceinline__ bool is_drawn(int row) const { return s_.row[row].inverse_temperature > 0; }
+  __device__ __forceinline__ bool needs_sum(int row) const {
+    return is_drawn(row) || s_.row[row].wants_share != 0;
+  }
 
   // --- the most likely token
   static __device__ __forceinline__ DecodeCandidate better(const DecodeCandidate& a,
@@ -113,12 +117,12 @@ class DecodeChoice : DecodePhase {
   // --- a draw: a token from softmax(z / temperature), for the rows that ask for one
   __device__ __forceinline__ float exponential(int row, int id) const {
     const float z = s_.logits[static_cast<std::int64_t>(row) * s_.vocab + id];
-    return expf((z - fixed_.greatest[row]) * s_.row[row].inverse_temperature);
+    return expf((z - fixed_.greatest[row]) * (is_drawn(row) ? s_.row[row].inverse_temperature : 1.0F));
   }
   /// Of this block's own ids: all warps work on one row after another.
   __device__ __forceinline__ void sum_exponentials(const IdRange& ids, int blocks) {
     for (int row = 0; row < s_.rows; ++row) {
-      if (s_.row[row].inverse_temperature == 0) continue;
+      if (!needs_sum(row)) continue;
       float sum = 0;
       for (int id = ids.first + thread_; id < ids.end; id += kDecodeThreads) sum += exponential(row, id);
       sum = block_sum(sum);
@@ -128,7 +132,7 @@ class DecodeChoice : DecodePhase {
   /// Whether a row's share falls in this block's sum, and where: a row a warp.
   __device__ __forceinline__ void find_blocks(int blocks) {
     for (int row = warp_; row < s_.rows; row += kDecodeWarps) {
-      if (s_.row[row].inverse_temperature == 0) continue;
+      if (!needs_sum(row)) continue;
       // Each border between two blocks is one number for both, or a share might fall between them.
       double before = 0, behind = 0, total = 0;
       int last = 0;  // block with anything to draw
@@ -142,6 +146,10 @@ class DecodeChoice : DecodePhase {
         const double with = __shfl_sync(kFullWarp, up_to, me & 31);
         if (me >= 0 && me < 32) before = total + (me > 0 ? others : 0.0), behind = total + with;
         total += __shfl_sync(kFullWarp, up_to, 31);
+      }
+      if (!is_drawn(row)) {
+        if (lane_ == 0 && blockIdx.x == 0) s_.outcome->share[row] = static_cast<float>(1 / total);
+        continue;
       }
       // Rounding may leave the share behind the last border: then it is the last block's.
       const double share = s_.row[row].uniform * total;

@@ -72,6 +72,45 @@ TEST_P(CudaSpeculationSteps, ChooseWhatTheWholePassFindsLikeliest) {
   }
 }
 
+// What the device says of a row without its logits is what the logits say, of single rows and of several.
+TEST_P(CudaSpeculationSteps, KnowTheLikeliestWithoutLogits) {
+  Pair p(shared_cuda(), GetParam(), kContext);
+  const Transformer& model = p.model();
+  KvCache cache(
+      p.gpu, model,
+      {.block = 16, .bytes = KvCache::entry_bytes(p.gpu, model) * model.config().depth * 4 * kContext});
+  constexpr std::int64_t kChosen = kVocab - 40;
+  const auto whole = WholeStep::open(p.gpu, model, p.rule, cache, kChosen, 2);
+  if (whole == nullptr) GTEST_SKIP() << "This GPU has no whole steps.";
+  const auto passes = ShortPasses::open(p.gpu, model, p.rule, cache);
+  const CachedModel m{p.gpu, model, p.rule, cache, kChosen, 64, whole.get(), nullptr, passes.get()};
+  const SequenceId told = cache.add(), read = cache.add();
+  std::mt19937_64 r(4);
+  std::int64_t at = 0;
+  for (const std::int64_t n : {40, 1, 1, 3, 1, 7, 7, 7, 1, 1}) {
+    Ids ids;
+    for (std::int64_t i = 0; i < n; ++i) ids.push_back(static_cast<std::int32_t>(r() % kVocab));
+    const std::int64_t wanted = std::min<std::int64_t>(n, 7);
+    const bool shares = n == 1;
+    const PassRows choices =
+        m.add(told, ids, at, wanted, shares ? Wanted::LikeliestAndShare : Wanted::Likeliest);
+    const std::vector<float> logits = m.add(read, ids, at, wanted).logits;
+    at += n;
+    EXPECT_TRUE(choices.logits.empty());
+    ASSERT_EQ(std::ssize(choices.choices), wanted);
+    ASSERT_EQ(std::ssize(logits), wanted * kChosen);
+    for (std::int64_t i = 0; i < wanted; ++i) {
+      const auto row = std::span(logits).subspan(static_cast<std::size_t>(i * kChosen), kChosen);
+      const auto most = std::max_element(row.begin(), row.end());
+      EXPECT_EQ(choices.choices[static_cast<std::size_t>(i)].id, most - row.begin()) << n << " rows, " << i;
+      if (!shares) continue;
+      double sum = 0;
+      for (const float z : row) sum += std::exp(static_cast<double>(z) - *most);
+      EXPECT_NEAR(choices.choices[0].share, 1 / sum, 1e-5 / sum);
+    }
+  }
+}
+
 // Cycles over the engine's own sequence, before and behind steps that it has beside another text.
 TEST_P(CudaSpeculationSteps, OfTheEnginesTextsDoSoToo) {
   Pair p(shared_cuda(), GetParam(), kContext);

@@ -2,7 +2,6 @@
 // the same entries: every number of tiles that vectors fill, pieces that have no entries, rows that see
 // different ones, blocks of all sizes, and caches of codes.
 #include <algorithm>
-#include <cstdlib>
 #include <numeric>
 
 #include <fmt/format.h>
@@ -22,9 +21,6 @@ struct Text {
 
 class CudaFewRows : public CudaKernels {
  protected:
-  CudaFewRows() { setenv("FATHOM_FEW_ROWS", "1", 1); }  // of codes as well
-  ~CudaFewRows() override { unsetenv("FATHOM_FEW_ROWS"); }
-
   void expect_like_the_cpu(const Text& t, unsigned seed) {
     CacheShape s{.rows = t.rows, .heads = t.heads, .kv_heads = t.kv_heads, .head_dim = t.head_dim};
     s.scale = 1 / std::sqrt(static_cast<double>(t.head_dim));

@@ -1,4 +1,4 @@
-// A loop over rows on the CPU backend's threads, for the host work of quantizers.
+// A loop on the CPU backend's threads, for what the host does by itself.
 #pragma once
 
 #include <cstdint>
