@@ -5,11 +5,13 @@ Usage: bench/serve/measure.py FATHOM MODEL --data STORE [--rounds N] [--requests
                               [-o LINES.jsonl]
 
 Starts `fathom serve MODEL`, and then, in turn so that both meet the same machine:
+  warm-up   the server gets all the requests that it is measured by, once; bench batch does so by itself (--warm-up)
   batch     `fathom bench batch`: all requests at once through the engine, no server
   closed    `fathom bench load` with 64 clients, streams and whole answers: the same requests to the server
   overhead  requests of one new token, one after the other, alone in the engine and through the server
   open      Poisson arrivals at 50 and 90 % of the requests a second that the closed loop got
-Prints a line of JSON for each, and a table at the end (on standard error). What FATHOM_API_KEY says is used by both.
+The same requests come again and again, so the server has no prefix cache: it would find their prompts there, and the
+engine alone computes them. Prints a line of JSON for each, and a table at the end (on standard error). What FATHOM_API_KEY says is used by both.
 Needs Python 3.8 alone.
 """
 
@@ -65,7 +67,8 @@ class Bench:
 
 
 def start(bench):
-    command = [bench.flags.fathom, "serve", bench.flags.model, "--port", "0", "--json", *bench.engine, *bench.common]
+    command = [bench.flags.fathom, "serve", bench.flags.model, "--port", "0", "--json", "--no-prefix-cache", *bench.engine,
+               *bench.common]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, universal_newlines=True)
     line = server.stdout.readline()
     if not line:
@@ -88,7 +91,10 @@ def median_ratio(pairs):
 def measure(bench, server):
     f = bench.flags
     work = bench.work(f.requests)
-    bench.load(bench.work(2 * f.clients), "--clients", f.clients)  # makes every choice and every block of memory
+    short = bench.work(f.requests, 1, 1, 16)
+    for whole in ([], ["--whole"]):  # makes every choice and every block of memory
+        bench.load(work, "--clients", f.clients, *whole)
+    bench.load(short, "--clients", 1, "--whole")
     streams, wholes, rates = [], [], []
     shares = {"stream": [], "whole": []}
     for r in range(f.rounds):
@@ -102,7 +108,6 @@ def measure(bench, server):
             pairs.append((through["new_tok_s"], alone["new_tok_s"]))
             if kind == "stream":
                 rates.append(through["request_s"])
-    short = bench.work(f.requests, 1, 1, 16)
     overheads = []
     for r in range(f.rounds):
         alone = bench.batch(short, sequences=1)

@@ -358,6 +358,28 @@ TEST_F(Contract, BenchPrintsALineOfJson) {
                                          "share_of_ceiling", "peak_memory_gb", "flops_per_step"}));
 }
 
+// What it counts is the time that counts, however often it warmed up.
+TEST_F(Contract, BenchBatchCountsOneTimeOfItsRequests) {
+  e.trained("mod", "run", "--set train.steps=1");
+  const std::string of =
+      "bench batch run --data train.valid.h5 --requests 3 --prompt-min 5 --prompt-max 9 --new-min 2 "
+      "--new-max 4 "
+      "--json --threads 1";
+  const auto cold = json(of + " --warm-up 0"), warm = json(of), warmer = json(of + " --warm-up 3");
+  EXPECT_THAT(keys(warm),
+              IsSupersetOf({"bench", "device", "requests", "sequences", "warm_up", "prompt_tokens",
+                            "new_tokens", "seconds", "new_tok_s", "request_s", "cpu_seconds", "request",
+                            "steps", "preemptions", "routed_fraction"}));
+  EXPECT_EQ(warm["warm_up"], 1);
+  EXPECT_GE(warm["prompt_tokens"], 15);
+  EXPECT_GE(warm["new_tokens"], 6);
+  for (const char* same : {"prompt_tokens", "new_tokens", "steps", "preemptions", "routed_fraction"}) {
+    EXPECT_EQ(warm[same], cold[same]) << same;
+    EXPECT_EQ(warmer[same], cold[same]) << same;
+  }
+  EXPECT_EQ(json(of + " --sequences 1")["request"]["count"], 3);
+}
+
 TEST_F(Contract, KernelBenchesPrintLinesOfJson) {
   for (const auto& [bench, lines] : {std::pair<std::string, int>{"copy --bytes 100000", 1},
                                      {"gemm --shape 64x32x48", 5},
