@@ -126,8 +126,11 @@ class KvCache final : public AttentionCache {
   /// Keeps the queries of this sequence's newest row from now on, layer by layer.
   void watch(SequenceId id);
   bool watches(SequenceId id) const { return queries_.contains(id); }
-  /// Of a sequence that is watched: here they are, by layer [1, (H+2G)d].
-  void set_queries(SequenceId id, const std::vector<Tensor>& queries) { queries_.at(id) = queries; }
+  /// Of a sequence that is watched: here they are, [layers, (H+2G)d]. Nothing is copied: before another
+  /// sequence's are written there, leave_queries().
+  void set_queries(SequenceId id, const Tensor& queries);
+  /// Whichever sequence but this one has its queries in that memory gets them in memory of its own.
+  void leave_queries(Context& c, SequenceId to, const Tensor& queries);
   /// For a pass that appends to the dense layers by itself: takes the blocks of so many more tokens, and
   /// counts them. They must fit.
   void extend(SequenceId id, std::int64_t tokens);

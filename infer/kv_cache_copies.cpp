@@ -147,6 +147,24 @@ CacheShape KvCache::dense_shape(std::int64_t layer) const {
 
 void KvCache::watch(SequenceId id) { queries_[id].resize(place_.size()); }
 
+void KvCache::set_queries(SequenceId id, const Tensor& queries) {
+  std::vector<Tensor>& by_layer = queries_.at(id);
+  for (std::size_t l = 0; l < by_layer.size(); ++l) {
+    const auto row = static_cast<std::int64_t>(l);
+    by_layer[l] = queries.rows(row, row + 1);
+  }
+}
+
+void KvCache::leave_queries(Context& c, SequenceId to, const Tensor& queries) {
+  for (const auto& [id, by_layer] : queries_) {
+    if (id == to || by_layer.empty() || !by_layer[0].defined() || by_layer[0].data() != queries.data())
+      continue;
+    const Tensor own = c.empty({queries.dim(0), queries.dim(1)});
+    c.backend().copy(own, queries);
+    set_queries(id, own);
+  }
+}
+
 void KvCache::keep_queries(Context& c, std::int64_t layer, const Tensor& qkv) {
   const auto l = static_cast<std::size_t>(layer);
   SequenceId last = -1;  // rows of a sequence stand together

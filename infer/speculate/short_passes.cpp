@@ -27,8 +27,7 @@ class FixedTables final : public AttentionCache {
     s.rows = qkv.dim(0);
     s.sequences = 1;
     s.table = table_.size();
-    if (!queries.empty())
-      c.backend().copy(queries[static_cast<std::size_t>(layer)], qkv.rows(s.rows - 1, s.rows));
+    if (queries.defined()) c.backend().copy(queries.rows(layer, layer + 1), qkv.rows(s.rows - 1, s.rows));
     Tensor out = c.empty({s.rows, s.heads * s.head_dim});
     const Tensor& pool = cache_.memory();
     c.backend().cache_append(pool, qkv, table_, sequences_, lengths_, s);
@@ -37,7 +36,7 @@ class FixedTables final : public AttentionCache {
     return out;
   }
 
-  std::vector<Tensor> queries;  // by layer, of the last row; empty: nobody wants them
+  Tensor queries;  // [layers, (H+2G)d], of the last row; undefined: nobody wants them
 
  private:
   const KvCache& cache_;
@@ -98,8 +97,7 @@ ShortPasses::Pass& ShortPasses::pass_of(std::int64_t rows, std::int64_t wanted, 
   p.batch.cache = p.cache.get();
   if (watched) {
     const ModelConfig& m = model_.config();
-    for (std::int64_t layer = 0; layer < m.depth; ++layer)
-      p.cache->queries.push_back(c_.empty({1, (m.heads + 2 * m.kv_heads) * m.head_dim()}));
+    p.cache->queries = c_.empty({m.depth, (m.heads + 2 * m.kv_heads) * m.head_dim()});
   }
   found = std::move(made);
   return *found;
@@ -127,6 +125,8 @@ Tensor ShortPasses::run(SequenceId id, std::span<const std::int32_t> tokens, std
   if (std::ssize(blocks) > inputs.end() - to) throw InternalError("[short pass] more blocks than a text has");
   std::copy(blocks.begin(), blocks.end(), to);
   from_host(c_.backend(), p.inputs, inputs);
+  const Tensor& queries = p.cache->queries;
+  if (queries.defined()) cache_.leave_queries(c_, id, queries);
   // The first one makes every choice and every block of memory that the others need.
   if (p.work == nullptr) {
     const MemoryScope memory(c_, pool_);
@@ -138,7 +138,7 @@ Tensor ShortPasses::run(SequenceId id, std::span<const std::int32_t> tokens, std
     }
   }
   if (p.work != nullptr) p.work->launch();
-  if (!p.cache->queries.empty()) cache_.set_queries(id, p.cache->queries);
+  if (queries.defined()) cache_.set_queries(id, queries);
   return p.logits;
 }
 
