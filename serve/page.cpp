@@ -14,15 +14,17 @@ constexpr const char* kPage = R"html(<!doctype html>
   --soft: light-dark(#f3f5f8, #20242a); }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.3rem; margin: 0 0 1rem; }
+h1, #answer, #status, #here { overflow-wrap: anywhere; }
 label { display: block; } [hidden] { display: none !important; }
 textarea, input { font: inherit; color: inherit; background: var(--soft); border: 1px solid var(--line);
   border-radius: 4px; padding: .4rem; box-sizing: border-box; }
 textarea { width: 100%; min-height: 6rem; }
 .numbers { display: flex; flex-wrap: wrap; gap: 1rem; margin: .6rem 0; }
-.numbers input { width: 6rem; display: block; }
-#key { width: 14rem; }
+.numbers label { max-width: 100%; }
+.numbers input { width: 6rem; max-width: 100%; display: block; }
+#keys input { width: 14rem; }
 button { font: inherit; padding: .4rem 1.2rem; }
-#answer { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid var(--line); border-radius: 4px;
+#answer { white-space: pre-wrap; border: 1px solid var(--line); border-radius: 4px;
   padding: .6rem; min-height: 6rem; margin: 1rem 0 .4rem; }
 #answer .prompt { opacity: .6; }
 #status { min-height: 1.5rem; }
@@ -73,13 +75,13 @@ async function name() {
 }
 // A column a token, a row a layer, the first layer below; the prompt is paler.
 const strip = {layers: [], kept: [], prompt: 0, at: -1, cell: 8, tall: 12, drawn: 0}, widest = 30000;
-function draw(all) {
+function draw(all, ended) {
   const canvas = $("strip").firstElementChild, rows = strip.layers.length, tall = strip.tall;
   const count = strip.kept.length, scale = devicePixelRatio || 1;
   // Room is taken ahead, as a canvas that changes its size is empty, and as much as a canvas may have.
   if (all || canvas.width < Math.min(widest, count * strip.cell) * scale) {
     strip.cell = Math.max(1, Math.min(8, Math.floor(widest / 2 / count)));
-    const room = Math.min(widest, Math.max(256, 2 * count * strip.cell));
+    const room = Math.min(widest, ended ? count * strip.cell : Math.max(256, 2 * count * strip.cell));
     canvas.width = room * scale; canvas.height = rows * tall * scale;
     canvas.style.height = rows * tall + "px"; canvas.style.width = room + "px";
     strip.drawn = 0;
@@ -170,6 +172,7 @@ async function write() {
   } catch (e) {
     say(e.name == "AbortError" ? "Stopped. " + rate() : "The server has gone: " + e.message, e.name != "AbortError");
   } finally {
+    if (strip.kept.length) draw(true, true);
     going = null; $("go").disabled = false; $("stop").disabled = true;
   }
 }
@@ -184,7 +187,7 @@ $("strip").addEventListener("keydown", e => {
   point(strip.at + (e.key == "ArrowRight" ? 1 : -1));
   $("strip").scrollLeft = strip.at * strip.cell - $("strip").clientWidth / 2;
 });
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (strip.kept.length) draw(true); });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (strip.kept.length) draw(true, !going); });
 document.addEventListener("keydown", e => {
   if (e.key == "Enter" && (e.ctrlKey || e.metaKey)) { e.preventDefault(); write(); }
   if (e.key == "Escape") stop();

@@ -170,6 +170,11 @@ void Browser::prefer(const std::string& colour_scheme) {
        {{"features", {{{"name", "prefers-color-scheme"}, {"value", colour_scheme}}}}});
 }
 
+void Browser::resize(int width, int height) {
+  call("Emulation.setDeviceMetricsOverride",
+       {{"width", width}, {"height", height}, {"deviceScaleFactor", 1}, {"mobile", false}});
+}
+
 std::string Browser::screenshot() {
   return from_base64(call("Page.captureScreenshot", {{"format", "png"}})["data"]);
 }

@@ -30,6 +30,7 @@ class Browser {
   /// "Enter", "Escape", ...; `modifiers`: 2 is Ctrl.
   void press(const std::string& key, int modifiers = 0);
   void prefer(const std::string& colour_scheme);  // "dark", "light"
+  void resize(int width, int height);             // of the page, in CSS pixels
   std::string screenshot();                       // bytes of a PNG
 
  private:

@@ -1,6 +1,7 @@
 // The page at / in a browser: somebody types, a text comes piece by piece, and a strip says where it went.
 #include <cstdlib>
 #include <fstream>
+#include <vector>
 
 #include <gmock/gmock.h>
 
@@ -10,6 +11,7 @@
 namespace fathom::serve {
 namespace {
 
+using ::testing::Each;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
@@ -34,6 +36,17 @@ class Page : public ::testing::Test {
         "c.getContext('2d').getImageData(0, 0, "
         "c.width, c.height).data; let n = 0; for (let i = 3; i < d.length; i += 4) n += d[i] > 0; return n; "
         "})()");
+  }
+  /// Pixels that the page is wider than what shows it, at several widths.
+  std::vector<std::int64_t> overhangs(const std::string& name) {
+    std::vector<std::int64_t> all;
+    for (const int width : {200, 360, 768, 1280}) {
+      browser_->resize(width, 900);
+      all.push_back(
+          browser_->evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"));
+      take_picture(name + "_" + std::to_string(width));
+    }
+    return all;
   }
   /// Kept for who looks: FATHOM_SCREENSHOTS is a folder.
   void take_picture(const std::string& name) {
@@ -85,6 +98,26 @@ TEST_F(Page, WritesWhatIsTypedAndShowsWhereItWent) {
   EXPECT_TRUE(browser_->becomes("strip.drawn == strip.kept.length"));
   EXPECT_EQ(painted(), marks);
   take_picture("dark");
+}
+
+TEST_F(Page, IsNeverWiderThanItsWindow) {
+  const auto none = Each(0);
+  EXPECT_THAT(overhangs("empty"), none);
+  browser_->evaluate("$('prompt').value = 'm'.repeat(300)");
+  set("tokens", "150");
+  browser_->press("Enter", 2);
+  ASSERT_TRUE(browser_->becomes("document.getElementById('status').textContent.includes(' tokens')"))
+      << text_of("status");
+  // Many times as wide as the window, and it is the strip that scrolls.
+  EXPECT_GT(browser_->evaluate("$('strip').scrollWidth"), 2300);
+  EXPECT_EQ(browser_->evaluate("$('strip').scrollWidth - strip.kept.length * strip.cell"), 0);
+  browser_->evaluate("point(5)");
+  EXPECT_THAT(overhangs("answered"), none);
+  // What has no place to be broken: a model's name, what the server says; and a key is asked for.
+  browser_->evaluate("$('model').textContent = 'a_name_'.repeat(40)");
+  browser_->evaluate("refused(401, JSON.stringify({error: {message: 'no'.repeat(200)}}))");
+  EXPECT_EQ(browser_->evaluate("$('keys').hidden"), false);
+  EXPECT_THAT(overhangs("refused"), none);
 }
 
 TEST_F(Page, TurnsTheDialAndStops) {
