@@ -41,6 +41,38 @@ std::string now_in_http() {
   return {text, std::strftime(text, sizeof text, "%a, %d %b %Y %H:%M:%S GMT", &parts)};
 }
 
+struct Unreadable {
+  int status;
+  std::string why;
+};
+
+// A body in a coding that nobody here undoes: where it ends only who undoes it knows, and what is in it is no
+// request. Nor is it told which of two hosts was meant.
+std::optional<Unreadable> unreadable(const http::fields& fields) {
+  for (const auto& field : fields) {
+    const std::string value(field.value().data(), std::min<std::size_t>(field.value().size(), 100));
+    switch (field.name()) {
+      case http::field::transfer_encoding:
+        if (fields.count(http::field::transfer_encoding) == 1 && beast::iequals(field.value(), "chunked"))
+          break;
+        return Unreadable{400,
+                          fmt::format("The request's Transfer-Encoding is '{}': expected 'chunked' alone, or "
+                                      "a Content-Length.",
+                                      value)};
+      case http::field::content_encoding:
+        if (beast::iequals(field.value(), "identity")) break;
+        return Unreadable{
+            415, fmt::format("The request's Content-Encoding is '{}': expected JSON as it is.", value)};
+      case http::field::host:
+        if (fields.count(http::field::host) == 1) break;
+        return Unreadable{400, "The request has more than one Host."};
+      default:
+        break;
+    }
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 Session::Session(tcp::socket socket, asio::ssl::context* tls, const HttpOptions& options,
@@ -181,11 +213,15 @@ void Session::on_header(error_code e) {
   knows_chunks_ = message.version() >= 11;
   is_head_ = message.method() == http::verb::head;
   if (!message.keep_alive()) closes_ = true;
-  const bool body_follows = !parser_->is_done();
+  const auto cannot = unreadable(message);
+  const bool body_follows = cannot || !parser_->is_done();
   HttpReply refusal;
   HttpRequest request;
   bool admitted = read_head(request);
-  if (!admitted) {
+  if (cannot) {
+    admitted = false;
+    refusal = handler_.refusal(cannot->status, cannot->why);
+  } else if (!admitted) {
     refusal = handler_.refusal(
         400, "The request's target is neither a path nor a whole address, or a % in it begins no byte.");
   } else {

@@ -15,6 +15,7 @@ namespace {
 using nlohmann::json;
 using std::chrono::milliseconds;
 using ::testing::HasSubstr;
+using ::testing::StartsWith;
 
 /// Answers what a test asks for, and keeps how it ended.
 class Handler final : public HttpHandler {
@@ -83,6 +84,45 @@ TEST(Limits, RoutesThatTakeNoBodyReadNone) {
     EXPECT_THAT(answer, HasSubstr("Connection: close"));
   }
   EXPECT_EQ(get(server.port(), "/health", "Content-Length: 0\r\n").status, 200);
+}
+
+// A body whose end nobody knows: what is in it must never be read as another request.
+TEST(Limits, CodingsThatNobodyReadsAreRefused) {
+  TinyServer server;
+  server.open();
+  const std::string hidden = "GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n";
+  const struct {
+    const char* fields;
+    int status;
+    const char* why;
+  } cases[] = {
+      {"Transfer-Encoding: gzip\r\n", 400, "'gzip'"},
+      {"Transfer-Encoding: identity\r\n", 400, "'identity'"},
+      {"Transfer-Encoding: gzip, chunked\r\n", 400, "'gzip, chunked'"},
+      {"Transfer-Encoding: chunked\r\nTransfer-Encoding: gzip\r\n", 400, "Transfer-Encoding"},
+      {"Content-Encoding: gzip\r\nContent-Length: 51\r\n", 415, "'gzip'"},
+      {"Content-Length: 51\r\nHost: elsewhere\r\n", 400, "Host"},
+  };
+  for (const char* begin : {"POST /tokenize", "POST /nowhere", "GET /health"}) {
+    for (const auto& c : cases) {
+      SCOPED_TRACE(std::string(begin) + " " + c.fields);
+      Connection connection(server.port());
+      connection.send(std::string(begin) + " HTTP/1.1\r\nHost: localhost\r\n" + c.fields + "\r\n" + hidden);
+      std::string answers;
+      for (std::string more = connection.read_some(10); !more.empty(); more = connection.read_some(10))
+        answers += more;
+      EXPECT_THAT(answers, StartsWith("HTTP/1.1 " + std::to_string(c.status)));
+      EXPECT_THAT(answers, HasSubstr("Connection: close"));
+      EXPECT_THAT(answers, HasSubstr(c.why));
+      EXPECT_THAT(answers, HasSubstr("{\"error\":{"));
+      EXPECT_EQ(answers.find("HTTP/1.1 ", 1), std::string::npos) << answers;
+    }
+  }
+  Connection connection(server.port());
+  connection.send(
+      "POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Encoding: identity\r\nTransfer-Encoding: "
+      "CHUNKED\r\n\r\nf\r\n{\"prompt\": \"a\"}\r\n0\r\n\r\n");
+  EXPECT_EQ(connection.read().status, 200);
 }
 
 TEST(Limits, WhatStandsAroundChunksHasAnEnd) {
