@@ -218,7 +218,9 @@ void add_http_flags(CLI::App& sub, ServeFlags& flags) {
   sub.add_option("--host", http.host,
                  "Address to listen on; 0.0.0.0 (or [::], as ::) for everybody who can reach it")
       ->capture_default_str();
-  sub.add_option("--port", http.port, "0: any free one, which is printed")->capture_default_str();
+  sub.add_option("--port", http.port, "0: any free one, which is printed")
+      ->capture_default_str()
+      ->check(number_from_to(0, 65535));
   sub.add_option("--name", flags.name, "What clients call the model; default: the folder's name");
   sub.add_option("--api-key-file", flags.key_file,
                  std::string("Keys, one a line; one more may be in the environment's ") + kKeyVariable);

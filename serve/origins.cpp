@@ -6,6 +6,7 @@
 #include <arpa/inet.h>
 #include <fmt/format.h>
 
+#include "kernels/error.h"
 #include "serve/api_error.h"
 
 namespace fathom::serve {
@@ -71,6 +72,23 @@ std::string allowed_headers(std::string_view asked) {
 }
 
 }  // namespace
+
+Origins::Origins(OriginOptions options) : options_(std::move(options)) {
+  const std::string cors = lower(options_.cors);  // as browsers write it
+  const std::size_t scheme = cors.find("://");
+  const bool is_origin = scheme != std::string::npos && scheme > 0 && scheme + 3 < cors.size() &&
+                         cors.find_first_of("/?#@, \t", scheme + 3) == std::string::npos;
+  if (!cors.empty() && cors != "*" && cors != "null" && !is_origin)
+    throw UsageError(fmt::format("--cors-origin {} is no origin.", options_.cors),
+                     "It is what a browser says of a page, without a path: https://app.example, or "
+                     "http://localhost:3000; * is any.");
+  options_.cors = cors;
+  for (const std::string& host : options_.hosts) {
+    if (host.empty() || host.find_first_of("/: \t") != std::string::npos)
+      throw UsageError(fmt::format("--allow-host {} is no name.", host),
+                       "It is the name alone, without a scheme or a port: fathom.example");
+  }
+}
 
 bool is_own_name(std::string_view host) {
   const std::string name = lower(without_port(host));

@@ -22,7 +22,8 @@ struct OriginOptions {
 
 class Origins {
  public:
-  explicit Origins(OriginOptions options) : options_(std::move(options)) {}
+  /// UsageError: what is no origin, or no name, and so would never be one that a browser says.
+  explicit Origins(OriginOptions options);
 
   /// For a server without keys. ApiError (403): the request is a page's that has no leave.
   void check_host(const HttpRequest& head) const;

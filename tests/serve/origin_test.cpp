@@ -1,6 +1,8 @@
 // What pages in a browser on the server's own machine can have of it.
 #include <gmock/gmock.h>
 
+#include "kernels/error.h"
+#include "serve/origins.h"
 #include "tests/serve/tiny_server.h"
 
 namespace fathom::serve {
@@ -140,6 +142,18 @@ TEST(Origins, OpenAisHeadersMayCome) {
   EXPECT_EQ(allowed.find("a b"), std::string::npos);
   EXPECT_THAT(r.headers.at("vary"), HasSubstr("Access-Control-Request-Headers"));
   EXPECT_FALSE(preflight("http://b", asked).headers.contains("access-control-allow-headers"));
+}
+
+// What no browser ever says would let nobody in, and say nothing of it.
+TEST(Origins, AreWhatABrowserSays) {
+  for (const char* good :
+       {"", "*", "null", "https://app.example", "http://localhost:3000", "http://[::1]:80"})
+    EXPECT_NO_THROW(Origins({.cors = good, .hosts = {"app.example"}})) << good;
+  for (const char* bad : {"app.example", "https://app.example/", "https://", "://app.example",
+                          "https://a.example,https://b.example", "https://a@b.example"})
+    EXPECT_THROW(Origins({.cors = bad, .hosts = {}}), UsageError) << bad;
+  for (const char* bad : {"", "http://app.example", "app.example:8000", "a/b", "a b"})
+    EXPECT_THROW(Origins({.cors = "", .hosts = {bad}}), UsageError) << bad;
 }
 
 }  // namespace

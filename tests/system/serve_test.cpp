@@ -197,6 +197,9 @@ TEST_F(Serve, RefusesInOneParagraph) {
   };
   refused("run --port " + taken, 1, {taken, "Another program has it", "--port"});
   refused("run --port 0 --host example", 2, {"--host example", "127.0.0.1"});
+  refused("run --port 99999", 2, {"--port", "65535"});
+  refused("run --port 0 --cors-origin https://app.example/", 2, {"--cors-origin", "https://app.example"});
+  refused("run --port 0 --allow-host app.example:8000", 2, {"--allow-host", "fathom.example"});
   refused("nowhere --port 0", 1, {"nowhere"});
   refused("run --port 0 --cache-gb 0.000001", 1, {"cache"});
   refused("run --port 0 --api-key-file nowhere.txt", 1, {"nowhere.txt", "key"});
