@@ -1,5 +1,7 @@
 #include "serve/chat_request.h"
 
+#include <optional>
+
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
@@ -12,16 +14,15 @@ namespace {
 
 using nlohmann::json;
 
-const char* speaker_of(const std::string& role, const std::string& field) {
+const char* speaker_of(const std::optional<std::string>& role, const std::string& field) {
   if (role == "system" || role == "developer") return "System";
   if (role == "user") return "User";
   if (role == "assistant") return "Assistant";
   throw bad_field(
       field,
-      fmt::format("'{}' is '{}': expected system, developer, user or assistant (there are no tools "
-                  "here).",
-                  field, role.substr(0, 32)),
-      "invalid_value");
+      fmt::format("'{}' is {}: expected system, developer, user or assistant (there are no tools here).",
+                  field, role ? fmt::format("'{}'", role->substr(0, 32)) : "missing"),
+      role ? "invalid_value" : "missing_required_parameter");
 }
 
 // A string, or parts of text.
@@ -31,7 +32,7 @@ std::string content_of(const json* content, const std::string& field) {
   if (!content->is_array())
     throw bad_field(
         field,
-        fmt::format("'{}' is {}: expected a string, or an array of parts.", field, content->type_name()),
+        fmt::format("'{}' is {}: expected a string, or an array of parts.", field, described(*content)),
         "invalid_type");
   std::string text;
   for (std::size_t i = 0; i < content->size(); ++i) {
@@ -42,7 +43,11 @@ std::string content_of(const json* content, const std::string& field) {
           part.name_of("type"),
           fmt::format("'{}' is '{}': this model reads text alone.", part.name_of("type"), type.substr(0, 32)),
           "unsupported_parameter");
-    text += part.text("text").value_or("");
+    const auto of_part = part.text("text");
+    if (!of_part)
+      throw bad_field(part.name_of("text"), fmt::format("'{}' is missing.", part.name_of("text")),
+                      "missing_required_parameter");
+    text += *of_part;
     part.refuse_others();
   }
   return text;
@@ -50,14 +55,18 @@ std::string content_of(const json* content, const std::string& field) {
 
 std::vector<ChatMessage> read_messages(JsonFields& fields) {
   const json* list = fields.find("messages");
-  if (list == nullptr || !list->is_array() || list->empty())
+  if (list != nullptr && !list->is_array())
+    throw bad_field("messages",
+                    fmt::format("'messages' is {}: expected an array of messages.", described(*list)),
+                    "invalid_type");
+  if (list == nullptr || list->empty())
     throw bad_field("messages", "'messages' is missing or empty: expected an array of messages.",
                     "missing_required_parameter");
   std::vector<ChatMessage> messages;
   for (std::size_t i = 0; i < list->size(); ++i) {
     JsonFields message((*list)[i], fmt::format("messages[{}]", i));
     ChatMessage m;
-    m.speaker = speaker_of(message.text("role").value_or(""), message.name_of("role"));
+    m.speaker = speaker_of(message.text("role"), message.name_of("role"));
     m.content = content_of(message.find("content"), message.name_of("content"));
     message.ignore("name");
     message.refuse("refusal", "there is none to give back.");

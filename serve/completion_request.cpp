@@ -23,10 +23,10 @@ std::vector<std::string> read_stops(JsonFields& fields) {
   std::vector<std::string> stops;
   const auto add = [&](const json& one) {
     if (!one.is_string())
-      throw bad_field("stop",
-                      fmt::format("'stop' holds {}: expected a string, or up to {} of them.", one.type_name(),
-                                  kMostStops),
-                      "invalid_type");
+      throw bad_field(
+          "stop",
+          fmt::format("'stop' holds {}: expected a string, or up to {} of them.", described(one), kMostStops),
+          "invalid_type");
     // An empty one is in every text; OpenAI takes it and it stops nothing.
     if (!one.get_ref<const std::string&>().empty()) stops.push_back(one.get<std::string>());
   };
@@ -48,7 +48,7 @@ void read_logit_bias(JsonFields& fields, const RequestLimits& limits, SamplingOp
   if (!value->is_object())
     throw bad_field(
         "logit_bias",
-        fmt::format("'logit_bias' is {}: expected an object such as {{\"50\": -100}}.", value->type_name()),
+        fmt::format("'logit_bias' is {}: expected an object such as {{\"50\": -100}}.", described(*value)),
         "invalid_type");
   for (const auto& [key, bias] : value->items()) {
     std::int64_t id = -1;
@@ -99,7 +99,7 @@ std::vector<PromptInput> read_prompts(JsonFields& fields, const RequestLimits& l
   // OpenAI: without a prompt a new document begins.
   if (value == nullptr) return {PromptInput{}};
   if (value->is_string()) return {PromptInput{.text = value->get<std::string>()}};
-  if (!value->is_array()) bad_prompt(fmt::format("is {}", value->type_name()));
+  if (!value->is_array()) bad_prompt(fmt::format("is {}", described(*value)));
   if (value->empty()) bad_prompt("is an empty array");
   if (value->front().is_number()) return {PromptInput{.ids = read_ids(*value, limits), .is_ids = true}};
   check_texts(static_cast<std::int64_t>(value->size()), 1, limits);
@@ -111,7 +111,7 @@ std::vector<PromptInput> read_prompts(JsonFields& fields, const RequestLimits& l
     } else if (one.is_array()) {
       prompts.push_back({.ids = read_ids(one, limits), .is_ids = true});
     } else {
-      bad_prompt(fmt::format("holds {}", one.type_name()));
+      bad_prompt(fmt::format("holds {}", described(one)));
     }
   }
   return prompts;

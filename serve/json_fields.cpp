@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "serve/api_error.h"
+#include "src/io/utf8.h"
 
 namespace fathom::serve {
 
@@ -14,15 +15,18 @@ namespace {
 using nlohmann::json;
 
 [[noreturn]] void wrong_type(const std::string& name, const char* expected, const json& got) {
-  throw bad_field(name, fmt::format("'{}' is {}: expected {}.", name, got.type_name(), expected),
+  throw bad_field(name, fmt::format("'{}' is {}: expected {}.", name, described(got), expected),
                   "invalid_type");
 }
 
 template <typename Number>
 [[noreturn]] void out_of_range(const std::string& name, Number low, Number high, const json& got) {
-  const std::string range = static_cast<double>(high) >= 1e15   ? fmt::format("{} or more", low)
-                            : static_cast<double>(low) <= -1e15 ? fmt::format("{} or less", high)
-                                                                : fmt::format("from {} to {}", low, high);
+  constexpr double kAny = 1e15;  // no bound that anybody thought of
+  const bool any_high = static_cast<double>(high) >= kAny, any_low = static_cast<double>(low) <= -kAny;
+  const std::string range = any_high && any_low ? std::string("a whole number of 64 bits")
+                            : any_high          ? fmt::format("{} or more", low)
+                            : any_low           ? fmt::format("{} or less", high)
+                                                : fmt::format("from {} to {}", low, high);
   throw bad_field(name, fmt::format("'{}' is {}: expected {}.", name, got.dump(), range), "invalid_value");
 }
 
@@ -56,6 +60,15 @@ bool too_deep(std::string_view body) {
 
 }  // namespace
 
+std::string described(const json& value) {
+  if (value.is_array()) return "an array";
+  if (value.is_object()) return "an object";
+  constexpr std::size_t kMost = 32;
+  std::string text = value.dump(-1, ' ', false, json::error_handler_t::replace);
+  if (text.size() > kMost) text = text.substr(0, utf8_prefix(text.substr(0, kMost))) + "...";
+  return value.is_string() ? "the string " + text : text;
+}
+
 JsonFields::JsonFields(std::string_view body) : own_(std::make_unique<json>()), object_(own_.get()) {
   if (too_deep(body))
     throw ApiError(fmt::format("The body nests arrays or objects more than {} deep.", kDeepest),
@@ -69,7 +82,7 @@ JsonFields::JsonFields(std::string_view body) : own_(std::make_unique<json>()), 
     throw ApiError("The body is not JSON: " + what, {.code = "invalid_json"});
   }
   if (!own_->is_object())
-    throw ApiError(fmt::format("The body is {}: expected a JSON object.", own_->type_name()),
+    throw ApiError(fmt::format("The body is {}: expected a JSON object.", described(*own_)),
                    {.code = "invalid_json"});
 }
 
@@ -97,12 +110,13 @@ std::optional<std::int64_t> JsonFields::integer(const std::string& name, std::in
   const json* value = find(name);
   if (value == nullptr) return std::nullopt;
   // Some clients send 16.0.
-  const bool whole = value->is_number_float() && std::abs(value->get<double>()) < 1e15 &&
-                     std::floor(value->get<double>()) == value->get<double>();
+  const bool whole = value->is_number_float() && std::floor(value->get<double>()) == value->get<double>();
   if (!value->is_number_integer() && !whole) wrong_type(name_of(name), "a whole number", *value);
-  const bool huge = value->is_number_unsigned() && value->get<std::uint64_t>() > INT64_MAX;
+  const bool huge = whole ? std::abs(value->get<double>()) >= 1e15
+                          : value->is_number_unsigned() && value->get<std::uint64_t>() > INT64_MAX;
+  if (huge) out_of_range(name_of(name), low, high, *value);
   const std::int64_t x = whole ? static_cast<std::int64_t>(value->get<double>()) : value->get<std::int64_t>();
-  if (huge || x < low || x > high) out_of_range(name_of(name), low, high, *value);
+  if (x < low || x > high) out_of_range(name_of(name), low, high, *value);
   return x;
 }
 

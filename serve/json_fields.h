@@ -49,4 +49,7 @@ class JsonFields {
   std::set<std::string> read_;
 };
 
+/// A value as errors say it: "an array", "null", "1.5", "the string \"true\"", as long as a line has room.
+std::string described(const nlohmann::json& value);
+
 }  // namespace fathom::serve

@@ -8,6 +8,7 @@ namespace fathom::serve {
 namespace {
 
 using nlohmann::json;
+using ::testing::HasSubstr;
 
 const RequestLimits kLimits{.vocab = 300, .context = 100};
 
@@ -25,12 +26,13 @@ TEST(ChatRequests, BecomeTheDocumentedText) {
             "System: Be brief.\n\nUser: Hello\n\nAssistant: Hi.\n\nUser: Bye\n\nAssistant:");
 }
 
-void expect_refusal(const json& body, const std::string& param) {
+void expect_refusal(const json& body, const std::string& param, const std::string& why = "") {
   try {
     parse_chat(body.dump(), kLimits);
     FAIL() << body;
   } catch (const ApiError& e) {
     EXPECT_EQ(e.parts().param, param) << e.what();
+    EXPECT_THAT(e.what(), HasSubstr(why));
     EXPECT_EQ(e.status(), 400);
   }
 }
@@ -43,6 +45,11 @@ TEST(ChatRequests, AreRefusedByTheFieldThatIsWrong) {
   expect_refusal(chat_of({{{"role", "user"}}}), "messages[0].content");
   expect_refusal(chat_of({{{"role", "user"}, {"content", {{{"type", "image_url"}}}}}}),
                  "messages[0].content[0].type");
+  // Never an empty word in place of one that is not there.
+  expect_refusal(chat_of({{{"role", "user"}, {"content", {{{"type", "text"}}}}}}),
+                 "messages[0].content[0].text", "missing");
+  expect_refusal(chat_of({{{"content", "a"}}}), "messages[0].role", "missing");
+  expect_refusal({{"messages", "hello"}}, "messages", "the string \"hello\"");
   expect_refusal({{"messages", hello}, {"tools", {1}}}, "tools");
   expect_refusal({{"messages", hello}, {"top_logprobs", 2}}, "top_logprobs");
   expect_refusal({{"messages", hello}, {"response_format", {{"type", "json_object"}}}}, "response_format");

@@ -135,6 +135,35 @@ TEST(Requests, OfNestedOrBrokenJsonAreRefused) {
   }
 }
 
+// An error says what came, so that whoever wrote the request finds it.
+TEST(Requests, AreRefusedWithWhatTheySay) {
+  const RequestLimits limits{.vocab = 300, .context = 100};
+  const auto why = [&](const std::string& body) -> std::string {
+    try {
+      parse_completion(body, limits);
+    } catch (const ApiError& e) {
+      return e.what();
+    }
+    return "";
+  };
+  EXPECT_EQ(why(R"({"stream":"true"})"), "'stream' is the string \"true\": expected true or false.");
+  EXPECT_EQ(why(R"({"n":true})"), "'n' is true: expected a whole number.");
+  EXPECT_EQ(why(R"({"n":[1]})"), "'n' is an array: expected a whole number.");
+  EXPECT_EQ(why(R"({"n":1.5})"), "'n' is 1.5: expected a whole number.");
+  EXPECT_EQ(why(R"({"n":1e30})"), "'n' is 1e+30: expected from 1 to 128.");
+  EXPECT_EQ(why(R"({"max_tokens":-1000000000000000000000000000000})"),
+            "'max_tokens' is -1e+30: expected from 0 to 2147483647.");
+  EXPECT_EQ(why(R"({"seed":9223372036854775808})"),
+            "'seed' is 9223372036854775808: expected a whole number of 64 bits.");
+  EXPECT_EQ(why(R"({"seed":1e30})"), "'seed' is 1e+30: expected a whole number of 64 bits.");
+  EXPECT_EQ(why(R"({"logit_bias":[]})"),
+            "'logit_bias' is an array: expected an object such as {\"50\": -100}.");
+  EXPECT_EQ(why(R"({"stop":["a",{}]})"), "'stop' holds an object: expected a string, or up to 4 of them.");
+  EXPECT_THAT(why(R"({"prompt":{}})"), HasSubstr("'prompt' is an object: expected"));
+  EXPECT_EQ(why("\"" + std::string(1000, 'x') + "\""),
+            "The body is the string \"" + std::string(31, 'x') + "...: expected a JSON object.");
+}
+
 TEST(ApiKeys, AdmitTheKeysAlone) {
   EXPECT_TRUE(ApiKeys().admit(""));
   const ApiKeys keys({"secret", "other"});
