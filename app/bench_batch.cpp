@@ -65,6 +65,12 @@ void run(BatchFlags& flags, const Globals& globals) {
       open_model(flags.model, {.invariant = flags.invariant}, globals, flags.precision);
   const LoadedModel& loaded = model.loaded;
   require_same_tokens(TokenStore::open(flags.load.data), loaded);
+  const std::int64_t context = loaded.config.model.max_seq_len;
+  if (flags.load.prompt_max + flags.load.new_max > context)
+    throw UsageError(
+        fmt::format("--prompt-max {} and --new-max {} together are more than this model's context of {}.",
+                    flags.load.prompt_max, flags.load.new_max, context),
+        "Give shorter prompts, or fewer new tokens.");
   if (flags.engine.kv > 0) loaded.model->set_kv_bits(flags.engine.kv);
   RoutingConfig routing = loaded.config.routing;
   if (flags.threshold >= 0) routing.causal.threshold = flags.threshold;

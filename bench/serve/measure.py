@@ -74,7 +74,16 @@ def start(bench):
     if not line:
         sys.exit("The server has not begun; what it said is above.")
     bench.url = json.loads(line)["url"]
+    fit(bench.flags, json.loads(line)["context"])
     return server
+
+
+def fit(flags, context):
+    """A prompt and what follows it have to fit the model's context."""
+    if flags.new_max is None:
+        flags.new_max = min(128, context // 3)
+    if flags.prompt_max is None:
+        flags.prompt_max = min(256, context - flags.new_max)
 
 
 def cpu_of(process):
@@ -152,9 +161,9 @@ def main():
     p.add_argument("--requests", type=int, default=256)
     p.add_argument("--clients", type=int, default=64)
     p.add_argument("--prompt-min", type=int, default=32)
-    p.add_argument("--prompt-max", type=int, default=256)
+    p.add_argument("--prompt-max", type=int, help="default: 256, or what the context has room for")
     p.add_argument("--new-min", type=int, default=16)
-    p.add_argument("--new-max", type=int, default=128)
+    p.add_argument("--new-max", type=int, help="default: 128, or a third of a shorter context")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--loads", type=float, nargs="+", default=[0.5, 0.9])
     p.add_argument("--device", default="auto")

@@ -35,6 +35,10 @@ class Server:
         if not line:
             sys.exit("The server has not begun; what it said is above.")
         self.url = json.loads(line)["url"]
+        # A prompt and what follows it have to fit the model's context.
+        context = json.loads(line)["context"]
+        self.new_max = min(100, context // 3)
+        self.prompt_max = min(200, context - self.new_max)
         self.host, port = self.url.split("//")[1].split(":")
         self.port = int(port)
 
@@ -135,7 +139,8 @@ class Soak:
         while not self.ends.is_set():
             command = [self.flags.fathom, "bench", "load", self.server.url, "--data", self.flags.data, "--clients",
                        str(self.flags.clients), "--requests", str(8 * self.flags.clients), "--seed", str(seed), "--json",
-                       "--prompt-max", "200", "--new-max", "100", "--whole" if seed % 4 == 0 else "--verbose"]
+                       "--prompt-max", str(self.server.prompt_max), "--new-max", str(self.server.new_max),
+                       "--whole" if seed % 4 == 0 else "--verbose"]
             done = subprocess.run(command, stdout=subprocess.PIPE, universal_newlines=True)
             if done.returncode != 0:
                 self.faults.append(f"bench load ended with status {done.returncode}")

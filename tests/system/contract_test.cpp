@@ -361,10 +361,10 @@ TEST_F(Contract, BenchPrintsALineOfJson) {
 // What it counts is the time that counts, however often it warmed up.
 TEST_F(Contract, BenchBatchCountsOneTimeOfItsRequests) {
   e.trained("mod", "run", "--set train.steps=1");
-  const std::string of =
-      "bench batch run --data train.valid.h5 --requests 3 --prompt-min 5 --prompt-max 9 --new-min 2 "
-      "--new-max 4 "
-      "--json --threads 1";
+  const std::string any =
+      "bench batch run --data train.valid.h5 --requests 3 --prompt-min 5 --new-min 2 --new-max 4 --json "
+      "--threads 1";
+  const std::string of = any + " --prompt-max 9";
   const auto cold = json(of + " --warm-up 0"), warm = json(of), warmer = json(of + " --warm-up 3");
   EXPECT_THAT(keys(warm),
               IsSupersetOf({"bench", "device", "requests", "sequences", "warm_up", "prompt_tokens",
@@ -378,6 +378,8 @@ TEST_F(Contract, BenchBatchCountsOneTimeOfItsRequests) {
     EXPECT_EQ(warmer[same], cold[same]) << same;
   }
   EXPECT_EQ(json(of + " --sequences 1")["request"]["count"], 3);
+  // Texts that the context cuts short are not what was asked for.
+  expect_refusal(fathom_command(e, any + " --prompt-max 30"), 2, {"--prompt-max 30", "context of 32"});
 }
 
 TEST_F(Contract, KernelBenchesPrintLinesOfJson) {

@@ -117,7 +117,7 @@ TEST_F(Serve, ScoresWhatEvalSays) {
 // lm-evaluation-harness's own windows: those of eval, two tokens shorter than what it is told to be the
 // longest, the first token of all being predicted from a prefix.
 TEST_F(Serve, LmEvalComputesEvalsPerplexity) {
-  const testing::Python python("lm_eval, aiohttp, datasets");
+  const testing::Python python("lm_eval, aiohttp, tenacity, datasets");
   if (!python) GTEST_SKIP() << python.why_not();
   experiment_->trained("mod", "unpadded", "--set model.vocab_size=257");
   const auto server = start("--invariant", "unpadded");
