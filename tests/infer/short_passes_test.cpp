@@ -63,7 +63,8 @@ void expect_same_passes(const std::shared_ptr<Backend>& backend, DType dtype, in
     // What a gathering goes by is there as well: each sequence's own, whoever had the last pass, and of
     // whatever kind that was.
     if (r() % 8 == 0) {
-      ASSERT_EQ(by_op.add(id, tokens, positions[which], 1), unrecorded.add(id, tokens, positions[which], 1));
+      ASSERT_EQ(by_op.add(id, tokens, positions[which], 1).logits,
+                unrecorded.add(id, tokens, positions[which], 1).logits);
       positions[which] += n;
     }
     for (const SequenceId any : sequences) {
