@@ -288,9 +288,8 @@ outcomes::Texts sampled_texts(Model& m, std::int64_t vocab, const Request& reque
 }
 
 // The whole of it: models, caches, retrieval and rollback, with all outcomes of all random numbers.
-TEST_P(SpeculationKinds, TextsAreDistributedAsPlainSamplingHasThem) {
+void expect_the_distribution_of_plain_sampling(Model& m) {
   constexpr std::int64_t kFew = 2;  // ids that are chosen
-  Model m(make_cpu_backend({.invariant = true}, 1), DType::F32, GetParam().routing, kContext);
   Bench b(m.c, m.model, m.rule);
   b.target.vocab = b.small.vocab = kFew;
   Request request{.max_tokens = 4};
@@ -324,6 +323,11 @@ TEST_P(SpeculationKinds, TextsAreDistributedAsPlainSamplingHasThem) {
   }
 }
 
+TEST_P(SpeculationKinds, TextsAreDistributedAsPlainSamplingHasThem) {
+  Model m(make_cpu_backend({.invariant = true}, 1), DType::F32, GetParam().routing, kContext);
+  expect_the_distribution_of_plain_sampling(m);
+}
+
 class CudaSpeculationKinds : public ::testing::TestWithParam<Case> {};
 
 TEST_P(CudaSpeculationKinds, GreedyTextsAreThoseOfPlainDecoding) {
@@ -338,6 +342,18 @@ TEST_P(CudaSpeculationKinds, GreedyTextsAreThoseOfPlainDecoding) {
     m.model.set_kv_bits(bits);
     expect_greedy_texts(m.c, m.model, m.rule, 3);
     if (HasFailure()) return;
+  }
+}
+
+TEST_P(CudaSpeculationKinds, TextsAreDistributedAsPlainSamplingHasThem) {
+  const testing_support::OpenedDevice opened =
+      testing_support::open_device(testing_support::Device::Cuda, {.invariant = true});
+  testing_support::skip_without(opened);
+  if (!opened.backend) return;
+  for (const DType dtype : {DType::F32, DType::BF16}) {
+    SCOPED_TRACE(name_of(dtype));
+    Model m(opened.backend, dtype, GetParam().routing, kContext);
+    expect_the_distribution_of_plain_sampling(m);
   }
 }
 
