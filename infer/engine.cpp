@@ -64,7 +64,7 @@ void Engine::release(Running& r) {
   if (r.sequence >= 0) cache_.remove(r.sequence);
   r.sequence = -1;
   r.computed = r.adopted = r.remembered = 0;
-  r.begun = r.had_cycles = false;
+  r.begun = r.had_cycles = r.went_ahead = false;
 }
 
 void Engine::cancel(RequestId id) {
@@ -200,7 +200,7 @@ void Engine::make_room(std::vector<Part>& parts, std::vector<Event>& events) {
       preempt(victim);
       continue;
     }
-    if (victim.adopted > 0 || victim.had_cycles) {
+    if (victim.adopted > 0 || victim.had_cycles || victim.went_ahead) {
       victim.recomputes = true;
       preempt(victim);
       continue;

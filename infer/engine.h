@@ -170,13 +170,14 @@ class Engine {
     bool finished = false;
     // Of its present sequence:
     bool begun = false;           // a pass had rows of it
-    bool had_cycles = false;      // which may have taken blocks that passes would not have
+    bool had_cycles = false;      // which may have taken blocks that passes would not have,
+    bool went_ahead = false;      // as steps ahead may
     std::int64_t adopted = 0;     // of ids, found in the cache
     std::int64_t remembered = 0;  // of ids, to be found by others
     // Of all:
     std::int64_t cached = -1;  // of the prompt, found in the cache by the first sequence; -1: none has begun
     bool is_assumed = false;   // its entries are no keys and values of its ids
-    bool recomputes = false;   // shared blocks, or those of cycles, left it no room
+    bool recomputes = false;   // shared blocks, or those of cycles or steps ahead, left it no room
     std::int64_t told = 0;     // of ids, those whose routing an event has had
     std::int64_t verifications = 0, verified_tokens = 0;  // cycles, and what came of them
 

@@ -73,7 +73,7 @@ void Engine::run_whole(std::span<const Part> parts, std::vector<Event>& events) 
 // that one is on the device. A text that ends by a token of its own is computed once more than it need be.
 void Engine::launch_ahead(std::span<const Part> parts, std::vector<StepRow> rows,
                           std::span<const std::int32_t> places) {
-  if (!options_.launches_ahead || cycles_ != nullptr ||
+  if (!options_.launches_ahead || few_are_written() ||
       static_cast<std::int64_t>(running_.size()) > whole_->most_rows())
     return;
   std::vector<StepRow> next;
@@ -82,7 +82,7 @@ void Engine::launch_ahead(std::span<const Part> parts, std::vector<StepRow> rows
     const Running& r = *parts[i].request;
     StepRow& row = rows[i];
     if (places[i] >= 0) {
-      if (!device_chooses(r)) return;
+      if (!device_chooses(r) || r.recomputes) return;
       if (r.generated() + 1 >= r.request.max_tokens || std::ssize(r.ids) + 1 >= context()) continue;
       row.follows = places[i];
       ++row.position;
@@ -90,7 +90,14 @@ void Engine::launch_ahead(std::span<const Part> parts, std::vector<StepRow> rows
     next.push_back(row);
     room.push_back({row.sequence, row.follows < 0 ? 1 : 2});
   }
-  if (!next.empty() && cache_.fits(room)) whole_->launch(next);
+  if (next.empty()) return;
+  // The next step would ask the same of those beginnings that nobody reads.
+  while (!cache_.fits(room)) {
+    if (!prefixes_ || !prefixes_->forget_one()) return;
+  }
+  whole_->launch(next);
+  for (std::size_t i = 0; i < parts.size(); ++i)
+    parts[i].request->went_ahead = parts[i].request->went_ahead || rows[i].follows >= 0;
 }
 
 }  // namespace fathom

@@ -88,6 +88,12 @@ void KvCache::append_chosen(Context& c, SequenceId to, SequenceId from, std::int
                             const std::vector<Chosen>& chosen) {
   Sequence& target = at(to);
   const Sequence& source = at(from);
+  for (std::size_t l = 0; l < place_.size(); ++l) {
+    const std::int64_t held = entries_of(from, static_cast<std::int64_t>(l), source.tokens);
+    const Chosen& entries = chosen.at(l);
+    if (std::any_of(entries.begin(), entries.end(), [&](auto e) { return e < 0 || e >= held; }))
+      throw InternalError("[cache] an entry that a sequence does not have");
+  }
   const std::int64_t first = target.tokens;
   target.tokens += tokens;
   take_groups(target);
@@ -100,9 +106,6 @@ void KvCache::append_chosen(Context& c, SequenceId to, SequenceId from, std::int
     if (!is_routed_[l] && n != tokens) throw InternalError("[cache] dense layers have as many entries");
     const std::size_t before = copies.to.size();
     for (auto& of_head : copies.from) of_head.resize(before + static_cast<std::size_t>(n));
-    const std::int64_t held = entries_of(from, layer, source.tokens);
-    if (std::any_of(entries.begin(), entries.end(), [&](auto e) { return e < 0 || e >= held; }))
-      throw InternalError("[cache] an entry that a sequence does not have");
     for_pieces(shape_.kv_heads, 1, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i = begin * n; i < end * n; ++i)
         copies.from[static_cast<std::size_t>(i / n)][before + static_cast<std::size_t>(i % n)] =

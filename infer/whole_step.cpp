@@ -155,13 +155,20 @@ void WholeStep::launch(std::span<const StepRow> rows) {
     entries.push_back(cache_.routed_entries(row.sequence));
     to.push_back(place(row, entries.back()));
   }
-  decoder_->launch(to);
   under_way_.emplace_back(rows.begin(), rows.end());
+  try {
+    decoder_->launch(to);
+  } catch (...) {
+    under_way_.pop_back();
+    throw;
+  }
 }
 
 std::vector<DecoderResult> WholeStep::wait() {
+  const std::size_t rows = under_way_.front().size();
   under_way_.pop_front();
   std::vector<DecoderResult> results = decoder_->wait();
+  if (results.size() != rows) throw InternalError("[whole step] the results are another step's");
   if (under_way_.empty()) return results;
   for (StepRow& row : under_way_.front()) {
     if (row.follows < 0) continue;

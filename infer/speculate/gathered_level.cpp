@@ -163,9 +163,12 @@ KvCache::Chosen RetrievalLevel::choose(std::int64_t layer, std::int64_t entries)
   const std::int64_t each = chunk + best * chunk + entries - first_of_latest * chunk;
   const std::vector<float> scores = m.cache.chunk_scores(m.c, target(), layer, chunks, chunk);
   KvCache::Chosen chosen(static_cast<std::size_t>(heads * each));
+  std::vector<std::vector<std::int64_t>> orders(
+      static_cast<std::size_t>(heads),
+      std::vector<std::int64_t>(static_cast<std::size_t>(first_of_latest - 1)));
   for_pieces(heads, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t g = begin; g < end; ++g) {
-      std::vector<std::int64_t> order(static_cast<std::size_t>(first_of_latest - 1));
+      std::vector<std::int64_t>& order = orders[static_cast<std::size_t>(g)];
       std::iota(order.begin(), order.end(), 1);
       // Without a query the later ones.
       const auto score = [&](std::int64_t c) {

@@ -166,12 +166,12 @@ class CudaDecoder final : public Decoder {
     if (rows.empty() || rows.size() > plans_.size())
       throw InternalError("[decode_step] as many rows as most_rows() says");
     if (under_way_ == std::ssize(launches_)) throw InternalError("[decode_step] two launches are under way");
-    const int before = step_.rows;
-    step_.rows = static_cast<int>(rows.size());
+    DecodeStep next = step_;
+    next.rows = static_cast<int>(rows.size());
     for (std::size_t i = 0; i < rows.size(); ++i) {
       const DecoderRow& r = rows[i];
-      if (r.follows >= before) throw InternalError("[decode_step] a row follows none of the step before");
-      step_.row[i] = {
+      if (r.follows >= step_.rows) throw InternalError("[decode_step] a row follows none of the step before");
+      next.row[i] = {
           static_cast<int>(r.slot),
           r.token,
           r.position,
@@ -181,9 +181,8 @@ class CudaDecoder final : public Decoder {
           r.temperature <= 0 && r.wants_share ? 1 : 0,
           r.threshold,
           r.uniform};
-      std::copy(r.entries, r.entries + step_.routed_layers, step_.entries[i]);
+      std::copy(r.entries, r.entries + step_.routed_layers, next.entries[i]);
     }
-    DecodeStep next = step_;
     next.turn = 1 - step_.turn;
     Launch& launch = launches_[static_cast<std::size_t>(next.turn)];
     next.outcome = launch.mapped;
@@ -196,10 +195,11 @@ class CudaDecoder final : public Decoder {
     launch_decode(plan, room, next, blocks_, backend_.stream());
     // Only a launch makes the other turn's counter zero.
     step_.turn = next.turn;
+    step_.rows = next.rows;
     step_.updates = 0;
+    check(cudaEventRecord(launch.over.get(), backend_.stream()), kOp);
     launch.rows = rows.size();
     ++under_way_;
-    check(cudaEventRecord(launch.over.get(), backend_.stream()), kOp);
   }
 
   std::vector<DecoderResult> wait() override {

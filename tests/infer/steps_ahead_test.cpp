@@ -266,6 +266,56 @@ TEST_P(StepsAhead, EndWhereTheCacheIsSmall) {
   }
 }
 
+// A text alone comes as far as without steps ahead: what these took beforehand, it gets back.
+TEST_P(StepsAhead, ComeAsFarInAFullCache) {
+  int full = 0;
+  for (std::int64_t blocks = 8; blocks < 24; ++blocks) {
+    for (unsigned seed = 0; seed < 20; ++seed) {
+      SCOPED_TRACE(testing::Message() << blocks << " blocks, seed " << seed);
+      std::size_t tokens[2] = {};
+      Finish finish[2] = {};
+      for (const bool ahead : {false, true}) {
+        tiny_models::Model m(std::make_shared<KnownBackend>(1), DType::F32, GetParam().routing);
+        EngineOptions o;
+        o.cache = {.block = 16, .bytes = kBlockBytes * blocks};
+        o.rule = m.rule;
+        o.launches_ahead = ahead;
+        Engine engine(m.c, m.model, o);
+        engine.submit({.prompt = {static_cast<std::int32_t>(seed), 3, 5}, .max_tokens = 76});
+        while (!engine.idle()) {
+          for (const Event& e : engine.step()) {
+            tokens[ahead] += e.has_token ? 1 : 0;
+            finish[ahead] = e.finish;
+          }
+        }
+      }
+      EXPECT_GE(tokens[1], tokens[0]);
+      EXPECT_TRUE(finish[1] == finish[0] || finish[1] == Finish::Length);
+      full += finish[0] == Finish::Error ? 1 : 0;
+    }
+  }
+  EXPECT_GT(full, 20);
+}
+
+// What others left in the cache gives way to a step ahead as it does to the next one.
+TEST_P(StepsAhead, GoOnWhereThePoolIsFullOfBeginnings) {
+  const auto backend = std::make_shared<KnownBackend>(6);
+  tiny_models::Model m(backend, DType::F32, GetParam().routing);
+  EngineOptions o;
+  o.cache = {.block = 16, .bytes = kBlockBytes * 160};
+  o.rule = m.rule;
+  o.prefix_cache = true;
+  o.max_sequences = 6;
+  Engine engine(m.c, m.model, o);
+  for (std::int32_t i = 0; i < 60; ++i)
+    engine.submit({.prompt = std::vector<std::int32_t>(20, i % kVocab), .max_tokens = 55});
+  while (!engine.idle()) {
+    for (const Event& e : engine.step()) EXPECT_NE(e.finish, Finish::Error) << e.error;
+  }
+  EXPECT_GT(engine.stats().prefix_blocks, 20);
+  EXPECT_GT(backend->counts.ahead, backend->counts.launches * 19 / 20);
+}
+
 INSTANTIATE_TEST_SUITE_P(Kinds, StepsAhead, ::testing::ValuesIn([] {
                            std::vector<tiny_models::Case> all = tiny_models::cases();
                            std::erase_if(all, [](const auto& c) { return c.routing.has_experts(); });
