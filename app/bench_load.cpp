@@ -33,6 +33,17 @@ struct FlagsOfLoad {
   double timeout = 600;
 };
 
+// "status 400 (context_length_exceeded)": kinds, of which there are few, and not messages.
+std::string refusal_of(int status, const std::string& body) {
+  const auto json = nlohmann::json::parse(body, nullptr, false);
+  if (!json.is_object() || !json.contains("error") || !json["error"].is_object())
+    return fmt::format("status {}", status);
+  const auto code = json["error"].find("code");
+  return code == json["error"].end() || !code->is_string()
+             ? fmt::format("status {}", status)
+             : fmt::format("status {} ({})", status, code->get<std::string>());
+}
+
 // The whole run, on one thread.
 class LoadRun {
  public:
@@ -167,7 +178,7 @@ class LoadRun {
     if (c.is_lost()) {
       client.error = "connection lost";
     } else if (c.status() != 200) {
-      client.error = fmt::format("status {}", c.status());
+      client.error = refusal_of(c.status(), c.body());
     } else if (flags_.whole) {
       count_usage(nlohmann::json::parse(c.body(), nullptr, false), client);
     }

@@ -189,6 +189,23 @@ TEST_F(Serve, FinishesWhatRunsOnSigtermAndEndsAtOnceOnASecond) {
   EXPECT_EQ(again.read().json()["choices"].size(), 100u);
 }
 
+TEST_F(Serve, IsLoadedByABenchThatSaysWhatWasRefused) {
+  const auto server = start();
+  const std::string load = "bench load http://127.0.0.1:" + std::to_string(port()) +
+                           " --data train.valid.h5 --requests 5 --clients 2 --prompt-min 3 --prompt-max 9 "
+                           "--new-min 1 --json";
+  for (const char* how : {"", " --whole", " --rate 100"}) {
+    SCOPED_TRACE(how);
+    const json line = testing::fathom_command(*experiment_, load + " --new-max 4" + how).json();
+    EXPECT_EQ(line["failed"], 0);
+    EXPECT_GE(line["new_tokens"], 5);
+    EXPECT_EQ(line["errors"], json::object());
+  }
+  const json line = testing::fathom_command(*experiment_, load + " --new-max 3000 --seed 3").json();
+  EXPECT_GT(line["failed"], 0);
+  EXPECT_EQ(line["errors"], (json{{"status 400 (context_length_exceeded)", line["failed"]}}));
+}
+
 TEST_F(Serve, RefusesInOneParagraph) {
   const auto server = start();
   const std::string taken = std::to_string(port());
