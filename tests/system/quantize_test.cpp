@@ -298,10 +298,11 @@ TEST_F(Quantize, ACalibratedModelIsReportedEvaluatedAndGenerates) {
     EXPECT_NEAR(after.at("loss").get<double>(), before.at("loss").get<double>(), 0.1);
     EXPECT_EQ(succeeds("generate " + run + "-4 -p 'Mara lives' -n 20 --temperature 0").at("tokens").size(),
               20U);
-    // A folder with a report is replaced as any other, by the same bytes.
+    // A folder with a report is replaced as any other, by the same bytes. (Of other threads they need not be
+    // the same: OpenBLAS has kernels whose sums go by how many there are, its Haswell ones.)
     const std::string weights = testing::read_bytes(e / (run + "-4/model.safetensors")),
                       text = testing::read_bytes(e / (run + "-4/quantization_report.json"));
-    succeeds(command + " -o " + run + "-4 --threads 1");
+    succeeds(command + " -o " + run + "-4");
     EXPECT_EQ(testing::read_bytes(e / (run + "-4/model.safetensors")), weights);
     EXPECT_EQ(testing::read_bytes(e / (run + "-4/quantization_report.json")), text);
   }
