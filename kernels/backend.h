@@ -131,6 +131,15 @@ struct ExpertShape {
   std::int64_t width = 0;    // D
 };
 
+/// Independent normal numbers: those of `stream`, or, where `offset` is not null, int64 [1], of `stream` +
+/// what stands there when they are drawn; from number `first` on.
+struct NormalNumbers {
+  std::uint64_t seed = 0;
+  std::uint64_t stream = 0;
+  ConstView offset = {};
+  std::int64_t first = 0;
+};
+
 /// Choices of the rows of sequences: `seq` rows each.
 struct SequenceChoices {
   std::int64_t rows = 0;
@@ -216,10 +225,9 @@ class Backend {
   /// Independent normal numbers, a pure function of (seed, stream, index): the same on every backend to
   /// rounding.
   virtual void fill_normal(View out, double stddev, std::uint64_t seed, std::uint64_t stream) = 0;
-  /// The same with the stream `stream` + offset[0], int64 [1]: what captured work draws differs from launch
-  /// to launch.
-  virtual void fill_normal_from(View out, double stddev, std::uint64_t seed, std::uint64_t stream,
-                                ConstView offset) = 0;
+  /// The same, of a part of the numbers that does not begin with the first, and of streams that captured work
+  /// is told when it is launched.
+  virtual void fill_normal_from(View out, double stddev, const NormalNumbers& from) = 0;
   virtual void cast(View out, ConstView in) = 0;             // between floating dtypes
   virtual void add(View out, ConstView a, ConstView b) = 0;  // may alias
   virtual void accumulate(View out, ConstView in) = 0;       // out += in

@@ -44,9 +44,8 @@ class ForwardingBackend : public Backend {
   void fill_normal(View out, double stddev, std::uint64_t seed, std::uint64_t stream) override {
     inner_->fill_normal(out, stddev, seed, stream);
   }
-  void fill_normal_from(View out, double stddev, std::uint64_t seed, std::uint64_t stream,
-                        ConstView offset) override {
-    inner_->fill_normal_from(out, stddev, seed, stream, offset);
+  void fill_normal_from(View out, double stddev, const NormalNumbers& from) override {
+    inner_->fill_normal_from(out, stddev, from);
   }
   void cast(View out, ConstView in) override { inner_->cast(out, in); }
   void add(View out, ConstView a, ConstView b) override { inner_->add(out, a, b); }

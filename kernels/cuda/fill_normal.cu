@@ -35,44 +35,43 @@ __device__ double uniform(unsigned low, unsigned high, double offset) {
 __device__ void store(float* to, double x) { *to = static_cast<float>(x); }
 __device__ void store(bf16* to, double x) { *to = __double2bfloat16(x); }
 
-/// The stream is `stream`, plus what `offset` holds where it is not null. One pair of numbers a thread;
-/// writes n elements, and is bound by arithmetic in double.
+/// The stream is `stream`, plus what `offset` holds where it is not null. One pair of numbers a thread, from
+/// that of number `first` on, of which the first and the last may be halves; writes n elements, and is bound
+/// by arithmetic in double.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) normal(T* out, std::int64_t n, double stddev, std::uint64_t seed,
-                                                   std::uint64_t stream, const std::int64_t* offset) {
-  const std::int64_t pair = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (2 * pair >= n) return;
+__global__ void __launch_bounds__(kThreads)
+    normal(T* out, std::int64_t n, double stddev, std::uint64_t seed, std::uint64_t stream,
+           const std::int64_t* offset, std::int64_t first) {
+  const std::int64_t pair = first / 2 + static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const std::int64_t at = 2 * pair - first;
+  if (at >= n) return;
   if (offset != nullptr) stream += static_cast<std::uint64_t>(*offset);
   const uint4 words = philox(static_cast<std::uint64_t>(pair), stream, seed);
   const double radius = stddev * sqrt(-2.0 * log(uniform(words.x, words.y, 1.0)));
   double sine = 0, cosine = 0;
   sincospi(2.0 * uniform(words.z, words.w, 0.0), &sine, &cosine);
-  store(out + 2 * pair, radius * cosine);
-  if (2 * pair + 1 < n) store(out + 2 * pair + 1, radius * sine);
-}
-
-void launch(cudaStream_t on, View out, double stddev, std::uint64_t seed, std::uint64_t stream,
-            const std::int64_t* offset) {
-  const char* op = "fill_normal";
-  for_compute_type(op, out.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    T* to = output<T>(op, "out", out, out.size);
-    if (out.size == 0) return;
-    normal<T><<<blocks_for((out.size + 1) / 2, kThreads), kThreads, 0, on>>>(to, out.size, stddev, seed,
-                                                                             stream, offset);
-    check_launch(op);
-  });
+  if (at >= 0) store(out + at, radius * cosine);
+  if (at + 1 < n) store(out + at + 1, radius * sine);
 }
 
 }  // namespace
 
 void CudaBackend::fill_normal(View out, double stddev, std::uint64_t seed, std::uint64_t stream) {
-  launch(stream_, out, stddev, seed, stream, nullptr);
+  fill_normal_from(out, stddev, {seed, stream, {}, 0});
 }
 
-void CudaBackend::fill_normal_from(View out, double stddev, std::uint64_t seed, std::uint64_t stream,
-                                   ConstView offset) {
-  launch(stream_, out, stddev, seed, stream, input<std::int64_t>("fill_normal", "offset", offset, 1));
+void CudaBackend::fill_normal_from(View out, double stddev, const NormalNumbers& from) {
+  const char* op = "fill_normal";
+  const std::int64_t* offset = from.offset ? input<std::int64_t>(op, "offset", from.offset, 1) : nullptr;
+  for_compute_type(op, out.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    T* to = output<T>(op, "out", out, out.size);
+    if (out.size == 0) return;
+    const std::int64_t pairs = (from.first + out.size + 1) / 2 - from.first / 2;
+    normal<T><<<blocks_for(pairs, kThreads), kThreads, 0, stream_>>>(to, out.size, stddev, from.seed,
+                                                                     from.stream, offset, from.first);
+    check_launch(op);
+  });
 }
 
 }  // namespace fathom::cuda

@@ -35,12 +35,9 @@ struct Select {
   }
   Tensor operator()(const Stochastic& rule) const {
     const Tensor noise = c.empty_stat({batch * seq});
-    const auto stream = static_cast<std::uint64_t>(routed.layer);
-    if (rule.streams_there) {
-      c.backend().fill_normal_from(noise, 1.0, rule.seed, stream, rule.streams_there);
-    } else {
-      c.backend().fill_normal(noise, 1.0, rule.seed, first_stream(rule.step) + stream);
-    }
+    const auto layer = static_cast<std::uint64_t>(routed.layer);
+    const std::uint64_t stream = rule.streams_there ? layer : first_stream(rule.step) + layer;
+    c.backend().fill_normal_from(noise, 1.0, {rule.seed, stream, rule.streams_there, rule.first * seq});
     return ops::top_k_rows(c, noise, batch, seq, kept_tokens(routing.capacity, seq));
   }
 };

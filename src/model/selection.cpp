@@ -37,7 +37,8 @@ GateKind gate_kind(Gate gate) {
 }
 
 SelectionRule training_rule(const RoutingConfig& routing, std::uint64_t seed, std::uint64_t step) {
-  if (routing.routes_depth() && routing.selection == Selection::Stochastic) return Stochastic{seed, step, {}};
+  if (routing.routes_depth() && routing.selection == Selection::Stochastic)
+    return Stochastic{seed, step, 0, {}};
   return TopK{};
 }
 

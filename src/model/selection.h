@@ -32,11 +32,14 @@ struct Causal {
   Tensor shifts = {};
 };
 
-/// Top-k on Gaussian noise: the paper's control. A pure function of (seed, step, layer): layer l draws from
-/// the stream first_stream(step) + l.
+/// Top-k on Gaussian noise: the paper's control. A pure function of (seed, step, layer, sequence of the
+/// step), however the step's sequences are shared out: layer l draws from the stream first_stream(step) + l,
+/// and a row's number is that of its place in the step.
 struct Stochastic {
   std::uint64_t seed = 0;
   std::uint64_t step = 0;
+  /// Sequences of the step before the batch's first.
+  std::int64_t first = 0;
   /// int64 [1] in the backend's memory, first_stream() of the step, which counts instead of `step` where it
   /// is not null: captured work is launched for other steps than the one it was recorded in.
   ConstView streams_there = {};

@@ -142,6 +142,22 @@ TEST_P(Elementwise, FillNormalIsAPureFunctionOfItsIndex) {
   });
 }
 
+TEST_P(Elementwise, FillNormalFromTheMiddleOn) {
+  on_threads([&](Backend& b) {
+    Buffer all(dtype(), 5001);
+    b.fill_normal(all.view(), 2.0, 42, 7);
+    for (const std::int64_t first : {0, 1, 2, 777, 4001}) {
+      for (const std::int64_t n : {1, 2, 777, 1000}) {
+        Buffer part(dtype(), n);
+        b.fill_normal_from(part.view(), 2.0, {42, 7, {}, first});
+        for (std::int64_t i = 0; i < n; ++i)
+          EXPECT_EQ(part[i], all[first + i]) << first << " " << n << " " << i;
+      }
+    }
+    return std::vector<Buffer>{all};
+  });
+}
+
 TEST_P(Elementwise, FillNormalFollowsPhilox) {
   // The known answer of Philox4x32-10 for the counter 0 and the key 0 is 6627e8d5 e169c58d bc57ac4c 9b00dbd8.
   const double u1 = (static_cast<double>(0xe169c58d6627e8d5ULL >> 11) + 1) * 0x1p-53;

@@ -35,8 +35,7 @@ class CpuBackend final : public Backend {
   void synchronize() override;
   void fill(View out, double value) override;
   void fill_normal(View out, double stddev, std::uint64_t seed, std::uint64_t stream) override;
-  void fill_normal_from(View out, double stddev, std::uint64_t seed, std::uint64_t stream,
-                        ConstView offset) override;
+  void fill_normal_from(View out, double stddev, const NormalNumbers& from) override;
   void cast(View out, ConstView in) override;
   void add(View out, ConstView a, ConstView b) override;
   void accumulate(View out, ConstView in) override;

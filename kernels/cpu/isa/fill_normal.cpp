@@ -37,16 +37,21 @@ double uniform(std::uint32_t low, std::uint32_t high, double offset) {
   return (static_cast<double>(bits) + offset) * 0x1p-53;
 }
 
+// Numbers first, first + 1, ...: the first and the last may be halves of their pairs.
 template <typename T>
-void normal(T* out, std::int64_t n, double stddev, std::uint64_t seed, std::uint64_t stream) {
+void normal(T* out, std::int64_t n, double stddev, const NormalNumbers& from, std::uint64_t stream) {
   constexpr std::int64_t kPairs = 1024;
-  parallel_for((n + 1) / 2, kPairs, [=](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t pair = begin; pair < end; ++pair) {
+  const std::int64_t first = from.first, first_pair = first / 2;
+  const std::uint64_t seed = from.seed;
+  const std::int64_t pairs = n > 0 ? (first + n + 1) / 2 - first_pair : 0;
+  parallel_for(pairs, kPairs, [=](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t pair = first_pair + begin; pair < first_pair + end; ++pair) {
       const Words words = philox(static_cast<std::uint64_t>(pair), stream, seed);
       const double radius = stddev * ::sqrt(-2.0 * ::log(uniform(words.w[0], words.w[1], 1.0)));
       const double angle = 6.283185307179586476925 * uniform(words.w[2], words.w[3], 0.0);
-      out[2 * pair] = static_cast<T>(radius * ::cos(angle));
-      if (2 * pair + 1 < n) out[2 * pair + 1] = static_cast<T>(radius * ::sin(angle));
+      const std::int64_t at = 2 * pair - first;
+      if (at >= 0) out[at] = static_cast<T>(radius * ::cos(angle));
+      if (at + 1 < n) out[at + 1] = static_cast<T>(radius * ::sin(angle));
     }
   });
 }
@@ -54,16 +59,17 @@ void normal(T* out, std::int64_t n, double stddev, std::uint64_t seed, std::uint
 }  // namespace
 
 void CpuBackend::fill_normal(View out, double stddev, std::uint64_t seed, std::uint64_t stream) {
-  for_compute_type("fill_normal", out.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    normal(output<T>("fill_normal", "out", out, out.size), out.size, stddev, seed, stream);
-  });
+  fill_normal_from(out, stddev, {seed, stream, {}, 0});
 }
 
-void CpuBackend::fill_normal_from(View out, double stddev, std::uint64_t seed, std::uint64_t stream,
-                                  ConstView offset) {
-  const auto* more = input<std::int64_t>("fill_normal", "offset", offset, 1);
-  fill_normal(out, stddev, seed, stream + static_cast<std::uint64_t>(*more));
+void CpuBackend::fill_normal_from(View out, double stddev, const NormalNumbers& from) {
+  const char* op = "fill_normal";
+  std::uint64_t stream = from.stream;
+  if (from.offset) stream += static_cast<std::uint64_t>(*input<std::int64_t>(op, "offset", from.offset, 1));
+  for_compute_type(op, out.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    normal(output<T>(op, "out", out, out.size), out.size, stddev, from, stream);
+  });
 }
 
 }  // namespace fathom::cpu::FATHOM_ISA

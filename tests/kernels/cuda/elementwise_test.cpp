@@ -215,10 +215,23 @@ TEST_F(CudaElementwise, NormalNumbersOfAStreamThatTheDeviceKnows) {
     b.fill_normal(v[0], 1.0, 3, static_cast<std::uint64_t>(offset) + 5);
   };
   const Op found = [&](Backend& b, const std::vector<View>& v) {
-    b.fill_normal_from(v[0], 1.0, 3, 5, {here.view().data, 1, DType::I64});
+    b.fill_normal_from(v[0], 1.0, {3, 5, {here.view().data, 1, DType::I64}, 0});
   };
   EXPECT_EQ(run_on(cuda(), {{DType::F32, n}}, told)[0].bytes(),
             run_on(cuda(), {{DType::F32, n}}, found)[0].bytes());
+}
+
+TEST_F(CudaElementwise, NormalNumbersFromTheMiddleOn) {
+  for (const std::int64_t first : {0, 1, 2, 777}) {
+    for (const std::int64_t n : {1, 2, 777, 1000}) {
+      const Op op = [&](Backend& b, const std::vector<View>& v) {
+        b.fill_normal_from(v[0], 1.0, {3, 4, {}, first});
+      };
+      const Buffer ours = run_on(cuda(), {{DType::F32, n}}, op)[0];
+      const Buffer exact = run_on(cpu(), {{DType::F32, n}}, op)[0];
+      for (std::int64_t i = 0; i < n; ++i) ASSERT_NEAR(ours[i], exact[i], 1e-6) << first << " " << i;
+    }
+  }
 }
 
 // Two copies under way, read in either order.
