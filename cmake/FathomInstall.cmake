@@ -3,7 +3,7 @@ include(CMakePackageConfigHelpers)
 set(package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/Fathom")
 
 install(TARGETS fathom RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
-install(TARGETS fathom_kernels fathom_src fathom_train fathom_infer fathom_serve EXPORT FathomTargets
+install(TARGETS fathom_kernels fathom_src fathom_comm fathom_train fathom_infer fathom_serve EXPORT FathomTargets
         ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}")
 if(TARGET fathom_kernels_cuda)
   install(TARGETS fathom_kernels_cuda EXPORT FathomTargets ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}")

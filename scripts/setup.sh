@@ -36,6 +36,8 @@ packages=(
   libzstd-dev            # .zst
   libboost-dev           # HTTP (Beast, Asio)
   libssl-dev             # TLS
+  libopenmpi-dev         # several ranks (MPI)
+  openmpi-bin
   libgtest-dev           # tests
   libgmock-dev
 )

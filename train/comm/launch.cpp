@@ -1,0 +1,68 @@
+#include "train/comm/launch.h"
+
+#include <charconv>
+#include <cstdlib>
+
+#include <fmt/format.h>
+
+#include "kernels/error.h"
+
+namespace fathom {
+
+namespace {
+
+std::optional<int> number(const Environment& environment, const char* name) {
+  const std::optional<std::string> text = environment(name);
+  if (!text || text->empty()) return std::nullopt;
+  int value = 0;
+  const char* end = text->data() + text->size();
+  const auto [stop, error] = std::from_chars(text->data(), end, value);
+  if (error != std::errc() || stop != end || value < 0) {
+    throw UserError(fmt::format("The environment says {}={}, which is no number.", name, *text),
+                    "A launcher of several processes sets it; unset it to train in one.");
+  }
+  return value;
+}
+
+// The launcher that says rank and size by these names, if it started more than one process.
+std::optional<Launch> by(const Environment& environment, Launcher launcher, const char* rank_name,
+                         const char* size_name) {
+  const std::optional<int> rank = number(environment, rank_name), size = number(environment, size_name);
+  if (!rank || !size || *size <= 1) return std::nullopt;
+  if (*rank >= *size) {
+    throw UserError(fmt::format("The environment says {}={} and {}={}: ranks count from 0.", rank_name, *rank,
+                                size_name, *size),
+                    "A launcher of several processes sets both; unset them to train in one.");
+  }
+  return Launch{launcher, *rank, *size};
+}
+
+}  // namespace
+
+Environment process_environment() {
+  return [](const char* name) -> std::optional<std::string> {
+    const char* value = std::getenv(name);
+    return value != nullptr ? std::optional<std::string>(value) : std::nullopt;
+  };
+}
+
+Launch read_launch(const Environment& environment) {
+  // srun with an MPI plugin sets PMI's variables as well, and is asked first so that it is named. Those of
+  // the step count: a batch script that runs once has SLURM_NTASKS too.
+  if (environment("SLURM_STEP_ID") && !environment("OMPI_COMM_WORLD_SIZE")) {
+    for (const char* size : {"SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"}) {
+      if (!environment(size)) continue;
+      const std::optional<Launch> found = by(environment, Launcher::Slurm, "SLURM_PROCID", size);
+      if (found) return *found;
+      break;
+    }
+  }
+  using Names = std::pair<const char*, const char*>;
+  for (const auto& [rank, size] :
+       {Names{"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"}, Names{"PMI_RANK", "PMI_SIZE"}}) {
+    if (const std::optional<Launch> found = by(environment, Launcher::Mpi, rank, size)) return *found;
+  }
+  return by(environment, Launcher::Torchrun, "RANK", "WORLD_SIZE").value_or(Launch{});
+}
+
+}  // namespace fathom

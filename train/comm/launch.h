@@ -1,0 +1,30 @@
+// Who started this process, and as which of how many: read from the environment that launchers leave.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+
+namespace fathom {
+
+enum class Launcher {
+  None,     // one process
+  Mpi,      // mpirun, mpiexec: OMPI_*, PMI_*, PMIX_*
+  Slurm,    // srun: SLURM_*; its ranks meet by MPI too
+  Torchrun  // RANK, WORLD_SIZE, MASTER_ADDR: no MPI
+};
+
+struct Launch {
+  Launcher launcher = Launcher::None;
+  int rank = 0;
+  int size = 1;
+};
+
+/// The value of a variable; nothing when it is not set.
+using Environment = std::function<std::optional<std::string>(const char* name)>;
+Environment process_environment();
+
+/// UserError: a variable holds no number, or a rank is not below the number of ranks.
+Launch read_launch(const Environment& environment);
+
+}  // namespace fathom

@@ -1,0 +1,328 @@
+#include "train/comm/mpi_communicator.h"
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <cstring>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+#include <fmt/format.h>
+#include <sched.h>
+#include <unistd.h>
+
+// The C interface alone.
+#define OMPI_SKIP_MPICXX 1
+#define MPICH_SKIP_MPICXX 1
+#include <mpi.h>
+
+#include "kernels/error.h"
+#include "train/comm/bf16.h"
+#include "train/comm/host.h"
+#include "train/comm/open_communicator.h"
+#include "train/comm/rank_error.h"
+#include "train/comm/watch.h"
+
+namespace fathom {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::int64_t kMostElements = std::int64_t{1} << 28;  // of one call: counts are int
+
+void check(int code, const char* what) {
+  if (code == MPI_SUCCESS) return;
+  char text[MPI_MAX_ERROR_STRING] = {};
+  int size = 0;
+  MPI_Error_string(code, text, &size);
+  throw InternalError(fmt::format("[{}] MPI: {}", what, std::string(text, static_cast<std::size_t>(size))));
+}
+
+MPI_Datatype type_of(const char* what, DType dtype) {
+  if (dtype == DType::F32) return MPI_FLOAT;
+  if (dtype == DType::F64) return MPI_DOUBLE;
+  throw InternalError(fmt::format("[{}] of {}", what, name_of(dtype)));
+}
+
+std::byte* bytes_at(View v, std::int64_t element) {
+  return static_cast<std::byte*>(v.data) + static_cast<std::size_t>(element) * size_of(v.dtype);
+}
+
+// MPI_Init waits for all ranks, for ever, and does not say for which. So this ends the process, while it
+// lives, when it takes too long.
+class MeetingLimit {
+ public:
+  explicit MeetingLimit(const Launch& launch) : thread_([this, launch] { run(launch); }) {}
+  ~MeetingLimit() {
+    {
+      const std::lock_guard lock(mutex_);
+      met_ = true;
+    }
+    changed_.notify_all();
+    thread_.join();
+  }
+  MeetingLimit(const MeetingLimit&) = delete;
+  MeetingLimit& operator=(const MeetingLimit&) = delete;
+
+ private:
+  void run(const Launch& launch) {
+    std::unique_lock lock(mutex_);
+    const auto limit = std::chrono::duration<double>(kRankTimeout);
+    if (changed_.wait_for(lock, limit, [this] { return met_; })) return;
+    const std::string text = fmt::format(
+        "fathom: Rank {} ({}) waits for the other {} ranks for {:g} s, and MPI does not say which of them is "
+        "missing. The launcher's own messages, or its list of processes, may.\n",
+        launch.rank, host_name(), launch.size - 1, kRankTimeout);
+    [[maybe_unused]] const ssize_t n = ::write(STDERR_FILENO, text.data(), text.size());
+    ::_exit(1);
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool met_ = false;
+  std::thread thread_;
+};
+
+class MpiCommunicator final : public Communicator {
+ public:
+  explicit MpiCommunicator(const Launch& launch) {
+    {
+      const MeetingLimit limit(launch);
+      int provided = 0;
+      check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
+    }
+    MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
+    MPI_Comm_size(MPI_COMM_WORLD, &size_);
+    if (size_ != launch.size) {
+      throw UserError(
+          fmt::format("The launcher started {} processes, and MPI sees {} of them.", launch.size, size_),
+          launch.launcher == Launcher::Slurm
+              ? "Start them with srun --mpi=pmix (srun --mpi=list shows what this cluster has)."
+              : "Start them with the mpirun of the MPI that Fathom was built with.");
+    }
+    hosts_ = gather(host_name());
+    where_ = gather(fmt::format("{}, process {}", host_name(), ::getpid()));
+    const std::string& mine = hosts_[static_cast<std::size_t>(rank_)];
+    for (int r = 0; r < size_; ++r) {
+      if (hosts_[static_cast<std::size_t>(r)] != mine) continue;
+      if (r < rank_) ++local_rank_;
+      ++local_size_;
+    }
+    const auto text_of_rank_0 = [this](const std::string& text) {
+      return fathom::text_of_rank_0(*this, text);
+    };
+    watch_ = std::make_unique<Watch>(WatchOptions{rank_, hosts_, where_, kRankTimeout, text_of_rank_0});
+  }
+
+  // A rank that failed leaves MPI as it is: its end would wait for the others.
+  ~MpiCommunicator() override {
+    if (failed_ || (watch_ && watch_->found_loss())) return;
+    watch_.reset();
+    MPI_Finalize();
+  }
+
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+  std::string description() const override {
+    return fmt::format("{} ranks by MPI ({})", size_, mpi_version());
+  }
+  std::string where(int rank) const override { return where_.at(static_cast<std::size_t>(rank)); }
+  int local_rank() const override { return local_rank_; }
+  int local_size() const override { return local_size_; }
+
+  void all_reduce(View values) override {
+    if (values.dtype == DType::BF16) {
+      room_.resize(static_cast<std::size_t>(values.size));
+      to_fp32(room_, values);
+      sum({room_.data(), values.size, DType::F32});
+      to_bf16(values, room_);
+    } else {
+      sum(values);
+    }
+  }
+
+  void reduce_scatter(View values, std::span<const std::int64_t> counts) override {
+    const std::int64_t own = counts[static_cast<std::size_t>(rank_)];
+    const std::int64_t at = offset_of(counts, rank_);
+    const bool is_bf16 = values.dtype == DType::BF16;
+    View from = values;
+    if (is_bf16) {
+      room_.resize(static_cast<std::size_t>(values.size));
+      to_fp32(room_, values);
+      from = {room_.data(), values.size, DType::F32};
+    }
+    // MPI puts a rank's part at the beginning of what it is given.
+    part_.resize(static_cast<std::size_t>(own) * size_of(from.dtype));
+    const std::vector<int> sizes = as_int("reduce_scatter", counts);
+    wait_for("reduce_scatter", [&](MPI_Request* request) {
+      return MPI_Ireduce_scatter(from.data, part_.data(), sizes.data(), type_of("reduce_scatter", from.dtype),
+                                 MPI_SUM, MPI_COMM_WORLD, request);
+    });
+    std::memcpy(bytes_at(from, at), part_.data(), part_.size());
+    if (is_bf16) {
+      const std::span<const float> sums(room_);
+      to_bf16({bytes_at(values, at), own, DType::BF16},
+              sums.subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(own)));
+    }
+  }
+
+  void all_gather(View values, std::span<const std::int64_t> counts) override {
+    std::vector<std::int64_t> bytes(counts.begin(), counts.end());
+    for (std::int64_t& n : bytes) n *= static_cast<std::int64_t>(size_of(values.dtype));
+    gather_bytes(static_cast<std::byte*>(values.data), bytes);
+  }
+
+  void broadcast(View values, int root) override {
+    broadcast_host(
+        {static_cast<std::byte*>(values.data), static_cast<std::size_t>(values.size) * size_of(values.dtype)},
+        root);
+  }
+
+  void finish() override {}  // the host's memory: everything has been done
+
+  void all_reduce_host(std::span<double> values, Reduce how) override {
+    const auto n = static_cast<int>(values.size());
+    wait_for("all_reduce_host", [&](MPI_Request* request) {
+      return MPI_Iallreduce(MPI_IN_PLACE, values.data(), n, MPI_DOUBLE,
+                            how == Reduce::Sum ? MPI_SUM : MPI_MAX, MPI_COMM_WORLD, request);
+    });
+  }
+
+  void broadcast_host(std::span<std::byte> bytes, int root) override {
+    constexpr std::size_t kMostBytes = std::size_t{1} << 30;
+    for (std::size_t at = 0; at < bytes.size(); at += kMostBytes) {
+      const auto n = static_cast<int>(std::min(kMostBytes, bytes.size() - at));
+      wait_for("broadcast", [&](MPI_Request* request) {
+        return MPI_Ibcast(bytes.data() + at, n, MPI_BYTE, root, MPI_COMM_WORLD, request);
+      });
+    }
+  }
+
+  std::vector<std::string> gather(const std::string& mine) override {
+    std::vector<double> sizes(static_cast<std::size_t>(size_));
+    sizes[static_cast<std::size_t>(rank_)] = static_cast<double>(mine.size());
+    all_reduce_host(sizes, Reduce::Sum);
+    const std::vector<std::int64_t> counts(sizes.begin(), sizes.end());
+    std::string all(static_cast<std::size_t>(offset_of(counts, size_)), '\0');
+    std::copy(mine.begin(), mine.end(), all.begin() + offset_of(counts, rank_));
+    gather_bytes(reinterpret_cast<std::byte*>(all.data()), counts);
+    std::vector<std::string> texts;
+    for (int r = 0; r < size_; ++r)
+      texts.push_back(all.substr(static_cast<std::size_t>(offset_of(counts, r)),
+                                 static_cast<std::size_t>(counts[static_cast<std::size_t>(r)])));
+    return texts;
+  }
+
+  void barrier() override {
+    wait_for("barrier", [](MPI_Request* request) { return MPI_Ibarrier(MPI_COMM_WORLD, request); });
+  }
+
+  double seconds_waited() const override { return waited_; }
+  void set_timeout(double seconds) override { watch_->set_timeout(seconds); }
+  void set_progress(std::int64_t step) override { watch_->set_progress(step); }
+  bool fail(const std::string& why) noexcept override {
+    failed_ = true;
+    return watch_->fail(why);
+  }
+
+ private:
+  // Polls, so that a rank that waits for one that is lost learns of it. The longer it waits, the more it
+  // leaves the processor to others: there may be more ranks than cores.
+  template <typename Begin>
+  void wait_for(const char* what, const Begin& begin) {
+    const Clock::time_point start = Clock::now();
+    if (watch_) watch_->check();
+    if (watch_) watch_->enter();
+    MPI_Request request = MPI_REQUEST_NULL;
+    check(begin(&request), what);
+    int done = 0;
+    Clock::time_point lost{};
+    for (int polls = 0;; ++polls) {
+      const int code = MPI_Test(&request, &done, MPI_STATUS_IGNORE);
+      if (code != MPI_SUCCESS) fail_with(code, what);
+      if (done != 0) break;
+      if (watch_ && watch_->found_loss()) {
+        // Where all ranks fail of the same reason, the first is not to hide it from those who are just
+        // coming.
+        constexpr std::chrono::milliseconds kToCome{200};
+        if (lost == Clock::time_point{}) lost = Clock::now();
+        if (Clock::now() - lost > kToCome) watch_->check();
+      }
+      constexpr int kSpins = 200, kYields = 2000;
+      if (polls > kYields) {
+        std::this_thread::sleep_for(std::chrono::microseconds(100));
+      } else if (polls > kSpins) {
+        ::sched_yield();
+      }
+    }
+    if (watch_) watch_->leave();
+    waited_ += std::chrono::duration<double>(Clock::now() - start).count();
+  }
+
+  // MPI may notice a loss before the watch does, and does not know whose it is.
+  [[noreturn]] void fail_with(int code, const char* what) {
+    for (int i = 0; watch_ && i < 100; ++i) {
+      watch_->check();
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    check(code, what);
+    throw InternalError(fmt::format("[{}] MPI failed", what));
+  }
+
+  void sum(View values) {
+    for (std::int64_t at = 0; at < values.size; at += kMostElements) {
+      const auto n = static_cast<int>(std::min(kMostElements, values.size - at));
+      wait_for("all_reduce", [&](MPI_Request* request) {
+        return MPI_Iallreduce(MPI_IN_PLACE, bytes_at(values, at), n, type_of("all_reduce", values.dtype),
+                              MPI_SUM, MPI_COMM_WORLD, request);
+      });
+    }
+  }
+
+  void gather_bytes(std::byte* bytes, std::span<const std::int64_t> counts) {
+    const std::vector<int> sizes = as_int("all_gather", counts);
+    std::vector<int> begins;
+    for (int r = 0; r < size_; ++r) begins.push_back(static_cast<int>(offset_of(counts, r)));
+    wait_for("all_gather", [&](MPI_Request* request) {
+      return MPI_Iallgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, bytes, sizes.data(), begins.data(), MPI_BYTE,
+                             MPI_COMM_WORLD, request);
+    });
+  }
+
+  static std::vector<int> as_int(const char* what, std::span<const std::int64_t> counts) {
+    constexpr std::int64_t kMost = 0x7fffffff;
+    std::int64_t all = 0;
+    for (const std::int64_t n : counts) all += n;
+    if (all > kMost) throw InternalError(fmt::format("[{}] {} at once", what, all));
+    return {counts.begin(), counts.end()};
+  }
+
+  int rank_ = 0, size_ = 1;
+  int local_rank_ = 0, local_size_ = 0;
+  std::vector<std::string> hosts_, where_;
+  std::unique_ptr<Watch> watch_;
+  double waited_ = 0;
+  bool failed_ = false;
+  std::vector<float> room_;
+  std::vector<std::byte> part_;
+};
+
+}  // namespace
+
+std::shared_ptr<Communicator> make_mpi_communicator(const Launch& launch) {
+  return std::make_shared<MpiCommunicator>(launch);
+}
+
+// "Open MPI v4.1.4, package: ..." and the like.
+std::string mpi_version() {
+  char text[MPI_MAX_LIBRARY_VERSION_STRING] = {};
+  int size = 0;
+  if (MPI_Get_library_version(text, &size) != MPI_SUCCESS) return "MPI";
+  const std::string_view whole(text, static_cast<std::size_t>(size));
+  return std::string(whole.substr(0, whole.find_first_of(",\n")));
+}
+
+}  // namespace fathom
