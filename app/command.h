@@ -19,6 +19,11 @@ struct Globals {
   int threads = 0;              // 0: all cores
 };
 
+/// Thrown by one of several processes that train together: another one tells the user what went wrong.
+struct SaidElsewhere {
+  int status = 1;
+};
+
 /// Declares --json, --device, --threads, --verbose on a subcommand.
 void add_global_flags(CLI::App& sub, Globals& globals);
 

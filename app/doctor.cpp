@@ -19,6 +19,7 @@
 #include "kernels/error.h"
 #include "src/core/build_info.h"
 #include "src/core/stopwatch.h"
+#include "train/comm/open_communicator.h"
 
 extern "C" {
 char* openblas_get_config(void);
@@ -145,6 +146,7 @@ void run(Globals& globals) {
   const GpuReport gpus = gpu_report();
   hints.insert(hints.end(), gpus.hints.begin(), gpus.hints.end());
   const BuildInfo& build = build_info();
+  const std::string mpi = mpi_version();
   if (globals.json) {
     const nlohmann::json json = {{"version", build.version},
                                  {"git_sha", build.git_sha},
@@ -160,6 +162,7 @@ void run(Globals& globals) {
                                  {"memory_gib", memory},
                                  {"openblas", openblas_get_config()},
                                  {"openblas_openmp", shares_threads},
+                                 {"mpi", mpi.empty() ? nlohmann::json(nullptr) : nlohmann::json(mpi)},
                                  {"sgemm_gflops", gflops},
                                  {"copy_gb_per_s", gbytes},
                                  {"hints", hints}};
@@ -172,6 +175,7 @@ void run(Globals& globals) {
             << fmt::format("memory    {:.1f} GiB; one core copies {:.1f} GB/s (read + write)\n", memory,
                            gbytes)
             << fmt::format("OpenBLAS  {}\n", openblas_get_config())
+            << fmt::format("MPI       {}\n", mpi.empty() ? "this build has none (docs/distributed.md)" : mpi)
             << fmt::format("sgemm     {:.0f} GFLOP/s on all threads: the ceiling of a training step here\n",
                            gflops);
   for (const std::string& line : gpus.lines) std::cout << line << "\n";

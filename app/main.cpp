@@ -127,6 +127,8 @@ int main(int argc, char** argv) {
   std::signal(SIGXFSZ, SIG_IGN);  // a file over the limit is then an error of write, with a message
   try {
     return fathom::app::run(argc, argv);
+  } catch (const fathom::app::SaidElsewhere& e) {
+    return e.status;
   } catch (const fathom::UsageError& e) {
     return report("", e.what(), 2);
   } catch (const fathom::UserError& e) {

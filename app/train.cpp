@@ -1,7 +1,12 @@
 // fathom train CONFIG --run-dir DIR
+#include <algorithm>
 #include <csignal>
+#include <fstream>
 #include <iostream>
 #include <memory>
+#include <string_view>
+#include <thread>
+#include <vector>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -16,8 +21,12 @@
 #include "kernels/error.h"
 #include "src/config/resolve.h"
 #include "src/core/build_info.h"
+#include "src/io/checksum.h"
+#include "train/comm/launch.h"
+#include "train/comm/open_communicator.h"
 #include "train/inputs.h"
 #include "train/metrics/console.h"
+#include "train/ranks.h"
 #include "train/trainer.h"
 
 namespace fathom::app {
@@ -84,21 +93,53 @@ Config load_config_of(const TrainFlags& flags) {
   return own;
 }
 
-void run(const TrainFlags& flags, Globals& globals) {
+// This program's own bytes: ranks of two builds of one commit are two programs.
+std::string program_hash() {
+  StreamingHash hash;
+  std::ifstream file("/proc/self/exe", std::ios::binary);
+  std::vector<char> piece(1 << 20);
+  while (file.read(piece.data(), static_cast<std::streamsize>(piece.size())) || file.gcount() > 0)
+    hash.update(std::string_view(piece.data(), static_cast<std::size_t>(file.gcount())));
+  return hash.digest_hex();
+}
+
+// Threads of each of several ranks that share this host's cores, unless the launcher gave each its own.
+int threads_of(const Communicator& ranks) {
+  const auto usable = static_cast<int>(std::thread::hardware_concurrency());
+  const bool bound = ::sysconf(_SC_NPROCESSORS_ONLN) > usable;
+  return bound ? usable : std::max(1, usable / ranks.local_size());
+}
+
+std::shared_ptr<Backend> open_backend_of(const Communicator& ranks, const Globals& globals,
+                                         const Config& config) {
+  std::shared_ptr<Backend> backend = open_training_backend(globals, config);
+  if (!ranks.alone() && !backend->is_cpu()) {
+    throw UserError(
+        fmt::format("{} ranks were started on GPUs, which train together through NCCL, and this build "
+                    "does not use it yet.",
+                    ranks.size()),
+        "Train on the CPU (--device cpu), or in one process on one GPU.");
+  }
+  return backend;
+}
+
+void train_or_plan(const TrainFlags& flags, Globals& globals, const std::shared_ptr<Communicator>& ranks) {
+  const bool speaks = ranks->rank() == 0;
+  if (!speaks) spdlog::set_level(spdlog::level::off);
+  if (!ranks->alone() && globals.threads == 0) globals.threads = threads_of(*ranks);
   const Config config = load_config_of(flags);
   if (flags.config.print) {
-    print_config(resolve(config), globals);
+    if (speaks) print_config(resolve(config), globals);
     return;
   }
   if (flags.dry_run) {
-    open_training_backend(globals, config);
+    open_backend_of(*ranks, globals, config);
     const Config checked = check_training(config, flags.run_dir, resume_of(flags));
+    share_of(checked, ranks->size());
     log_notes(checked);
-    if (globals.json) {
-      std::cout << plan_json(checked, flags.config.path) << "\n";
-    } else {
-      std::cout << plan_text(checked, flags.config.path);
-    }
+    if (!speaks) return;
+    std::cout << (globals.json ? plan_json(checked, flags.config.path) + "\n"
+                               : plan_text(checked, flags.config.path));
     return;
   }
   if (flags.run_dir.empty()) {
@@ -106,14 +147,31 @@ void run(const TrainFlags& flags, Globals& globals) {
                      "Give --run-dir DIR.");
   }
   std::signal(SIGPIPE, SIG_IGN);  // a reader of the log that goes away does not end the training
-  const std::shared_ptr<Backend> backend = open_training_backend(globals, config);
-  const TrainResult result = train(config, options_of(flags, backend), backend, std::cerr);
-  if (globals.json) {
+  const std::shared_ptr<Backend> backend = open_backend_of(*ranks, globals, config);
+  TrainOptions options = options_of(flags, backend);
+  options.ranks = ranks;
+  if (!ranks->alone()) options.build = fmt::format("{}, program {}", describe_build(), program_hash());
+  const TrainResult result = train(config, options, backend, std::cerr);
+  if (speaks && globals.json) {
     print_result(result, flags);
-  } else if (!result.message.empty() && result.status != RunStatus::Failed) {
+  } else if (speaks && !result.message.empty() && result.status != RunStatus::Failed) {
     std::cerr << result.message << "\n";
   }
   if (result.status == RunStatus::Failed) throw UserError(result.message);
+}
+
+void run(const TrainFlags& flags, Globals& globals) {
+  const std::shared_ptr<Communicator> ranks = open_communicator(read_launch(process_environment()));
+  try {
+    train_or_plan(flags, globals, ranks);
+  } catch (const std::exception& e) {
+    if (ranks->alone()) throw;
+    // Whatever ended this rank ends them all; one of them tells, and the launcher, which ends all when one
+    // has ended, does not come before that.
+    std::signal(SIGTERM, SIG_IGN);
+    if (!ranks->fail(e.what())) throw;
+    throw SaidElsewhere{dynamic_cast<const UsageError*>(&e) != nullptr ? 2 : 1};
+  }
 }
 
 }  // namespace

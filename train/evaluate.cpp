@@ -23,6 +23,10 @@ struct Hits {
     positives += s.positives * decisions;
     members += s.members * decisions;
   }
+  template <typename F>
+  void each(const F& f) {
+    f(true_positives), f(positives), f(members);
+  }
   double recall() const { return members > 0 ? true_positives / members : 0; }
   double precision() const { return positives > 0 ? true_positives / positives : 0; }
 };
@@ -88,6 +92,20 @@ class Routing {
     }
   }
 
+  /// Every sum that the report is made of.
+  template <typename F>
+  void each(const F& f) {
+    for (LayerSums& l : layers_) {
+      f(l.kept);
+      l.hits.each(f);
+    }
+    for (ExpertSums& e : experts_) {
+      for (double& taken : e.taken) f(taken);
+      f(e.rows), f(e.computed);
+      e.hits.each(f);
+    }
+  }
+
   void report(EvalResult& result) const {
     for (const LayerSums& l : layers_) {
       result.realised_capacity.push_back(l.kept / static_cast<double>(result.tokens));
@@ -140,6 +158,22 @@ void record_summary(Context& c, const ExpertLayer& layer, const RoutingConfig& r
 
 RouterSummary summary_of(const double* v) { return {v[0], v[1], v[2], v[3], v[4], v[5], v[6]}; }
 
+RouterSummary over_ranks(const std::vector<RouterSummary>& ranks) {
+  RouterSummary all;
+  all.min = ranks.front().min;
+  all.max = ranks.front().max;
+  const auto n = static_cast<double>(ranks.size());
+  for (const RouterSummary& s : ranks) {
+    for (double RouterSummary::*mean :
+         {&RouterSummary::mean, &RouterSummary::above_half, &RouterSummary::true_positives,
+          &RouterSummary::positives, &RouterSummary::members})
+      all.*mean += s.*mean / n;
+    all.min = std::min(all.min, s.min);
+    all.max = std::max(all.max, s.max);
+  }
+  return all;
+}
+
 std::optional<EvalResult> evaluate(Context& c, const Transformer& model, const Config& config,
                                    const DataLoader& data, const EvalOptions& options) {
   const NoGrad no_grad(c);
@@ -152,25 +186,42 @@ std::optional<EvalResult> evaluate(Context& c, const Transformer& model, const C
   result.sees_future = config.routing.kind != RoutingKind::None;
   const bool causal = result.sees_future && !config.routing.needs_future();
   Routing routing(c, model, config.routing);
-  const SelectionRule trained_by = training_rule(config.routing, config.seed, 0);
+  SelectionRule trained_by = training_rule(config.routing, config.seed, 0);
+  const std::int64_t ranks = options.ranks != nullptr ? options.ranks->size() : 1;
+  const std::int64_t rank = options.ranks != nullptr ? options.ranks->rank() : 0;
+  double tokens = 0, of_causal = 0;
 
-  for (std::int64_t first = 0; first < sequences; first += options.batch) {
+  for (std::int64_t round = 0; round < sequences; round += ranks * options.batch) {
     if (options.stop && options.stop()) return std::nullopt;
+    const std::int64_t first = round + rank * options.batch;
+    if (first >= sequences) continue;  // others have the last batches
     const Batch batch = data.in_order(c, first, std::min(options.batch, sequences - first));
-    result.tokens += batch.batch * batch.seq;
+    tokens += static_cast<double>(batch.batch * batch.seq);
+    if (auto* stochastic = std::get_if<Stochastic>(&trained_by)) stochastic->first = first;
     const ForwardResult pass = model.forward(c, batch, trained_by);
     result.loss += loss_sum(c, model, batch, pass);
     if (!causal) continue;
     routing.add_trained(pass);
     const ForwardResult served = model.forward(c, batch, causal_rule(config.routing));
-    result.causal = result.causal.value_or(0) + loss_sum(c, model, batch, served);
+    of_causal += loss_sum(c, model, batch, served);
     routing.add_served(served);
   }
+  if (ranks > 1) {
+    std::vector<double> sums;
+    const auto each = [&](const auto& f) {
+      f(tokens), f(result.loss), f(of_causal);
+      routing.each(f);
+    };
+    each([&](double& x) { sums.push_back(x); });
+    options.ranks->all_reduce_host(sums, Communicator::Reduce::Sum);
+    std::size_t at = 0;
+    each([&](double& x) { x = sums[at++]; });
+  }
 
-  const double tokens = static_cast<double>(result.tokens);
+  result.tokens = static_cast<std::int64_t>(tokens);
   result.loss /= tokens;
   if (causal) {
-    result.causal = *result.causal / tokens;
+    result.causal = of_causal / tokens;
     routing.report(result);
   }
   const TokenStore& store = data.store();

@@ -9,6 +9,7 @@
 
 #include "src/config/config.h"
 #include "src/model/transformer.h"
+#include "train/comm/communicator.h"
 #include "train/data_loader.h"
 
 namespace fathom {
@@ -18,6 +19,9 @@ struct EvalOptions {
       65536;               // the slice: this many from the store's start, in whole sequences; 0: all of it
   std::int64_t batch = 8;  // sequences at a time
   std::function<bool()> stop;  // polled between batches; true ends the evaluation without a result
+  /// Not null: the ranks take the batches in turn, and all have the result. `stop` then says the same to all
+  /// of them.
+  Communicator* ranks = nullptr;
 };
 
 struct EvalResult {
@@ -64,5 +68,7 @@ void record_summary(Context& c, const RoutedLayer& routed, const RoutingConfig& 
 /// Of experts that choose.
 void record_summary(Context& c, const ExpertLayer& layer, const RoutingConfig& routing, const Tensor& out);
 RouterSummary summary_of(const double* values);
+/// Of ranks that saw as many tokens.
+RouterSummary over_ranks(const std::vector<RouterSummary>& ranks);
 
 }  // namespace fathom

@@ -47,10 +47,10 @@ std::string shortage(const std::string& table, double needed, const MemoryRoom& 
   return fmt::format(". {}: {}", more, hint);
 }
 
-std::string memory_table(Context& c, const Config& config, std::int64_t total_memory) {
+std::string memory_table(Context& c, const Config& config, std::int64_t total_memory, int ranks) {
   const MemoryUse use = c.allocator().use();
-  const MemoryEstimate estimate =
-      estimate_memory(config, {c.backend().head_chunk_rows(), !c.backend().is_cpu()});
+  MemoryEstimate estimate = estimate_memory(config, {c.backend().head_chunk_rows(), !c.backend().is_cpu()});
+  estimate.optimizer /= ranks;  // each has its own part of the moments (train/shards.h)
   std::string table = "Memory: ";
   for (const MemoryTag tag : {MemoryTag::Parameters, MemoryTag::Gradients, MemoryTag::Optimizer}) {
     table += fmt::format("{} {}, ", name_of(tag),

@@ -22,7 +22,7 @@ std::string shortage(const std::string& table, double needed, const MemoryRoom& 
 
 /// What is allocated by now and what the steps will take, in a line; with a hint when the machine's
 /// `total_memory` bytes (0: unknown), or those of a GPU that other programs leave, are fewer. UserError when
-/// a GPU surely is too small.
-std::string memory_table(Context& c, const Config& config, std::int64_t total_memory);
+/// a GPU surely is too small. One of several ranks: `config` is its share of the work.
+std::string memory_table(Context& c, const Config& config, std::int64_t total_memory, int ranks = 1);
 
 }  // namespace fathom

@@ -1,5 +1,6 @@
 #include "train/optimizer.h"
 
+#include <utility>
 #include <vector>
 
 #include "src/ops/loss.h"
@@ -19,8 +20,13 @@ Tensor part(const Tensor& arena, const ArenaRange& range) {
 
 }  // namespace
 
-AdamW::AdamW(Context& c, const ParameterSet& parameters, const TrainConfig& config) : config_(config) {
-  const Shape shape = parameters.gradients().shape();
+AdamW::AdamW(Context& c, const ParameterSet& parameters, const TrainConfig& config)
+    : AdamW(c, config, Shards(parameters)) {}
+
+AdamW::AdamW(Context& c, const TrainConfig& config, Shards shards)
+    : shards_(std::move(shards)), config_(config) {
+  const Shape shape{shards_.owned()};
+  if (!shards_.has_all()) squares_ = c.empty_stat({static_cast<std::int64_t>(shards_.buckets().size())});
   state_.m = c.zeros(shape, c.stat_dtype(), MemoryTag::Optimizer);
   state_.v = c.zeros(shape, c.stat_dtype(), MemoryTag::Optimizer);
   numbers_ = c.empty({static_cast<std::int64_t>(kParameterGroups) * kUpdateNumbers}, DType::F64,
@@ -38,6 +44,26 @@ void AdamW::record_norms(Context& c, const ParameterSet& parameters, const Tenso
     const auto at = static_cast<std::int64_t>(g);
     c.backend().sum_squares(squares.rows(at, at + 1),
                             part(parameters.gradients(), parameters.range(static_cast<ParameterGroup>(g))));
+  }
+}
+
+void AdamW::record_own_norms(Context& c, const ParameterSet& parameters, const Tensor& squares) {
+  if (shards_.has_all()) {
+    record_norms(c, parameters, squares);
+    return;
+  }
+  Backend& backend = c.backend();
+  backend.fill(squares, 0.0);
+  const auto& buckets = shards_.buckets();
+  const auto count = static_cast<std::int64_t>(buckets.size());
+  std::int64_t first = 0;  // of the group
+  for (std::int64_t i = 0; i < count; ++i) {
+    const Shards::Bucket& b = buckets[static_cast<std::size_t>(i)];
+    backend.sum_squares(squares_.rows(i, i + 1), part(parameters.gradients(), b.own));
+    if (i + 1 < count && buckets[static_cast<std::size_t>(i) + 1].group == b.group) continue;
+    const auto group = static_cast<std::int64_t>(b.group);
+    backend.sum(squares.rows(group, group + 1), squares_.rows(first, i + 1));
+    first = i + 1;
   }
 }
 
@@ -64,16 +90,16 @@ void AdamW::set_numbers(Context& c, double lr, std::int64_t step, const double (
 }
 
 void AdamW::record_update(Context& c, ParameterSet& parameters) {
-  for (const ParameterGroup group :
-       {ParameterGroup::Decayed, ParameterGroup::Undecayed, ParameterGroup::Predictor}) {
-    const ArenaRange range = parameters.range(group);
-    if (range.size == 0) continue;
+  for (const Shards::Bucket& bucket : shards_.buckets()) {
+    const ArenaRange& own = bucket.own;
+    if (own.size == 0) continue;
+    const ArenaRange moments{bucket.moments, own.size};
     const AdamWParams p{config_.betas[0], config_.betas[1], config_.eps,
-                        group == ParameterGroup::Decayed ? config_.weight_decay : 0.0};
-    const auto at = static_cast<std::int64_t>(group) * kUpdateNumbers;
-    const View working = parameters.working().defined() ? part(parameters.working(), range).view() : View{};
-    c.backend().adamw(part(parameters.masters(), range), working, part(state_.m, range),
-                      part(state_.v, range), part(parameters.gradients(), range),
+                        bucket.group == ParameterGroup::Decayed ? config_.weight_decay : 0.0};
+    const auto at = static_cast<std::int64_t>(bucket.group) * kUpdateNumbers;
+    const View working = parameters.working().defined() ? part(parameters.working(), own).view() : View{};
+    c.backend().adamw(part(parameters.masters(), own), working, part(state_.m, moments),
+                      part(state_.v, moments), part(parameters.gradients(), own),
                       numbers_.rows(at, at + kUpdateNumbers), p);
   }
 }
@@ -88,8 +114,9 @@ void begin_gradients(Context& c, const ParameterSet& parameters) {
   }
 }
 
-void settle_gradients(Context& c, const ParameterSet& parameters) {
+void settle_gradients(Context& c, const ParameterSet& parameters, std::int64_t from) {
   for (const ParameterSpec& spec : parameters.specs()) {
+    if (parameters.offset(spec.name) < from) continue;
     const Tensor& gradient = parameters.get(spec.name).bound_gradient();
     if (!gradient.begins_anew()) continue;
     c.backend().fill(gradient, 0.0);

@@ -30,6 +30,7 @@ Config with_free_keys_of(Config config, const Config& other) {
   config.train.keep_checkpoints = other.train.keep_checkpoints;
   config.train.on_spike = other.train.on_spike;
   config.train.spike_factor = other.train.spike_factor;
+  config.train.rank_timeout = other.train.rank_timeout;
   return config;
 }
 

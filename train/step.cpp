@@ -10,6 +10,7 @@
 #include "kernels/capture.h"
 #include "kernels/error.h"
 #include "src/autograd/tape.h"
+#include "src/core/stopwatch.h"
 #include "train/expert_stats.h"
 #include "train/signals.h"
 
@@ -34,19 +35,16 @@ bool StepOutcome::finite() const {
          std::isfinite(norms.model) && std::isfinite(norms.predictor);
 }
 
-StepRunner::StepRunner(Context& c, Transformer& model, AdamW& optimizer, const Config& config, Source source)
+StepRunner::StepRunner(Context& c, Transformer& model, AdamW& optimizer, const Config& config, Source source,
+                       std::shared_ptr<Ranks> ranks)
     : context_(c),
       model_(model),
       optimizer_(optimizer),
       config_(config),
       source_(std::move(source)),
+      ranks_(std::move(ranks)),
       memory_(c.allocator().pool()) {
-  const auto layers = static_cast<std::int64_t>(model.routed_layers().size());
-  const auto experts = static_cast<std::int64_t>(model.expert_layers().size());
-  const std::int64_t of_experts = kExpertStats + (experts_foretold(config.routing) ? kSummary : 0);
-  report_ = c.zeros(
-      {config.accumulation() * model.loss_slots() + kSummary * layers + of_experts * experts + kGroups + 1},
-      c.stat_dtype());
+  report_ = c.zeros({losses() + kGroups + 1 + ranks_->size() * summaries()}, c.stat_dtype());
   mean_ = c.empty({kLossMeanNumbers}, DType::F64);
   streams_ = c.empty({1}, DType::I64);
   const std::size_t bytes = static_cast<std::size_t>(report_.size()) * size_of(report_.dtype());
@@ -77,11 +75,24 @@ bool StepRunner::draws_noise() const {
   return std::holds_alternative<Stochastic>(training_rule(config_.routing, config_.seed, 0));
 }
 
+std::int64_t StepRunner::summaries() const {
+  const auto layers = static_cast<std::int64_t>(model_.routed_layers().size());
+  const auto experts = static_cast<std::int64_t>(model_.expert_layers().size());
+  const std::int64_t of_experts = kExpertStats + (experts_foretold(config_.routing) ? kSummary : 0);
+  return kSummary * layers + of_experts * experts;
+}
+
+Tensor StepRunner::own_summaries() const {
+  const std::int64_t begin = losses() + kGroups + 1 + ranks_->rank() * summaries();
+  return report_.rows(begin, begin + summaries());
+}
+
 std::vector<HostBatch> StepRunner::host_batches(std::int64_t first_sequence) const {
   const std::int64_t micro = config_.micro_batch_sequences();
+  const std::int64_t first = first_sequence + ranks_->rank() * own_sequences();
   std::vector<HostBatch> batches;
   for (std::int64_t part = 0; part < config_.accumulation(); ++part) {
-    batches.push_back(source_(first_sequence + part * micro, micro));
+    batches.push_back(source_(first + part * micro, micro));
   }
   return batches;
 }
@@ -111,7 +122,7 @@ void StepRunner::prepare(const StepStart& start) {
 bool StepRunner::launch(const StepStart& start) {
   if (flights_.size() >= kMostLaunched || (!flights_.empty() && !runs_ahead()))
     throw InternalError("[step] launched before the one before it was read");
-  if (stop_requested()) return false;
+  if (ranks_->stop_requested_before(start.step, start.mean.mean)) return false;
   Flight flight{start.step, false, next_readback_ % kMostLaunched};
   try {
     load(start.first_sequence);
@@ -124,8 +135,7 @@ bool StepRunner::launch(const StepStart& start) {
   ++next_readback_;
   flights_.push_back(flight);
   if (!context_.backend().is_cpu()) {  // the device is busy now, the host is not
-    const std::int64_t after =
-        start.first_sequence + config_.accumulation() * config_.micro_batch_sequences();
+    const std::int64_t after = start.first_sequence + ranks_->size() * own_sequences();
     next_ = {after, host_batches(after)};
   }
   return true;
@@ -138,7 +148,10 @@ bool StepRunner::launched(std::int64_t step) const {
 bool StepRunner::run(Flight& flight) {
   Backend& backend = context_.backend();
   const auto all = [&] {
-    if (!record_gradients(flight.step)) return false;
+    GradientReduction reduction(context_, ranks_->comm(), model_.parameters(), optimizer_.shards());
+    if (!record_gradients(flight.step, &reduction)) return false;
+    reduction.finish();
+    exchange_losses();
     record_update();
     return true;
   };
@@ -155,16 +168,21 @@ bool StepRunner::run(Flight& flight) {
   return true;
 }
 
-bool StepRunner::record_gradients(std::int64_t step) {
+bool StepRunner::record_gradients(std::int64_t step, GradientReduction* reduction) {
   const MemoryScope memory(context_, memory_);
+  const Stopwatch watch;
   const std::int64_t parts = config_.accumulation();
-  const double weight = 1.0 / static_cast<double>(parts);
+  const double weight = 1.0 / static_cast<double>(parts * ranks_->size());
   const std::int64_t slots = model_.loss_slots();
+  const Tensor summed = own_summaries();
   SelectionRule rule = training_rule(config_.routing, config_.seed, static_cast<std::uint64_t>(step));
-  if (auto* stochastic = std::get_if<Stochastic>(&rule)) stochastic->streams_there = streams_;
+  auto* stochastic = std::get_if<Stochastic>(&rule);
+  if (stochastic != nullptr) stochastic->streams_there = streams_;
   begin_gradients(context_, model_.parameters());
   for (std::int64_t part = 0; part < parts; ++part) {
-    if (stop_requested()) return false;
+    if (ranks_->alone() && ranks_->stop_requested()) return false;
+    if (stochastic != nullptr)
+      stochastic->first = ranks_->rank() * own_sequences() + part * config_.micro_batch_sequences();
     const Batch& batch = batches_[static_cast<std::size_t>(part)];
     Tape tape(context_);
     {
@@ -172,36 +190,52 @@ bool StepRunner::record_gradients(std::int64_t step) {
       const ForwardResult result = model_.forward(context_, batch, rule);
       model_.record_objective(context_, batch, result, weight,
                               report_.rows(part * slots, (part + 1) * slots));
-      std::int64_t at = parts * slots;
+      std::int64_t at = 0;
       for (const RoutedLayer& routed : result.routing) {
         if (part + 1 < parts) break;  // the last micro-batch speaks for the step
-        record_summary(context_, routed, config_.routing, report_.rows(at, at + kSummary));
+        record_summary(context_, routed, config_.routing, summed.rows(at, at + kSummary));
         at += kSummary;
       }
       for (const ExpertLayer& experts : result.experts) {
         if (part + 1 < parts) break;
-        record_expert_stats(context_, experts, report_.rows(at, at + kExpertStats));
+        record_expert_stats(context_, experts, summed.rows(at, at + kExpertStats));
         at += kExpertStats;
         if (!experts_foretold(config_.routing)) continue;
-        record_summary(context_, experts, config_.routing, report_.rows(at, at + kSummary));
+        record_summary(context_, experts, config_.routing, summed.rows(at, at + kSummary));
         at += kSummary;
       }
     }
-    tape.backward();
+    const bool reduces = reduction != nullptr && !ranks_->alone() && part + 1 == parts;
+    if (reduces) {
+      tape.backward([reduction](const std::string& layer) { reduction->layer_done(layer); });
+    } else {
+      tape.backward();
+    }
   }
   settle_gradients(context_, model_.parameters());
-  const std::int64_t squares = report_.size() - kGroups - 1;
-  AdamW::record_norms(context_, model_.parameters(), report_.rows(squares, squares + kGroups));
+  ranks_->note_work(watch.seconds() - (reduction != nullptr ? reduction->seconds() : 0));
   return true;
 }
 
+void StepRunner::exchange_losses() {
+  Communicator& comm = ranks_->comm();
+  optimizer_.record_own_norms(context_, model_.parameters(), report_.rows(losses(), losses() + kGroups));
+  if (comm.alone()) return;
+  comm.all_reduce(report_.rows(0, losses() + kGroups));
+  if (summaries() > 0) {
+    const std::vector<std::int64_t> counts(static_cast<std::size_t>(comm.size()), summaries());
+    comm.all_gather(report_.rows(losses() + kGroups + 1, report_.size()), counts);
+  }
+  comm.finish();
+  context_.backend().scale(report_.rows(0, losses()), 1.0 / static_cast<double>(comm.size()));
+}
+
 void StepRunner::record_update() {
-  const std::int64_t verdict = report_.size() - 1;
-  const StepRule judged_by = rule();
+  const std::int64_t squares = losses(), verdict = squares + kGroups;
   context_.backend().judge_step(optimizer_.numbers(), mean_, report_.rows(verdict, verdict + 1),
-                                report_.rows(0, judged_by.parts * judged_by.slots),
-                                report_.rows(verdict - kGroups, verdict), judged_by);
+                                report_.rows(0, squares), report_.rows(squares, verdict), rule());
   optimizer_.record_update(context_, model_.parameters());
+  gather_weights(ranks_->comm(), model_.parameters(), optimizer_.shards());
 }
 
 // Nothing within captured work is checked by itself, so its faults come to light where the host meets the
@@ -241,7 +275,6 @@ void StepRunner::forget() {
 
 StepOutcome StepRunner::outcome_of(const std::vector<double>& values) const {
   const std::int64_t parts = config_.accumulation();
-  const auto layers = static_cast<std::int64_t>(model_.routed_layers().size());
   const std::int64_t rows = config_.micro_batch_sequences() * config_.train.seq_len;
   StepOutcome outcome;
   const double* at = values.data();
@@ -256,16 +289,23 @@ StepOutcome StepRunner::outcome_of(const std::vector<double>& values) const {
     outcome.expert_aux += sums.expert_aux / all;
     outcome.expert_predictor += sums.expert_predictor / all;
   }
-  for (std::int64_t i = 0; i < layers; ++i, at += kSummary) outcome.routing.push_back(summary_of(at));
-  for (std::size_t i = 0; i < model_.expert_layers().size(); ++i) {
-    outcome.experts.push_back(expert_stats_of(at));
-    at += kExpertStats;
-    if (!experts_foretold(config_.routing)) continue;
-    outcome.expert_routing.push_back(summary_of(at));
-    at += kSummary;
-  }
   outcome.norms = AdamW::norms_of(at);
   outcome.applied = at[kGroups] != 0;
+  at += kGroups + 1;
+  const auto of_ranks = [&](auto of) {
+    std::vector<decltype(of(at))> all;
+    for (int r = 0; r < ranks_->size(); ++r) all.push_back(of(at + r * summaries()));
+    return over_ranks(all);
+  };
+  for (std::size_t i = 0; i < model_.routed_layers().size(); ++i, at += kSummary)
+    outcome.routing.push_back(of_ranks(summary_of));
+  for (std::size_t i = 0; i < model_.expert_layers().size(); ++i) {
+    outcome.experts.push_back(of_ranks(expert_stats_of));
+    at += kExpertStats;
+    if (!experts_foretold(config_.routing)) continue;
+    outcome.expert_routing.push_back(of_ranks(summary_of));
+    at += kSummary;
+  }
   return outcome;
 }
 
@@ -278,9 +318,10 @@ std::string StepRunner::trace(std::int64_t step, std::int64_t first_sequence) {
   load(first_sequence);
   prepare({step, first_sequence, 0.0, {}});
   context_.trace_nonfinite(true);
-  const bool whole = record_gradients(step);
-  std::string found = whole ? "no single op (the values overflow only in a sum over the whole model)"
-                            : "not looked for (a signal came first)";
+  const bool whole = record_gradients(step, nullptr);
+  std::string found =
+      whole ? fmt::format("{} (the values overflow only in a sum over the whole model)", kNoSingleOp)
+            : "not looked for (a signal came first)";
   if (const NonFinite* culprit = context_.found_nonfinite()) {
     found = fmt::format("{}{} ({} of its values)", culprit->op,
                         culprit->layer.empty() ? "" : " of " + culprit->layer, culprit->count);

@@ -7,6 +7,12 @@
 // does not make an update it makes none of those behind it either, until a step is launched with none before
 // it: so what was launched ahead of a step that turns out not to count has changed nothing, and is launched
 // again.
+//
+// One of several ranks computes its share of the sequences. Every loss is a mean over sequences, or over rows
+// of which each sequence has as many, so the mean of the ranks' means is that of one rank with all of them; a
+// gradient likewise. Only after a step's last micro-batch do the ranks exchange anything: gradients, losses
+// and squares before the device judges the step, which it does alike on all of them; weights behind the
+// update.
 #pragma once
 
 #include <cstdint>
@@ -22,6 +28,7 @@
 #include "train/evaluate.h"
 #include "train/metrics/record.h"
 #include "train/optimizer.h"
+#include "train/ranks.h"
 
 namespace fathom {
 
@@ -36,8 +43,10 @@ struct StepOutcome {
   double expert_aux = 0;        // of expert choice: BCE of its routers, mean over layers
   double expert_predictor = 0;  // of its predictors
   AdamW::Norms norms;
-  std::vector<RouterSummary> routing;         // of the last micro-batch, by routed layer
-  std::vector<ExpertStats> experts;           // likewise, by layer with experts
+  // Of the last micro-batch, of all ranks': the mean of shares and means, the least and the largest of
+  // others.
+  std::vector<RouterSummary> routing;         // by routed layer
+  std::vector<ExpertStats> experts;           // by layer with experts
   std::vector<RouterSummary> expert_routing;  // likewise, where experts choose and a causal rule is trained
   bool finite() const;
 };
@@ -51,19 +60,24 @@ struct StepStart {
   LossMean mean = {};
 };
 
+/// How the answer of StepRunner::trace begins when the culprit is not in what it ran.
+inline constexpr const char* kNoSingleOp = "no single op";
+
 class StepRunner {
  public:
   /// The `count` sequences from number `first` on of the training stream.
   using Source = std::function<HostBatch(std::int64_t first, std::int64_t count)>;
 
-  /// All arguments must outlive it.
-  StepRunner(Context& c, Transformer& model, AdamW& optimizer, const Config& config, Source source);
+  /// All arguments must outlive it. One of several ranks: `config` is its share (share_of), the optimizer has
+  /// its shards, and all numbers of sequences are of the whole steps.
+  StepRunner(Context& c, Transformer& model, AdamW& optimizer, const Config& config, Source source,
+             std::shared_ptr<Ranks> ranks = std::make_shared<Ranks>());
   ~StepRunner();
   StepRunner(const StepRunner&) = delete;
   StepRunner& operator=(const StepRunner&) = delete;
 
-  /// Sets the device to work on a step; read() has what came of it. False: a stop was asked for before it or
-  /// between its micro-batches, and nothing has changed.
+  /// Sets the device to work on a step; read() has what came of it. False: a stop was asked for before it or,
+  /// of a rank alone, between its micro-batches, and nothing has changed.
   bool launch(const StepStart& start);
   /// Whether a step may be launched behind one that was not read yet: one, no more.
   bool runs_ahead() const { return captured_ != nullptr; }
@@ -97,13 +111,19 @@ class StepRunner {
   std::vector<HostBatch> host_batches(std::int64_t first_sequence) const;
   /// Has the whole step done, captured or op by op. False: a stop was asked for.
   bool run(Flight& flight);
-  bool record_gradients(std::int64_t step);
+  /// `reduction`: of the gradients, begun as they become final; null: they stay this rank's own.
+  bool record_gradients(std::int64_t step, GradientReduction* reduction);
+  void exchange_losses();
   void record_update();
   std::vector<double> wait_for(const Flight& flight);
   StepOutcome outcome_of(const std::vector<double>& report) const;
   [[noreturn]] void fail(const DeviceError& e, const Flight& first, std::int64_t last) const;
   StepRule rule() const;
   bool draws_noise() const;
+  std::int64_t own_sequences() const { return config_.accumulation() * config_.micro_batch_sequences(); }
+  std::int64_t losses() const { return config_.accumulation() * model_.loss_slots(); }
+  std::int64_t summaries() const;
+  Tensor own_summaries() const;
 
   Context& context_;
   Transformer& model_;
@@ -112,8 +132,9 @@ class StepRunner {
   Source source_;
   std::vector<Batch> batches_;  // by micro-batch; the captured work reads them
   Prefetched next_;
-  // What the step leaves on the device: the losses of each micro-batch, the summaries of the routed layers
-  // and of the experts, the gradients' sums of squares, whether the update was made.
+  std::shared_ptr<Ranks> ranks_;
+  // What the step leaves on the device: the losses of each micro-batch, the gradients' sums of squares,
+  // whether the update was made, and of each rank the summaries of the routed layers and of the experts.
   Tensor report_;
   Tensor mean_;       // LossMean
   Tensor streams_;    // of the step's noise, int64 [1]

@@ -18,10 +18,12 @@
 #include "train/metrics/recorder.h"
 #include "train/records.h"
 #include "train/same_run.h"
+#include "train/same_start.h"
 #include "train/schedule.h"
 #include "train/signals.h"
 #include "train/spikes.h"
 #include "train/step.h"
+#include "train/together.h"
 
 namespace fathom {
 
@@ -43,29 +45,36 @@ class Run {
   Run(const Config& config, const TrainOptions& options, std::shared_ptr<Backend> backend,
       std::ostream& console)
       : options_(options),
-        inputs_(TrainingInputs::open(config)),
+        ranks_(options.ranks ? std::make_shared<Ranks>(options.ranks) : std::make_shared<Ranks>()),
+        inputs_(open_alike(config)),
+        share_(share_of(config_, ranks_->size())),
         steps_(plan_horizon(config_).steps),
-        folder_(RunFolder::create_or_open(options.run_dir)),
+        folder_(ranks_->leads() ? std::optional(RunFolder::create_or_open(options.run_dir)) : std::nullopt),
         context_(std::move(backend), config_.train.precision == "bf16" ? DType::BF16 : DType::F32),
         model_(context_, config_.model, config_.routing, true),
-        optimizer_(context_, model_.parameters(), config_.train),
+        optimizer_(context_, config_.train, Shards(model_.parameters(), ranks_->rank(), ranks_->size())),
         schedule_(config_.train, steps_),
         loader_(inputs_.train_loader()),
         valid_(inputs_.valid_loader()),
-        stepper_(context_, model_, optimizer_, config_,
-                 [this](std::int64_t first, std::int64_t count) {
-                   return loader_.shuffled(config_.seed, first, count);
-                 }),
-        console_(console, {.kind = options.console_is_terminal ? ConsoleKind::Terminal : ConsoleKind::Pipe,
-                           .total_steps = steps_,
-                           .width = options.console_width}) {
+        stepper_(
+            context_, model_, optimizer_, share_,
+            [this](std::int64_t first, std::int64_t count) {
+              return loader_.shuffled(config_.seed, first, count);
+            },
+            ranks_),
+        console_(ranks_->leads() ? console : silent_,
+                 {.kind = options.console_is_terminal ? ConsoleKind::Terminal : ConsoleKind::Pipe,
+                  .total_steps = steps_,
+                  .width = options.console_width}) {
     model_.set_recompute(config_.train.recompute);
   }
 
   TrainResult run() {
     if (start()) return result_;
     try {
-      return go_on();
+      TrainResult result = go_on();
+      ranks_->comm().barrier();  // nobody leaves while another may still fail
+      return result;
     } catch (const std::bad_alloc&) {
       record_failure("out of memory");
       throw;
@@ -76,34 +85,58 @@ class Run {
   }
 
  private:
+  TrainingInputs open_alike(const Config& config) {
+    TrainingInputs inputs = TrainingInputs::open(config);
+    ranks_->comm().set_timeout(config.train.rank_timeout);
+    require_same_start(*ranks_, inputs, options_.build);
+    return inputs;
+  }
+
+  RankTrainee trainee() { return {*ranks_, context_, model_, optimizer_}; }
+
   // Returns true when there is nothing to do.
   bool start() {
     const Beginning beginning =
-        begin_run(folder_, options_.resume, inputs_, {context_, model_, optimizer_.state()});
+        begin_together(folder_ ? &*folder_ : nullptr, options_.resume, inputs_, trainee());
     state_ = beginning.state;
     saved_step_ = beginning.borrowed ? 0 : state_.step;
     result_.resumed_at = state_.step;
     result_.checkpoint = beginning.checkpoint;
-    if (state_.step >= steps_ && is_done(folder_.path())) {
+    const bool done = folder_ && state_.step >= steps_ && is_done(folder_->path());
+    if (value_of_rank_0(ranks_->comm(), done)) {
       result_.already_done = true;
       result_.final_loss = state_.loss_average;
       result_.state = state_;
       result_.message =
-          fmt::format("{} is done: {} steps. Nothing to do.", folder_.path().string(), state_.step);
+          fmt::format("{} is done: {} steps. Nothing to do.", options_.run_dir.string(), state_.step);
       return true;
     }
     // It refuses what surely does not fit: before the first file that a later start would find here.
-    const std::string memory = memory_table(context_, config_, options_.total_memory);
-    if (!says_the_same(folder_.config_path(), inputs_))
-      write_file(folder_.config_path().string(), to_yaml(config_));
+    const int sharing = context_.backend().is_cpu() ? ranks_->comm().local_size() : 1;
+    const std::string memory =
+        memory_table(context_, share_, options_.total_memory / sharing, ranks_->size());
+    if (folder_) prepare_folder(beginning, memory);
+    evaluated_step_ = value_of_rank_0(ranks_->comm(), evaluated_step_);
+    state_ = value_of_rank_0(ranks_->comm(), state_);
+    return false;
+  }
+
+  void prepare_folder(const Beginning& beginning, const std::string& memory) {
+    if (!says_the_same(folder_->config_path(), inputs_))
+      write_file(folder_->config_path().string(), to_yaml(config_));
     if (!inputs_.tokenizer_model.empty())
-      write_file(folder_.tokenizer_path(inputs_.train->info().tokenizer_kind).string(),
+      write_file(folder_->tokenizer_path(inputs_.train->info().tokenizer_kind).string(),
                  inputs_.tokenizer_model);
-    if (options_.plan) write_file(folder_.plan_path().string(), options_.plan(config_) + "\n");
-    recorder_.emplace(folder_, state_.step, steps_, console_);
+    if (options_.plan) write_file(folder_->plan_path().string(), options_.plan(config_) + "\n");
+    recorder_.emplace(*folder_, state_.step, steps_, console_);
     restore_evaluations();
     announce(beginning, memory);
-    return false;
+  }
+
+  // Rank 0 alone has a recorder.
+  template <typename Record>
+  void record(const Record& what) {
+    if (recorder_) recorder_->record(what);
   }
 
   // A start is an event of its own only when nothing precedes it: a run killed before its first checkpoint
@@ -114,6 +147,7 @@ class Run {
     for (const std::string& note : config_notes(config_)) recorder_->message("Note: " + note);
     recorder_->message(data_line(inputs_, steps_));
     recorder_->message(memory);
+    if (!ranks_->alone()) recorder_->message("Ranks: " + ranks_->comm().description());
     EventRecord record = event_at(state_, state_.step > 0 ? EventKind::Resume : EventKind::Start);
     record.facts =
         facts_of(inputs_, model_.routed_layers(), context_.backend().description(), options_.git_sha);
@@ -123,7 +157,7 @@ class Run {
 
   // What the evaluations up to here found, which a checkpoint from before the last one does not know.
   void restore_evaluations() {
-    for (const EvalRecord& e : read_metrics(folder_.metrics_path()).evals) {
+    for (const EvalRecord& e : read_metrics(folder_->metrics_path()).evals) {
       evaluated_step_ = e.step;
       keep_best(e.step, e.judged_loss());
     }
@@ -136,7 +170,8 @@ class Run {
   }
 
   TrainResult go_on() {
-    if (options_.peak_flops_per_s) peak_ = options_.peak_flops_per_s(config_);
+    if (options_.peak_flops_per_s && ranks_->leads())
+      peak_ = ranks_->size() * options_.peak_flops_per_s(share_);
     if (state_.step > 0 && saved_step_ == 0) save();  // from another run's checkpoint: now it is this run's
     bool stopped = false;
     if (evaluation_is_missing()) stopped = !evaluate_now();
@@ -178,11 +213,10 @@ class Run {
     const StepOutcome outcome = stepper_.read();
     if (!outcome.applied) stepper_.forget();
     const double lr = schedule_.at(state_.step);
-    const Judgement judgement = judge(config_.train, state_, outcome,
-                                      [this] { return stepper_.trace(state_.step, state_.sequences); });
+    const Judgement judgement = judge(config_.train, state_, outcome, [this] { return trace(); });
     if ((judgement.verdict == StepVerdict::Apply) != outcome.applied)
       throw InternalError("[step] the device and the host do not agree whether the update is made");
-    if (judgement.event) recorder_->record(*judgement.event);
+    if (judgement.event) record(*judgement.event);
     if (judgement.verdict == StepVerdict::StopRun) {
       result_.status = RunStatus::Failed;
       result_.message = judgement.failure;
@@ -204,13 +238,26 @@ class Run {
     return true;
   }
 
+  // Of several ranks, what the first one found whose own share has the culprit.
+  std::string trace() {
+    const std::string own = stepper_.trace(state_.step, state_.sequences);
+    if (ranks_->alone()) return own;
+    const std::vector<std::string> all = ranks_->comm().gather(own);
+    for (std::size_t r = 0; r < all.size(); ++r) {
+      if (!all[r].starts_with(kNoSingleOp)) return fmt::format("{} (rank {})", all[r], r);
+    }
+    return own;
+  }
+
   void log_step(const StepOutcome& outcome, double lr) {
     unlogged_.lr = lr;
     unlogged_.peak_flops_per_s = peak_;
     note_memory();
     const StepRecord record = step_record(config_, state_, outcome, unlogged_, model_.routed_layers());
     unlogged_ = {};
-    recorder_->record(record);
+    this->record(record);
+    const std::optional<std::string> slow = ranks_->slow_rank_since();
+    if (slow && recorder_) recorder_->message("Warning: slow: " + *slow + ".");
   }
 
   // The peak of tensors can only grow, and grows by tensors alone: what leaks beside them shows in the
@@ -230,20 +277,20 @@ class Run {
     if (!valid_ || evaluated_step_ == state_.step) return true;
     EvalOptions options;
     options.tokens = config_.train.eval_tokens;
-    options.batch = config_.micro_batch_sequences();
-    options.stop = stop_requested;
+    options.batch = share_.micro_batch_sequences();
+    options.stop = [this] { return ranks_->stop_requested(); };
+    options.ranks = &ranks_->comm();
     const std::optional<EvalResult> result = evaluate(context_, model_, config_, *valid_, options);
     if (!result) return false;
     keep_best(state_.step, result->judged());
     evaluated_step_ = state_.step;
-    recorder_->record(evaluation_record(state_, *result));
+    record(evaluation_record(state_, *result));
     return true;
   }
 
   void save() {
     if (saved_step_ == state_.step) return;
-    recorder_->sync();
-    const std::filesystem::path path = folder_.checkpoint_path(state_.step);
+    saved_step_ = state_.step;
     CheckpointMeta meta;
     meta.state = state_;
     meta.config_yaml = to_yaml(config_);
@@ -251,14 +298,16 @@ class Run {
     meta.tokenizer_hash = inputs_.train->tokenizer_hash();
     meta.store_hash = inputs_.train->content_hash();
     meta.git_sha = options_.git_sha;
-    save_checkpoint(path, context_, model_.parameters(), optimizer_.state(), meta);
-    folder_.set_latest(state_.step);
-    folder_.prune(config_.train.keep_checkpoints);
-    saved_step_ = state_.step;
+    if (recorder_) recorder_->sync();
+    const std::filesystem::path path = folder_ ? folder_->checkpoint_path(state_.step) : "";
+    save_together(path, trainee(), meta);
+    if (!folder_) return;
+    folder_->set_latest(state_.step);
+    folder_->prune(config_.train.keep_checkpoints);
     result_.checkpoint = path;
-    EventRecord record = event_at(state_, EventKind::Checkpoint);
-    record.checkpoint = path.filename().string();
-    recorder_->record(record);
+    EventRecord saved = event_at(state_, EventKind::Checkpoint);
+    saved.checkpoint = path.filename().string();
+    record(saved);
   }
 
   TrainResult finish() {
@@ -272,14 +321,14 @@ class Run {
     if (result_.status == RunStatus::Failed) return end(RunStatus::Failed, result_.message);
     const std::string message = fmt::format(
         "Stopped by {} after step {} of {}. The same command with --resume auto goes on from there.",
-        signal_name(stop_signal()), state_.step, steps_);
-    recorder_->record(event_at(state_, EventKind::Stop, message));
+        signal_name(ranks_->stop_signal()), state_.step, steps_);
+    record(event_at(state_, EventKind::Stop, message));
     return end(RunStatus::Stopped, message);
   }
 
   TrainResult end(RunStatus status, const std::string& message) {
-    recorder_->record(end_record(state_, status, message));
-    recorder_->sync();
+    record(end_record(state_, status, message));
+    if (recorder_) recorder_->sync();
     console_.finish();
     result_.status = status;
     result_.state = state_;
@@ -294,16 +343,18 @@ class Run {
     try {
       end(RunStatus::Failed, why);
     } catch (const UserError&) {
-      recorder_->log_message("This run's end could not be recorded.");
+      if (recorder_) recorder_->log_message("This run's end could not be recorded.");
     }
   }
 
   TrainOptions options_;
+  std::shared_ptr<Ranks> ranks_;
   TrainingInputs inputs_;
   const Config& config_ = inputs_.config;  // resolved
+  Config share_;                           // this rank's part of it
   std::int64_t steps_;                     // the horizon
-  double peak_ = 0;                        // FLOP/s of the machine; 0: unknown
-  RunFolder folder_;
+  double peak_ = 0;                        // FLOP/s of all ranks; 0: unknown
+  std::optional<RunFolder> folder_;        // rank 0's alone
   Context context_;
   Transformer model_;
   AdamW optimizer_;
@@ -311,6 +362,7 @@ class Run {
   DataLoader loader_;
   std::optional<DataLoader> valid_;
   StepRunner stepper_;
+  std::ostream silent_{nullptr};
   Console console_;
   std::optional<Recorder> recorder_;
   TrainingState state_;

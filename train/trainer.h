@@ -10,6 +10,7 @@
 
 #include "src/config/config.h"
 #include "src/model/checkpoint.h"
+#include "train/comm/communicator.h"
 #include "train/metrics/record.h"
 #include "train/resume.h"
 
@@ -27,6 +28,10 @@ struct TrainOptions {
   std::function<std::string(const Config&)> plan =
       {};                         // of the resolved config, as JSON, for plan.json; empty: none
   std::int64_t total_memory = 0;  // bytes of the machine, for the start-up table; 0: unknown
+  /// Null: this process trains alone. Else all ranks call train() with the same arguments; rank 0's run
+  /// folder, console and peak are the ones that count.
+  std::shared_ptr<Communicator> ranks = {};
+  std::string build = {};  // of several ranks: which program this is, the same on all of them
 };
 
 struct TrainResult {
@@ -47,7 +52,7 @@ Config check_training(const Config& config, const std::filesystem::path& run_dir
 
 /// Trains until the horizon, a signal or a spike with on_spike: stop. `config` is as read from its file; the
 /// token store gives it its vocabulary. UserError: anything wrong with the config, the stores, the run folder
-/// or the disk; the newest complete checkpoint stays valid then.
+/// or the disk; the newest complete checkpoint stays valid then. RankError: another rank is lost, or failed.
 TrainResult train(const Config& config, const TrainOptions& options, std::shared_ptr<Backend> backend,
                   std::ostream& console);
 

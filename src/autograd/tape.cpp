@@ -27,12 +27,14 @@ void Tape::record_loss(const char* op, Backward backward) {
   nodes_.push_back({op, context_.layer(), context_.backend().flop_log.item(), {}, std::move(backward), true});
 }
 
-void Tape::backward() {
+void Tape::backward(const LayerDone& done) {
   const NoGrad no_grad(context_);
+  std::string at = nodes_.empty() ? "" : nodes_.back().layer;
   while (!nodes_.empty()) {
     // Moved out, so that what the closure saved is released as soon as it has run.
     Node node = std::move(nodes_.back());
     nodes_.pop_back();
+    if (done && node.layer != at) done(std::exchange(at, node.layer));
     const bool used =
         node.is_loss || std::any_of(node.outputs.begin(), node.outputs.end(),
                                     [this](std::uint64_t id) { return gradients_.contains(id); });
@@ -46,6 +48,7 @@ void Tape::backward() {
     running_ = nullptr;
     for (std::uint64_t id : node.outputs) gradients_.erase(id);
   }
+  if (done) done(at);
 }
 
 void Tape::clear() {

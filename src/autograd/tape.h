@@ -32,8 +32,10 @@ class Tape {
   void record(const char* op, const std::vector<Tensor>& outputs, Backward backward);
   /// Records an op that ends in a loss: its closure always runs.
   void record_loss(const char* op, Backward backward);
-  /// Runs every closure once, last first, and forgets them.
-  void backward();
+  /// Runs every closure once, last first, and forgets them. `done` is told of each layer (Context::layer;
+  /// empty outside of the blocks) when the last of its closures in a row has run: what they give is given.
+  using LayerDone = std::function<void(const std::string& layer)>;
+  void backward(const LayerDone& done = {});
   void clear();
   std::size_t size() const { return nodes_.size(); }
 

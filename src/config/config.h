@@ -149,6 +149,7 @@ struct TrainConfig {
   std::int64_t checkpoint_every = 1000;  // steps; 0: at the end only
   std::int64_t keep_checkpoints = 2;
   OnSpike on_spike = OnSpike::Stop;
+  double rank_timeout = 120;  // seconds that one of several ranks may be silent
   double spike_factor = 3.0;  // a spike: loss above factor * (running mean) for a step; NaN always is one
 
   bool operator==(const TrainConfig&) const = default;

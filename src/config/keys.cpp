@@ -346,6 +346,8 @@ std::vector<Key> make_keys() {
       key<train, &T::spike_factor>("train.spike_factor", above_upto(1, 1e9),
                                    "at 1 every rise would be a spike",
                                    "A spike is a loss above this times its running mean."),
+      key<train, &T::rank_timeout>("train.rank_timeout", from_to(1, 1e6), "a busy machine answers late",
+                                   "Of several ranks: seconds without a word after which one is given up."),
   };
 }
 

@@ -140,6 +140,12 @@ void load_parameters(const H5Reader& file, Context& c, ParameterSet& parameters,
 
 void save_checkpoint(const std::filesystem::path& path, Context& c, const ParameterSet& parameters,
                      const OptimizerState& optimizer, const CheckpointMeta& meta) {
+  const auto moments = [&](Moment m) { return m == Moment::First ? optimizer.m : optimizer.v; };
+  save_checkpoint(path, c, parameters, moments, meta);
+}
+
+void save_checkpoint(const std::filesystem::path& path, Context& c, const ParameterSet& parameters,
+                     const Moments& moments, const CheckpointMeta& meta) {
   H5Writer file(path.string(), kCheckpointKind);
   const TrainingState& s = meta.state;
   file.set_int("step", s.step);
@@ -159,12 +165,15 @@ void save_checkpoint(const std::filesystem::path& path, Context& c, const Parame
   file.write_text("config.yaml", meta.config_yaml);
   Backend& backend = c.backend();
   for (const ParameterSpec& spec : parameters.specs()) {
-    const Tensor& t = parameters.master(spec.name);
-    write_tensor(file, kParameters + spec.name, backend, t, spec.shape);
-    write_tensor(file, kFirstMoment + spec.name, backend, like_parameter(parameters, optimizer.m, t),
-                 spec.shape);
-    write_tensor(file, kSecondMoment + spec.name, backend, like_parameter(parameters, optimizer.v, t),
-                 spec.shape);
+    write_tensor(file, kParameters + spec.name, backend, parameters.master(spec.name), spec.shape);
+  }
+  for (const Moment moment : {Moment::First, Moment::Second}) {
+    const Tensor arena = moments(moment);
+    const char* folder = moment == Moment::First ? kFirstMoment : kSecondMoment;
+    for (const ParameterSpec& spec : parameters.specs()) {
+      const Tensor part = like_parameter(parameters, arena, parameters.master(spec.name));
+      write_tensor(file, folder + spec.name, backend, part, spec.shape);
+    }
   }
   file.commit();
 }

@@ -46,7 +46,14 @@ struct OptimizerState {
   Tensor v;
 };
 
+enum class Moment { First, Second };
+/// A moment's arena, laid out as the parameters'. Asked once for each, the first one first; the second answer
+/// may overwrite what the first one gave.
+using Moments = std::function<Tensor(Moment)>;
+
 /// Writes `path` whole or not at all. UserError: the disk refuses; what was at `path` stays.
+void save_checkpoint(const std::filesystem::path& path, Context& c, const ParameterSet& parameters,
+                     const Moments& moments, const CheckpointMeta& meta);
 void save_checkpoint(const std::filesystem::path& path, Context& c, const ParameterSet& parameters,
                      const OptimizerState& optimizer, const CheckpointMeta& meta);
 

@@ -45,12 +45,11 @@ void ParameterSet::declare_packed(const std::string& name) {
 
 void ParameterSet::allocate(Context& c, bool gradients) {
   std::int64_t total = 0;
-  std::map<std::string, std::int64_t> offsets;
   for (std::size_t g = 0; g < kParameterGroups; ++g) {
     ranges_[g].begin = total;
     for (const ParameterSpec& spec : specs_) {
       if (static_cast<std::size_t>(spec.group) != g || spec.is_packed) continue;
-      offsets[spec.name] = total;
+      offsets_[spec.name] = total;
       total += padded(spec.shape.size());
     }
     ranges_[g].size = total - ranges_[g].begin;
@@ -62,7 +61,7 @@ void ParameterSet::allocate(Context& c, bool gradients) {
   if (gradients && !packed_.empty()) throw InternalError("[parameters] of few bits have no gradients");
   for (const ParameterSpec& spec : specs_) {
     if (spec.is_packed) continue;
-    const std::int64_t offset = offsets.at(spec.name);
+    const std::int64_t offset = offsets_.at(spec.name);
     const Tensor master = part_of(masters_, offset, spec.shape);
     master_tensors_[spec.name] = master;
     Tensor t = working_.defined() && !spec.is_vector() ? part_of(working_, offset, spec.shape) : master;
@@ -133,6 +132,12 @@ const PackedTensor& ParameterSet::packed(const std::string& name) const {
 const Tensor& ParameterSet::master(const std::string& name) const {
   const auto found = master_tensors_.find(name);
   if (found == master_tensors_.end()) throw InternalError(fmt::format("[parameters] there is no {}", name));
+  return found->second;
+}
+
+std::int64_t ParameterSet::offset(const std::string& name) const {
+  const auto found = offsets_.find(name);
+  if (found == offsets_.end()) throw InternalError(fmt::format("[parameters] there is no {}", name));
   return found->second;
 }
 

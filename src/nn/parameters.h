@@ -83,6 +83,8 @@ class ParameterSet {
   const Tensor& masters() const { return masters_; }
   const Tensor& working() const { return working_; }
   const Tensor& gradients() const { return gradients_; }
+  /// Where a parameter begins in them.
+  std::int64_t offset(const std::string& name) const;
   ArenaRange range(ParameterGroup group) const { return ranges_[static_cast<std::size_t>(group)]; }
   /// Elements of all parameters, without padding.
   std::int64_t count() const;
@@ -92,6 +94,7 @@ class ParameterSet {
   std::set<std::string> names_;
   std::map<std::string, Tensor> tensors_;
   std::map<std::string, Tensor> master_tensors_;
+  std::map<std::string, std::int64_t> offsets_;
   std::map<std::string, PackedTensor> packed_;
   Tensor masters_;
   Tensor working_;

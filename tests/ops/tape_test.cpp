@@ -63,6 +63,35 @@ TEST_F(TapeTest, TensorUsedTwiceGetsTheSum) {
   EXPECT_EQ(host(r.tape.collected(x)), (Values{6, 6}));
 }
 
+// Whoever waits for a layer's gradients is told once, when all of them are there; also of a layer that nobody
+// asked anything of.
+TEST_F(TapeTest, BackwardTellsOfEachLayerThatIsThrough) {
+  const Tensor x = leaf({1, 2}, {1, 2});
+  std::vector<std::string> told;
+  Values at_layer_1;
+  {
+    Recording r(c_);
+    Tensor y = ops::add(c_, x, x);
+    for (const char* name : {"layer 0", "layer 1"}) {
+      const LayerScope layer(c_, name);
+      y = ops::add(c_, ops::add(c_, y, x), x);
+    }
+    {
+      const LayerScope layer(c_, "layer 2");
+      ops::add(c_, x, x);  // unused
+    }
+    y = ops::add(c_, y, x);
+    r.tape.seed(y, constant({1, 2}, 1.0));
+    c_.set_tape(nullptr);
+    r.tape.backward([&](const std::string& layer) {
+      told.push_back(layer);
+      if (layer == "layer 1") at_layer_1 = host(r.tape.collected(x));
+    });
+  }
+  EXPECT_EQ(told, (std::vector<std::string>{"", "layer 2", "layer 1", "layer 0", ""}));
+  EXPECT_EQ(at_layer_1, (Values{3, 3}));
+}
+
 // add gives one gradient, and so one storage, to both inputs: what reaches one later must not reach the
 // other.
 TEST_F(TapeTest, SharedGradientIsNotCorruptedByAccumulation) {

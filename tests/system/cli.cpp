@@ -80,6 +80,13 @@ std::string bits(const std::vector<T>& values) {
 
 }  // namespace
 
+std::vector<std::string> words_of(const std::string& arguments) {
+  std::vector<std::string> words{FATHOM_BINARY};
+  std::istringstream stream(arguments);
+  for (std::string word; stream >> word;) words.push_back(word);
+  return words;
+}
+
 nlohmann::json Outcome::json() const {
   EXPECT_EQ(status, 0) << err;
   nlohmann::json parsed = nlohmann::json::parse(out, nullptr, false);
@@ -112,10 +119,11 @@ void expect_refusal(const Outcome& outcome, int status, std::initializer_list<st
 }
 
 Background::Background(const TempFolder& folder, const std::string& arguments, Gpus gpus)
-    : out_(folder / "background.out"), err_(folder / "background.err") {
-  std::vector<std::string> words{FATHOM_BINARY};
-  std::istringstream stream(arguments);
-  for (std::string word; stream >> word;) words.push_back(word);
+    : Background(folder, words_of(arguments), gpus) {}
+
+Background::Background(const TempFolder& folder, std::vector<std::string> words, Gpus gpus,
+                       const std::string& name)
+    : out_(folder / (name + ".out")), err_(folder / (name + ".err")) {
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);
@@ -127,7 +135,7 @@ Background::Background(const TempFolder& folder, const std::string& arguments, G
   ::setenv("OMP_WAIT_POLICY", "passive", 1);
   if (gpus == Gpus::None) ::setenv("CUDA_VISIBLE_DEVICES", "", 1);
   if (out >= 0 && err >= 0 && ::dup2(out, 1) == 1 && ::dup2(err, 2) == 2 && ::chdir(path.c_str()) == 0) {
-    ::execv(argv[0], argv.data());
+    ::execvp(argv[0], argv.data());
   }
   ::_exit(127);
 }

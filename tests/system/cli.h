@@ -38,12 +38,18 @@ Outcome fathom_command(const TempFolder& folder, const std::string& arguments,
 /// `words`.
 void expect_refusal(const Outcome& outcome, int status, std::initializer_list<std::string> words);
 
+/// The words of the command `fathom ARGUMENTS`.
+std::vector<std::string> words_of(const std::string& arguments);
+
 /// `fathom ARGUMENTS` in the background.
 class Background {
  public:
   enum class Gpus : std::uint8_t { None, Ours };
   /// It sees no GPU, or those that the test itself sees.
   Background(const TempFolder& folder, const std::string& arguments, Gpus gpus = Gpus::None);
+  /// Any program, found on PATH; what it says goes to files of this name.
+  Background(const TempFolder& folder, std::vector<std::string> words, Gpus gpus = Gpus::None,
+             const std::string& name = "background");
   ~Background();
   Background(const Background&) = delete;
   Background& operator=(const Background&) = delete;

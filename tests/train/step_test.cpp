@@ -132,7 +132,7 @@ class NoisySteps : public Steps {
     double loss = 0;
     for (std::int64_t part = 0; part < 2; ++part) {
       const Batch b = upload(c_, batch(4 * static_cast<std::int64_t>(number) + 2 * part, 2));
-      const ForwardResult result = model_.forward(c_, b, Stochastic{config_.seed, number, {}});
+      const ForwardResult result = model_.forward(c_, b, Stochastic{config_.seed, number, 2 * part, {}});
       loss += model_.objective(c_, b, result, 0.5).cross_entropy / 64;
     }
     return loss;

@@ -29,7 +29,6 @@ class LoneCommunicator final : public Communicator {
   std::vector<std::string> gather(const std::string& mine) override { return {mine}; }
   void barrier() override {}
 
-  double seconds_waited() const override { return 0; }
   void set_timeout(double) override {}
   void set_progress(std::int64_t) override {}
   bool fail(const std::string&) noexcept override { return false; }

@@ -13,7 +13,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -65,9 +64,7 @@ class Communicator {
   virtual std::vector<std::string> gather(const std::string& mine) = 0;
   virtual void barrier() = 0;
 
-  // --- time and trouble
-  /// Seconds that this rank has waited for others so far.
-  virtual double seconds_waited() const = 0;
+  // --- trouble
   /// A rank that says nothing for so long is given up; one that answers, and still does not come to where the
   /// others wait for it, after ten times as long.
   virtual void set_timeout(double seconds) = 0;

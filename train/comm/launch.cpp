@@ -34,7 +34,24 @@ std::optional<Launch> by(const Environment& environment, Launcher launcher, cons
                                 size_name, *size),
                     "A launcher of several processes sets both; unset them to train in one.");
   }
-  return Launch{launcher, *rank, *size};
+  return Launch{launcher, *rank, *size, {}, 0};
+}
+
+// torchrun's own agent listens at MASTER_PORT, and says so: then Fathom's ranks meet at the port behind it.
+Launch met_at_master(const Environment& environment, Launch launch) {
+  const std::optional<std::string> master = environment("MASTER_ADDR");
+  const std::optional<int> port = number(environment, "MASTER_PORT");
+  constexpr int kMostPorts = 65535;
+  if (!master || master->empty() || !port || *port == 0 || *port >= kMostPorts) {
+    throw UserError(
+        fmt::format("The environment says RANK={} and WORLD_SIZE={}, but not where rank 0 is to be met.",
+                    launch.rank, launch.size),
+        "Set MASTER_ADDR to its host and MASTER_PORT to a free port there, or unset WORLD_SIZE to "
+        "train in one process.");
+  }
+  launch.master = *master;
+  launch.port = environment("TORCHELASTIC_USE_AGENT_STORE").value_or("") == "True" ? *port + 1 : *port;
+  return launch;
 }
 
 }  // namespace
@@ -62,7 +79,8 @@ Launch read_launch(const Environment& environment) {
        {Names{"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"}, Names{"PMI_RANK", "PMI_SIZE"}}) {
     if (const std::optional<Launch> found = by(environment, Launcher::Mpi, rank, size)) return *found;
   }
-  return by(environment, Launcher::Torchrun, "RANK", "WORLD_SIZE").value_or(Launch{});
+  const std::optional<Launch> found = by(environment, Launcher::Torchrun, "RANK", "WORLD_SIZE");
+  return found ? met_at_master(environment, *found) : Launch{};
 }
 
 }  // namespace fathom

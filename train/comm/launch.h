@@ -11,20 +11,23 @@ enum class Launcher {
   None,     // one process
   Mpi,      // mpirun, mpiexec: OMPI_*, PMI_*, PMIX_*
   Slurm,    // srun: SLURM_*; its ranks meet by MPI too
-  Torchrun  // RANK, WORLD_SIZE, MASTER_ADDR: no MPI
+  Torchrun  // RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT: its ranks meet there, without MPI
 };
 
 struct Launch {
   Launcher launcher = Launcher::None;
   int rank = 0;
   int size = 1;
+  std::string master = {};  // Torchrun: rank 0's host
+  int port = 0;             // and where it listens
 };
 
 /// The value of a variable; nothing when it is not set.
 using Environment = std::function<std::optional<std::string>(const char* name)>;
 Environment process_environment();
 
-/// UserError: a variable holds no number, or a rank is not below the number of ranks.
+/// UserError: a variable holds no number, a rank is not below the number of ranks, or it is not said where
+/// they meet.
 Launch read_launch(const Environment& environment);
 
 }  // namespace fathom

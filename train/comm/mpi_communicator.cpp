@@ -21,23 +21,23 @@
 #include "train/comm/bf16.h"
 #include "train/comm/host.h"
 #include "train/comm/open_communicator.h"
-#include "train/comm/rank_error.h"
-#include "train/comm/watch.h"
+#include "train/comm/watched_communicator.h"
 
 namespace fathom {
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 constexpr std::int64_t kMostElements = std::int64_t{1} << 28;  // of one call: counts are int
 
-void check(int code, const char* what) {
-  if (code == MPI_SUCCESS) return;
+std::string words_of(int code) {
   char text[MPI_MAX_ERROR_STRING] = {};
   int size = 0;
   MPI_Error_string(code, text, &size);
-  throw InternalError(fmt::format("[{}] MPI: {}", what, std::string(text, static_cast<std::size_t>(size))));
+  return {text, static_cast<std::size_t>(size)};
+}
+
+void check(int code, const char* what) {
+  if (code != MPI_SUCCESS) throw InternalError(fmt::format("[{}] MPI: {}", what, words_of(code)));
 }
 
 MPI_Datatype type_of(const char* what, DType dtype) {
@@ -85,7 +85,7 @@ class MeetingLimit {
   std::thread thread_;
 };
 
-class MpiCommunicator final : public Communicator {
+class MpiCommunicator final : public WatchedCommunicator {
  public:
   explicit MpiCommunicator(const Launch& launch) {
     {
@@ -94,44 +94,28 @@ class MpiCommunicator final : public Communicator {
       check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
     }
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
-    MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
-    MPI_Comm_size(MPI_COMM_WORLD, &size_);
-    if (size_ != launch.size) {
+    int rank = 0, size = 1;
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &size);
+    if (size != launch.size) {
       throw UserError(
-          fmt::format("The launcher started {} processes, and MPI sees {} of them.", launch.size, size_),
+          fmt::format("The launcher started {} processes, and MPI sees {} of them.", launch.size, size),
           launch.launcher == Launcher::Slurm
               ? "Start them with srun --mpi=pmix (srun --mpi=list shows what this cluster has)."
               : "Start them with the mpirun of the MPI that Fathom was built with.");
     }
-    hosts_ = gather(host_name());
-    where_ = gather(fmt::format("{}, process {}", host_name(), ::getpid()));
-    const std::string& mine = hosts_[static_cast<std::size_t>(rank_)];
-    for (int r = 0; r < size_; ++r) {
-      if (hosts_[static_cast<std::size_t>(r)] != mine) continue;
-      if (r < rank_) ++local_rank_;
-      ++local_size_;
-    }
-    const auto text_of_rank_0 = [this](const std::string& text) {
-      return fathom::text_of_rank_0(*this, text);
-    };
-    watch_ = std::make_unique<Watch>(WatchOptions{rank_, hosts_, where_, kRankTimeout, text_of_rank_0});
+    set_rank(rank, size);
+    begin_watch();
   }
 
   // A rank that failed leaves MPI as it is: its end would wait for the others.
   ~MpiCommunicator() override {
-    if (failed_ || (watch_ && watch_->found_loss())) return;
-    watch_.reset();
-    MPI_Finalize();
+    if (end_watch()) MPI_Finalize();
   }
 
-  int rank() const override { return rank_; }
-  int size() const override { return size_; }
   std::string description() const override {
-    return fmt::format("{} ranks by MPI ({})", size_, mpi_version());
+    return fmt::format("{} ranks by MPI ({})", size(), mpi_version());
   }
-  std::string where(int rank) const override { return where_.at(static_cast<std::size_t>(rank)); }
-  int local_rank() const override { return local_rank_; }
-  int local_size() const override { return local_size_; }
 
   void all_reduce(View values) override {
     if (values.dtype == DType::BF16) {
@@ -145,8 +129,8 @@ class MpiCommunicator final : public Communicator {
   }
 
   void reduce_scatter(View values, std::span<const std::int64_t> counts) override {
-    const std::int64_t own = counts[static_cast<std::size_t>(rank_)];
-    const std::int64_t at = offset_of(counts, rank_);
+    const std::int64_t own = counts[static_cast<std::size_t>(rank())];
+    const std::int64_t at = offset_of(counts, rank());
     const bool is_bf16 = values.dtype == DType::BF16;
     View from = values;
     if (is_bf16) {
@@ -181,8 +165,6 @@ class MpiCommunicator final : public Communicator {
         root);
   }
 
-  void finish() override {}  // the host's memory: everything has been done
-
   void all_reduce_host(std::span<double> values, Reduce how) override {
     const auto n = static_cast<int>(values.size());
     wait_for("all_reduce_host", [&](MPI_Request* request) {
@@ -201,56 +183,20 @@ class MpiCommunicator final : public Communicator {
     }
   }
 
-  std::vector<std::string> gather(const std::string& mine) override {
-    std::vector<double> sizes(static_cast<std::size_t>(size_));
-    sizes[static_cast<std::size_t>(rank_)] = static_cast<double>(mine.size());
-    all_reduce_host(sizes, Reduce::Sum);
-    const std::vector<std::int64_t> counts(sizes.begin(), sizes.end());
-    std::string all(static_cast<std::size_t>(offset_of(counts, size_)), '\0');
-    std::copy(mine.begin(), mine.end(), all.begin() + offset_of(counts, rank_));
-    gather_bytes(reinterpret_cast<std::byte*>(all.data()), counts);
-    std::vector<std::string> texts;
-    for (int r = 0; r < size_; ++r)
-      texts.push_back(all.substr(static_cast<std::size_t>(offset_of(counts, r)),
-                                 static_cast<std::size_t>(counts[static_cast<std::size_t>(r)])));
-    return texts;
-  }
-
-  void barrier() override {
-    wait_for("barrier", [](MPI_Request* request) { return MPI_Ibarrier(MPI_COMM_WORLD, request); });
-  }
-
-  double seconds_waited() const override { return waited_; }
-  void set_timeout(double seconds) override { watch_->set_timeout(seconds); }
-  void set_progress(std::int64_t step) override { watch_->set_progress(step); }
-  bool fail(const std::string& why) noexcept override {
-    failed_ = true;
-    return watch_->fail(why);
-  }
-
  private:
   // Polls, so that a rank that waits for one that is lost learns of it. The longer it waits, the more it
   // leaves the processor to others: there may be more ranks than cores.
   template <typename Begin>
   void wait_for(const char* what, const Begin& begin) {
-    const Clock::time_point start = Clock::now();
-    if (watch_) watch_->check();
-    if (watch_) watch_->enter();
+    const InCollective waiting(*this);
     MPI_Request request = MPI_REQUEST_NULL;
     check(begin(&request), what);
     int done = 0;
-    Clock::time_point lost{};
     for (int polls = 0;; ++polls) {
       const int code = MPI_Test(&request, &done, MPI_STATUS_IGNORE);
-      if (code != MPI_SUCCESS) fail_with(code, what);
-      if (done != 0) break;
-      if (watch_ && watch_->found_loss()) {
-        // Where all ranks fail of the same reason, the first is not to hide it from those who are just
-        // coming.
-        constexpr std::chrono::milliseconds kToCome{200};
-        if (lost == Clock::time_point{}) lost = Clock::now();
-        if (Clock::now() - lost > kToCome) watch_->check();
-      }
+      if (code != MPI_SUCCESS) lose_somebody(fmt::format("{}: {}", what, words_of(code)));
+      if (done != 0) return;
+      check_others();
       constexpr int kSpins = 200, kYields = 2000;
       if (polls > kYields) {
         std::this_thread::sleep_for(std::chrono::microseconds(100));
@@ -258,18 +204,6 @@ class MpiCommunicator final : public Communicator {
         ::sched_yield();
       }
     }
-    if (watch_) watch_->leave();
-    waited_ += std::chrono::duration<double>(Clock::now() - start).count();
-  }
-
-  // MPI may notice a loss before the watch does, and does not know whose it is.
-  [[noreturn]] void fail_with(int code, const char* what) {
-    for (int i = 0; watch_ && i < 100; ++i) {
-      watch_->check();
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
-    check(code, what);
-    throw InternalError(fmt::format("[{}] MPI failed", what));
   }
 
   void sum(View values) {
@@ -282,10 +216,10 @@ class MpiCommunicator final : public Communicator {
     }
   }
 
-  void gather_bytes(std::byte* bytes, std::span<const std::int64_t> counts) {
+  void gather_bytes(std::byte* bytes, std::span<const std::int64_t> counts) override {
     const std::vector<int> sizes = as_int("all_gather", counts);
     std::vector<int> begins;
-    for (int r = 0; r < size_; ++r) begins.push_back(static_cast<int>(offset_of(counts, r)));
+    for (int r = 0; r < size(); ++r) begins.push_back(static_cast<int>(offset_of(counts, r)));
     wait_for("all_gather", [&](MPI_Request* request) {
       return MPI_Iallgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, bytes, sizes.data(), begins.data(), MPI_BYTE,
                              MPI_COMM_WORLD, request);
@@ -300,12 +234,6 @@ class MpiCommunicator final : public Communicator {
     return {counts.begin(), counts.end()};
   }
 
-  int rank_ = 0, size_ = 1;
-  int local_rank_ = 0, local_size_ = 0;
-  std::vector<std::string> hosts_, where_;
-  std::unique_ptr<Watch> watch_;
-  double waited_ = 0;
-  bool failed_ = false;
   std::vector<float> room_;
   std::vector<std::byte> part_;
 };

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "kernels/error.h"
+#include "train/comm/tcp_communicator.h"
 #ifdef FATHOM_MPI
 #include "train/comm/mpi_communicator.h"
 #endif
@@ -11,15 +12,7 @@ namespace fathom {
 
 std::shared_ptr<Communicator> open_communicator(const Launch& launch) {
   if (launch.launcher == Launcher::None) return make_lone_communicator();
-  if (launch.launcher == Launcher::Torchrun) {
-    throw UserError(
-        fmt::format("A launcher started {} processes by RANK and WORLD_SIZE (as torchrun does), and Fathom's "
-                    "ranks do not meet by MASTER_ADDR yet: they meet by MPI.",
-                    launch.size),
-        fmt::format("Start them with mpirun -n {0} or srun --mpi=pmix -n {0} (docs/distributed.md), or unset "
-                    "WORLD_SIZE to train in one process.",
-                    launch.size));
-  }
+  if (launch.launcher == Launcher::Torchrun) return make_tcp_communicator(launch);
 #ifdef FATHOM_MPI
   return make_mpi_communicator(launch);
 #else

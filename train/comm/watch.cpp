@@ -28,7 +28,6 @@ using std::chrono::milliseconds;
 constexpr milliseconds kToBeNoticed{500};  // by a rank that does not wait when another one is lost
 constexpr milliseconds kToGetOut{10000};   // of what a rank does then
 constexpr milliseconds kToBeHeard{2000};   // by rank 0, when another one fails
-constexpr double kPatience = 10;           // times the time-out, with a rank that answers
 constexpr const char* kHint =
     " What was saved stays: the same command with --resume auto goes on from the last checkpoint.";
 
@@ -112,9 +111,11 @@ void Watch::await_others(const Listener& listener, const std::string& token) {
     }
     for (Wire& wire : strangers) {
       bool open = true;
-      const std::vector<Message> messages = wire.receive(open);
-      if (!open) wire.close();
-      if (messages.empty()) continue;
+      std::vector<Message> messages = wire.receive(open);
+      if (messages.empty()) {
+        if (!open) wire.close();
+        continue;
+      }
       std::istringstream hello(messages.front().type == MessageType::Hello ? messages.front().bytes : "");
       std::string given;
       std::size_t rank = 0;
@@ -124,6 +125,7 @@ void Watch::await_others(const Listener& listener, const std::string& token) {
         peer.wire = std::exchange(wire, Wire());
         peer.rank = static_cast<int>(rank);
         peer.heard = peer.entered = Clock::now();
+        peer.early.assign(messages.begin() + 1, messages.end());
         peers_.push_back(std::move(peer));
       } else {
         wire.close();  // somebody else's
@@ -160,6 +162,9 @@ void Watch::find_rank_0(const std::string& endpoint) {
 double Watch::pulse_interval() const { return std::clamp(timeout_.load() / 4, 0.05, 1.0); }
 
 void Watch::run() {
+  for (Peer& peer : peers_) {
+    for (const Message& message : std::exchange(peer.early, {})) take(peer, message);
+  }
   Clock::time_point looked = Clock::now(), pulsed{};
   while (!ends_) {
     std::vector<pollfd> waiting{{wake_.get(), POLLIN, 0}};
@@ -170,7 +175,7 @@ void Watch::run() {
     ::poll(waiting.data(), waiting.size(), static_cast<int>(1000 * interval));
     const Clock::time_point now = Clock::now();
     // Who slept itself has not heard what the others said meanwhile.
-    if (seconds_between(looked, now) > timeout_ / 2) {
+    if (seconds_between(looked, now) > std::max(timeout_ / 2, 3 * pulse_interval())) {
       for (Peer& peer : peers_) peer.heard = peer.entered = now;
     }
     looked = now;
@@ -252,11 +257,12 @@ void Watch::look_for_laggards(Clock::time_point now) {
     if (peer.waiting) furthest = std::max(furthest, peer.calls);
   }
   for (const Peer& peer : peers_) {
-    if (peer.gone || peer.calls >= furthest || seconds_between(peer.entered, now) < kPatience * timeout_)
+    if (peer.gone || peer.calls >= furthest ||
+        seconds_between(peer.entered, now) < options_.patience * timeout_)
       continue;
-    lose(fmt::format("{} answers, but has not come to where the others wait for it within {:g} s (ten times "
-                     "train.rank_timeout), {}.",
-                     name_of(peer.rank), kPatience * timeout_, after_step()),
+    lose(fmt::format("{} answers, but has not come to where the others wait for it within {:g} s ({:g} "
+                     "times train.rank_timeout), {}.",
+                     name_of(peer.rank), options_.patience * timeout_, options_.patience, after_step()),
          false);
     return;
   }

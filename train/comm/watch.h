@@ -27,6 +27,7 @@ struct WatchOptions {
   std::vector<std::string> hosts;  // by rank
   std::vector<std::string> where;  // by rank, for people: "node7, process 4711"
   double timeout = 120;            // seconds, of the connections too
+  double patience = 10;            // times as long with a rank that answers
   /// Rank 0's text, on every rank: how the ranks find each other.
   std::function<std::string(const std::string&)> text_of_rank_0;
 };
@@ -57,11 +58,12 @@ class Watch {
   struct Peer {
     Wire wire;
     int rank = 0;
-    Clock::time_point heard;    // the last message
-    std::int64_t calls = 0;     // collectives that it has entered
-    bool waiting = false;       // in the last of them
-    Clock::time_point entered;  // when that was first heard of
-    bool gone = false;          // in order
+    Clock::time_point heard;     // the last message
+    std::int64_t calls = 0;      // collectives that it has entered
+    bool waiting = false;        // in the last of them
+    Clock::time_point entered;   // when that was first heard of
+    bool gone = false;           // in order
+    std::vector<Message> early;  // what came with its first word
   };
 
   void await_others(const Listener& listener, const std::string& token);

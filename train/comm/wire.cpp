@@ -29,8 +29,6 @@ struct Header {
 constexpr std::uint32_t kLongest = 4096;  // bytes; longer reasons are cut, and nothing longer comes from us
 
 bool prepare(int fd) {
-  const int on = 1;
-  ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
   const int flags = ::fcntl(fd, F_GETFL);
   return flags >= 0 && ::fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0 && ::fcntl(fd, F_SETFD, FD_CLOEXEC) == 0;
 }
@@ -42,7 +40,13 @@ void Descriptor::close() noexcept {
   fd_ = -1;
 }
 
+void make_prompt(const Descriptor& socket) {
+  const int on = 1;
+  ::setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+}
+
 Wire::Wire(Descriptor socket) : socket_(std::move(socket)) {
+  make_prompt(socket_);
   if (!prepare(socket_.get())) socket_.close();
 }
 
@@ -105,36 +109,51 @@ std::vector<Message> Wire::receive(bool& open) {
   return messages;
 }
 
-Listener listen_anywhere(bool loopback_only) {
-  const auto refused = [] {
-    return UserError(fmt::format("cannot listen for the other ranks: {}.", std::strerror(errno)),
-                     "The system's limit of open files, or a security policy, may be in the way.");
-  };
+namespace {
+
+Listener listen_on(std::uint32_t address, int port) {
   Listener listener;
   listener.socket = Descriptor(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  const int on = 1;  // a port that an earlier start has just left
+  ::setsockopt(listener.socket.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
   sockaddr_in here{};
   here.sin_family = AF_INET;
-  here.sin_addr.s_addr = htonl(loopback_only ? INADDR_LOOPBACK : INADDR_ANY);
+  here.sin_addr.s_addr = htonl(address);
+  here.sin_port = htons(static_cast<std::uint16_t>(port));
   socklen_t size = sizeof here;
   if (!listener.socket || ::bind(listener.socket.get(), reinterpret_cast<sockaddr*>(&here), size) != 0 ||
       ::listen(listener.socket.get(), SOMAXCONN) != 0 ||
-      ::getsockname(listener.socket.get(), reinterpret_cast<sockaddr*>(&here), &size) != 0)
-    throw refused();
+      ::getsockname(listener.socket.get(), reinterpret_cast<sockaddr*>(&here), &size) != 0) {
+    throw UserError(fmt::format("cannot listen for the other ranks{}: {}.",
+                                port > 0 ? fmt::format(" at port {}", port) : "", std::strerror(errno)),
+                    port > 0 ? "Set MASTER_PORT to a port that is free."
+                             : "The system's limit of open files, or a security policy, may be in the way.");
+  }
   listener.port = ntohs(here.sin_port);
   return listener;
 }
+
+}  // namespace
+
+Listener listen_anywhere(bool loopback_only) {
+  return listen_on(loopback_only ? INADDR_LOOPBACK : INADDR_ANY, 0);
+}
+
+Listener listen_at(int port) { return listen_on(INADDR_ANY, port); }
 
 Descriptor accept_from(const Listener& listener) {
   return Descriptor(::accept4(listener.socket.get(), nullptr, nullptr, SOCK_CLOEXEC));
 }
 
-Descriptor connect_to(const std::string& address, int port, std::chrono::milliseconds within) {
+namespace {
+
+Descriptor connect_by(int flags, const std::string& name, int port, std::chrono::milliseconds within) {
   addrinfo hints{};
   hints.ai_family = AF_INET;
   hints.ai_socktype = SOCK_STREAM;
-  hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV;
+  hints.ai_flags = flags | AI_NUMERICSERV;
   addrinfo* list = nullptr;
-  if (::getaddrinfo(address.c_str(), std::to_string(port).c_str(), &hints, &list) != 0) return Descriptor();
+  if (::getaddrinfo(name.c_str(), std::to_string(port).c_str(), &hints, &list) != 0) return Descriptor();
   const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> all(list, &::freeaddrinfo);
   Descriptor socket(::socket(list->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!socket) return socket;
@@ -150,6 +169,16 @@ Descriptor connect_to(const std::string& address, int port, std::chrono::millise
   if (n <= 0 || ::getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &error, &size) != 0 || error != 0)
     return Descriptor();
   return socket;
+}
+
+}  // namespace
+
+Descriptor connect_to(const std::string& address, int port, std::chrono::milliseconds within) {
+  return connect_by(AI_NUMERICHOST, address, port, within);
+}
+
+Descriptor connect_to_host(const std::string& host, int port, std::chrono::milliseconds within) {
+  return connect_by(0, host, port, within);
 }
 
 }  // namespace fathom

@@ -71,8 +71,14 @@ struct Listener {
 };
 /// `loopback_only`: of this host's own processes. UserError: the system refuses.
 Listener listen_anywhere(bool loopback_only);
+/// At a port that others know. UserError: likewise, or it is taken.
+Listener listen_at(int port);
 Descriptor accept_from(const Listener& listener);
 /// Nothing when nobody answers there in that time.
 Descriptor connect_to(const std::string& address, int port, std::chrono::milliseconds within);
+/// The same of a host by its name.
+Descriptor connect_to_host(const std::string& host, int port, std::chrono::milliseconds within);
+/// Small messages go at once.
+void make_prompt(const Descriptor& socket);
 
 }  // namespace fathom

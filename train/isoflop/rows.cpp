@@ -45,9 +45,13 @@ std::string what_counts(Config c) {
     while (text.compare(end, 4, "    ") == 0) end = text.find('\n', end) + 1;
     text.erase(begin, end - begin);
   }
-  if (c.model.own_head_dim == any.model.own_head_dim) {
-    const std::size_t begin = text.find("  head_dim:");
+  const auto erase_line = [&text](const char* key) {
+    const std::size_t begin = text.find(key);
     text.erase(begin, text.find('\n', begin) + 1 - begin);
+  };
+  erase_line("  rank_timeout:");  // changes nothing that is computed
+  if (c.model.own_head_dim == any.model.own_head_dim) {
+    erase_line("  head_dim:");
   }
   return text;
 }
