@@ -3,9 +3,10 @@
 #include <csignal>
 #include <fstream>
 #include <iostream>
+#include <iterator>
 #include <memory>
+#include <sstream>
 #include <string_view>
-#include <thread>
 #include <vector>
 
 #include <fmt/format.h>
@@ -22,6 +23,7 @@
 #include "src/config/resolve.h"
 #include "src/core/build_info.h"
 #include "src/io/checksum.h"
+#include "train/comm/host.h"
 #include "train/comm/launch.h"
 #include "train/comm/open_communicator.h"
 #include "train/inputs.h"
@@ -103,11 +105,30 @@ std::string program_hash() {
   return hash.digest_hex();
 }
 
-// Threads of each of several ranks that share this host's cores, unless the launcher gave each its own.
-int threads_of(const Communicator& ranks) {
-  const auto usable = static_cast<int>(std::thread::hardware_concurrency());
-  const bool bound = ::sysconf(_SC_NPROCESSORS_ONLN) > usable;
-  return bound ? usable : std::max(1, usable / ranks.local_size());
+// Threads of each of several ranks that share this host's cores, unless the launcher gave each its own. All
+// ranks call it.
+int threads_of(Communicator& ranks) {
+  const std::string host = host_name();
+  std::vector<std::vector<int>> cores;
+  std::size_t mine = 0;
+  const std::vector<std::string> all =
+      ranks.gather(fmt::format("{}\n{}", host, fmt::join(allowed_cores(), " ")));
+  for (std::size_t r = 0; r < all.size(); ++r) {
+    std::istringstream in(all[r]);
+    std::string of;
+    std::getline(in, of);
+    if (of != host) continue;
+    if (static_cast<int>(r) == ranks.rank()) mine = cores.size();
+    cores.emplace_back(std::istream_iterator<int>(in), std::istream_iterator<int>());
+  }
+  const int threads = threads_beside(cores, mine);
+  const auto there = static_cast<std::size_t>(std::max(1L, ::sysconf(_SC_NPROCESSORS_ONLN)));
+  if (ranks.rank() == 0 && static_cast<std::size_t>(threads) * cores.size() < there)
+    spdlog::warn(
+        "The {} ranks of this host have {} of its {} cores each: its launcher bound them. With Open MPI, "
+        "--bind-to none gives them all, or --map-by slot:PE=N each N of its own.",
+        cores.size(), threads, there);
+  return threads;
 }
 
 std::shared_ptr<Backend> open_backend_of(const Communicator& ranks, const Globals& globals,
@@ -126,7 +147,10 @@ std::shared_ptr<Backend> open_backend_of(const Communicator& ranks, const Global
 void train_or_plan(const TrainFlags& flags, Globals& globals, const std::shared_ptr<Communicator>& ranks) {
   const bool speaks = ranks->rank() == 0;
   if (!speaks) spdlog::set_level(spdlog::level::off);
-  if (!ranks->alone() && globals.threads == 0) globals.threads = threads_of(*ranks);
+  if (!ranks->alone()) {
+    const int threads = threads_of(*ranks);
+    if (globals.threads == 0) globals.threads = threads;
+  }
   const Config config = load_config_of(flags);
   if (flags.config.print) {
     if (speaks) print_config(resolve(config), globals);

@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include "kernels/error.h"
+#include "train/comm/host.h"
 #include "train/comm/open_communicator.h"
 
 namespace fathom {
@@ -23,6 +24,17 @@ void expect(const Launch& l, Launcher launcher, int rank, int size) {
   EXPECT_EQ(l.launcher, launcher);
   EXPECT_EQ(l.rank, rank);
   EXPECT_EQ(l.size, size);
+}
+
+TEST(ThreadsBeside, AreTheRanksOwnCoresOrAShareOfAll) {
+  EXPECT_FALSE(allowed_cores().empty());
+  EXPECT_EQ(threads_beside({{0, 1, 2, 3}}, 0), 4);
+  EXPECT_EQ(threads_beside({{0, 1, 2, 3}, {0, 1, 2, 3}}, 1), 2);
+  EXPECT_EQ(threads_beside({{0}, {1}}, 1), 1);
+  EXPECT_EQ(threads_beside({{0, 1, 2}, {3}}, 0), 3);
+  EXPECT_EQ(threads_beside({{0, 1}, {1, 2}, {2, 3}}, 0), 1);
+  EXPECT_EQ(threads_beside({{5}, {5}, {5}}, 2), 1);
+  EXPECT_EQ(threads_beside({{}, {}}, 0), 1);
 }
 
 TEST(ReadLaunch, KnowsTheLaunchers) {
@@ -55,6 +67,9 @@ TEST(ReadLaunch, KnowsTheLaunchers) {
 
 TEST(ReadLaunch, OneProcessIsAlone) {
   expect(launch({{"OMPI_COMM_WORLD_RANK", "0"}, {"OMPI_COMM_WORLD_SIZE", "1"}}), Launcher::None, 0, 1);
+  // One variable of two is nobody's word.
+  expect(launch({{"RANK", "gold"}}), Launcher::None, 0, 1);
+  expect(launch({{"WORLD_SIZE", "many"}, {"PMI_RANK", "-1"}}), Launcher::None, 0, 1);
   expect(launch({{"WORLD_SIZE", "2"}}), Launcher::None, 0, 1);
   // A batch script of several tasks, before any srun; and one task of it.
   expect(launch({{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "8"}}), Launcher::None, 0, 1);

@@ -1,16 +1,42 @@
 #include "train/comm/host.h"
 
+#include <algorithm>
 #include <array>
 #include <memory>
+#include <set>
 
 #include <ifaddrs.h>
 #include <net/if.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <sched.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 namespace fathom {
+
+std::vector<int> allowed_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  std::vector<int> cores;
+  if (::sched_getaffinity(0, sizeof set, &set) != 0) return cores;
+  for (int i = 0; i < CPU_SETSIZE; ++i) {
+    if (CPU_ISSET(i, &set)) cores.push_back(i);
+  }
+  return cores;
+}
+
+int threads_beside(const std::vector<std::vector<int>>& cores_of_ranks, std::size_t mine) {
+  std::set<int> all;
+  std::size_t listed = 0;
+  for (const std::vector<int>& cores : cores_of_ranks) {
+    all.insert(cores.begin(), cores.end());
+    listed += cores.size();
+  }
+  const bool are_apart = listed == all.size();
+  const std::size_t threads = are_apart ? cores_of_ranks.at(mine).size() : all.size() / cores_of_ranks.size();
+  return std::max(1, static_cast<int>(threads));
+}
 
 std::string host_name() {
   std::array<char, 256> name{};

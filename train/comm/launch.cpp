@@ -27,6 +27,9 @@ std::optional<int> number(const Environment& environment, const char* name) {
 // The launcher that says rank and size by these names, if it started more than one process.
 std::optional<Launch> by(const Environment& environment, Launcher launcher, const char* rank_name,
                          const char* size_name) {
+  // One alone is somebody else's: pods and schedulers have a RANK of their own.
+  if (environment(rank_name).value_or("").empty() || environment(size_name).value_or("").empty())
+    return std::nullopt;
   const std::optional<int> rank = number(environment, rank_name), size = number(environment, size_name);
   if (!rank || !size || *size <= 1) return std::nullopt;
   if (*rank >= *size) {

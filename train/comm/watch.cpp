@@ -277,8 +277,8 @@ void Watch::lose(const std::string& message, bool said_elsewhere) {
     lost_at_ = Clock::now();
     // One that only seemed to be gone learns of it when it is back.
     for (Peer& peer : peers_) peer.wire.send({MessageType::Lost, message});
+    lost_ = true;
   }
-  lost_ = true;
 }
 
 void Watch::check() {
