@@ -73,6 +73,7 @@ class Run {
     if (start()) return result_;
     try {
       TrainResult result = go_on();
+      is_over_ = true;
       ranks_->comm().barrier();  // nobody leaves while another may still fail
       return result;
     } catch (const std::bad_alloc&) {
@@ -337,9 +338,11 @@ class Run {
     return result_;
   }
 
-  // The disk may refuse this as well; then the reason that is on its way to the user has to do.
+  // The disk may refuse this as well; then the reason that is on its way to the user has to do. A run whose
+  // end is recorded has ended, whoever is lost behind it.
   void record_failure(const std::string& why) {
     console_.finish();
+    if (is_over_) return;
     try {
       end(RunStatus::Failed, why);
     } catch (const UserError&) {
@@ -353,6 +356,7 @@ class Run {
   const Config& config_ = inputs_.config;  // resolved
   Config share_;                           // this rank's part of it
   std::int64_t steps_;                     // the horizon
+  bool is_over_ = false;                   // and recorded so
   double peak_ = 0;                        // FLOP/s of all ranks; 0: unknown
   std::optional<RunFolder> folder_;        // rank 0's alone
   Context context_;

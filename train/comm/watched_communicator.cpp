@@ -45,6 +45,13 @@ std::vector<std::string> WatchedCommunicator::gather(const std::string& mine) {
   std::vector<double> sizes(static_cast<std::size_t>(size_));
   sizes[static_cast<std::size_t>(rank_)] = static_cast<double>(mine.size());
   all_reduce_host(sizes, Reduce::Sum);
+  // What others say is no size before it is looked at: they may be of another build.
+  constexpr double kMostBytes = 1 << 26;
+  for (std::size_t r = 0; r < sizes.size(); ++r) {
+    if (!(sizes[r] >= 0 && sizes[r] <= kMostBytes))
+      throw RankError(fmt::format("Rank {} says what no rank of this program says.", r),
+                      "Start the same build on all hosts.");
+  }
   const std::vector<std::int64_t> counts(sizes.begin(), sizes.end());
   std::string all(static_cast<std::size_t>(offset_of(counts, size_)), '\0');
   std::copy(mine.begin(), mine.end(), all.begin() + offset_of(counts, rank_));

@@ -147,6 +147,16 @@ Descriptor accept_from(const Listener& listener) {
 
 namespace {
 
+// A port of the host's own that nobody listens at may be given to the very socket that asks for it, which
+// then meets itself.
+bool met_itself(int socket) {
+  sockaddr_in own{}, peer{};
+  socklen_t own_size = sizeof own, peer_size = sizeof peer;
+  return ::getsockname(socket, reinterpret_cast<sockaddr*>(&own), &own_size) == 0 &&
+         ::getpeername(socket, reinterpret_cast<sockaddr*>(&peer), &peer_size) == 0 &&
+         own.sin_port == peer.sin_port && own.sin_addr.s_addr == peer.sin_addr.s_addr;
+}
+
 Descriptor connect_by(int flags, const std::string& name, int port, std::chrono::milliseconds within) {
   addrinfo hints{};
   hints.ai_family = AF_INET;
@@ -157,7 +167,8 @@ Descriptor connect_by(int flags, const std::string& name, int port, std::chrono:
   const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> all(list, &::freeaddrinfo);
   Descriptor socket(::socket(list->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!socket) return socket;
-  if (::connect(socket.get(), list->ai_addr, list->ai_addrlen) == 0) return socket;
+  if (::connect(socket.get(), list->ai_addr, list->ai_addrlen) == 0)
+    return met_itself(socket.get()) ? Descriptor() : std::move(socket);
   if (errno != EINPROGRESS) return Descriptor();
   pollfd waiting{socket.get(), POLLOUT, 0};
   int n = 0;
@@ -168,7 +179,7 @@ Descriptor connect_by(int flags, const std::string& name, int port, std::chrono:
   socklen_t size = sizeof error;
   if (n <= 0 || ::getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &error, &size) != 0 || error != 0)
     return Descriptor();
-  return socket;
+  return met_itself(socket.get()) ? Descriptor() : std::move(socket);
 }
 
 }  // namespace
