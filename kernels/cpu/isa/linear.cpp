@@ -22,7 +22,13 @@ constexpr int kRowsAtOnce = 2, kOutsAtOnce = 8;
 #else
 constexpr int kRowsAtOnce = 2, kOutsAtOnce = 4;
 #endif
+/// One row waits for memory alone, which is fastest read straight on (docs/log.md); narrow vectors wait for
+/// their sums as well.
+#if defined(__AVX2__)
+constexpr int kOutsOfOneRow = 1;
+#else
 constexpr int kOutsOfOneRow = 8;
+#endif
 
 enum class Transpose : std::uint8_t { No, Yes };
 
