@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <iostream>
+#include <limits>
 #include <map>
 #include <memory>
 #include <optional>
@@ -9,8 +10,13 @@
 #include <utility>
 #include <vector>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
+#include <spdlog/spdlog.h>
 
 #include "app/calibration.h"
 #include "app/command.h"
@@ -23,6 +29,7 @@
 #include "infer/quant/rotate.h"
 #include "kernels/error.h"
 #include "kernels/hadamard.h"
+#include "src/core/stopwatch.h"
 #include "src/core/units.h"
 #include "src/io/token_store.h"
 #include "src/model/exchange.h"
@@ -317,8 +324,18 @@ void print_text(const QuantizeFlags& flags, const Report& r, const ModelConfig& 
       r.outliers->tokens, listed(r.outliers->stream_before), listed(r.outliers->stream_after));
 }
 
+// Matrices of some hundred megabytes come and go all the time. Their memory would each time go back to the
+// system, and come from it anew, page by page.
+void keep_freed_memory() {
+#ifdef __GLIBC__
+  ::mallopt(M_MMAP_MAX, 0);
+  ::mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+#endif
+}
+
 void run(const QuantizeFlags& flags, const Globals& globals) {
   check(flags);
+  keep_freed_memory();
   require_another_folder(flags.output, flags.model);
   require_room_for_export(flags.output);
   // The same command gives the same bytes.
@@ -339,7 +356,9 @@ void run(const QuantizeFlags& flags, const Globals& globals) {
   CalibrationTokens calibration;
   if (flags.is_calibrated())
     calibration = read_calibration(flags.calibration, model, flags.calibration_tokens);
+  Stopwatch watch;
   if (flags.rotates()) report.outliers = rotate(model, flags);
+  spdlog::debug("the rotation took {:.2f} s", watch.seconds());
   ExportOptions options = flags.options();
   if (flags.is_calibrated()) {
     report.calibrated = calibrate(model, flags, std::move(calibration));
@@ -349,7 +368,9 @@ void run(const QuantizeFlags& flags, const Globals& globals) {
   } else if (flags.has_few_bits()) {
     report.relative_error = round_weights(model, flags);
   }
+  watch.restart();
   report.exported = export_model(model.loaded, model.context->backend(), flags.output, options);
+  spdlog::debug("writing took {:.2f} s", watch.seconds());
   const ModelConfig& m = model.loaded.config.model;
   globals.json ? print_json(flags, report, m) : print_text(flags, report, m);
 }

@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <utility>
+#include <vector>
 
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include "infer/pieces.h"
 #include "infer/quant/key_means.h"
 #include "infer/quant/product_hessians.h"
 #include "kernels/error.h"
@@ -16,23 +19,22 @@ namespace fathom {
 
 namespace {
 
-/// A matrix of zeros in the place of w.
-QuantizedMatrix zeros_like(const QuantizedMatrix& q) {
-  QuantizedMatrix zeros{q.rows, q.columns, q.bits, q.columns, {}, {}};
-  zeros.codes.assign(q.codes.size(), 0);
-  zeros.scales.assign(static_cast<std::size_t>(q.rows), 1.0F);
-  return zeros;
-}
-
+// By all threads, and the same sums however many there are.
 double relative_error(std::span<const float> w, const QuantizedMatrix& q) {
-  const std::vector<float> held = dequantize<float>(q);
-  double errors = 0, squares = 0;
-  for (std::size_t i = 0; i < w.size(); ++i) {
-    const double of = w[i], error = of - static_cast<double>(held[i]);
-    squares += of * of;
-    errors += error * error;
-  }
-  return squares > 0 ? std::sqrt(errors / squares) : 0;
+  const auto columns = static_cast<std::size_t>(q.columns), group = static_cast<std::size_t>(q.group);
+  std::vector<double> errors(static_cast<std::size_t>(q.rows)), squares(errors.size());
+  for_pieces(q.rows, 16, [&](auto begin, auto end) {
+    for (auto r = static_cast<std::size_t>(begin); r < static_cast<std::size_t>(end); ++r) {
+      for (std::size_t i = r * columns; i < (r + 1) * columns; ++i) {
+        const double of = w[i],
+                     error = of - static_cast<double>(q.scales[i / group] * static_cast<float>(q.codes[i]));
+        squares[r] += of * of;
+        errors[r] += error * error;
+      }
+    }
+  });
+  const double all = std::accumulate(squares.begin(), squares.end(), 0.0);
+  return all > 0 ? std::sqrt(std::accumulate(errors.begin(), errors.end(), 0.0) / all) : 0;
 }
 
 class Calibration {
@@ -139,10 +141,7 @@ class Calibration {
     said.failure = wanted && h == nullptr ? "no token of the calibration came to it" : made.failure;
     said.damping = made.damping;
     said.weight_error = relative_error(m.values, made.matrix);
-    if (h != nullptr) {
-      const double all = quantization_loss(m.values, zeros_like(made.matrix), *h);
-      if (all > 0) said.output_error = quantization_loss(m.values, made.matrix, *h) / all;
-    }
+    if (h != nullptr) said.output_error = relative_loss(m.values, made.matrix, *h);
     return std::move(made.matrix);
   }
 

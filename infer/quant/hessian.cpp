@@ -82,53 +82,87 @@ std::vector<double> Hessian::diagonal() const {
   return of;
 }
 
-double quantization_loss(std::span<const float> w, const QuantizedMatrix& q, const Hessian& h) {
+namespace {
+
+constexpr std::int64_t kRowsAtOnce = 64;  // they share a reading of H
+
+/// x H x^T of `count` rows x: xs[column][row].
+void add_losses(const Hessian& h, std::span<const double> xs, std::int64_t count, std::span<double> losses) {
+  const std::int64_t n = h.columns();
+  // Twice what is above H's diagonal and half of it.
+  std::vector<double> tile(kTile * kTile), products(static_cast<std::size_t>(count * kTile));
+  for (std::int64_t j = 0; j < n; j += kTile) {
+    const std::int64_t width = std::min(kTile, n - j);
+    std::fill(products.begin(), products.end(), 0.0);
+    for (std::int64_t i = 0; i <= j; i += kTile) {
+      const std::int64_t height = std::min(kTile, n - i);
+      for (std::int64_t k = 0; k < height; ++k) {
+        double* const to = tile.data() + k * width;
+        // Tiles above the diagonal's are there as they are.
+        const std::int64_t own = i + k - j;
+        for (std::int64_t l = 0; l < std::min(own, width); ++l) to[l] = 0;
+        for (std::int64_t l = std::max<std::int64_t>(0, own); l < width; ++l) to[l] = h.at(i + k, j + l);
+        if (own >= 0 && own < width) to[own] *= 0.5;
+      }
+      block_product(Sign::Add, products.data(), width, xs.data() + i * count, count, tile.data(), width,
+                    count, width, height);
+    }
+    for (std::int64_t r = 0; r < count; ++r) {
+      double sum = 0;
+      for (std::int64_t l = 0; l < width; ++l)
+        sum += products[static_cast<std::size_t>(r * width + l)] *
+               xs[static_cast<std::size_t>((j + l) * count + r)];
+      losses[static_cast<std::size_t>(r)] += 2 * sum;
+    }
+  }
+}
+
+/// Those of W's rows, where they are wanted, and of (W - Q)'s.
+struct Losses {
+  double all = 0, lost = 0;
+};
+
+Losses losses_of(std::span<const float> w, const QuantizedMatrix& q, const Hessian& h, bool wants_all) {
   check(q);
   const std::int64_t rows = q.rows, n = q.columns;
   if (static_cast<std::int64_t>(w.size()) != rows * n || h.columns() != n)
     throw InternalError(fmt::format("[quantization_loss] {} weights, a Hessian of {}, {} x {}", w.size(),
                                     h.columns(), rows, n));
-  constexpr std::int64_t kRowsAtOnce = 64;  // they share a reading of H
-  std::vector<double> losses(static_cast<std::size_t>(rows));
+  std::vector<double> all(static_cast<std::size_t>(rows)), lost(static_cast<std::size_t>(rows));
   for_pieces(rows, kRowsAtOnce, [&](auto begin, auto end) {
-    const std::int64_t count = end - begin;
-    std::vector<double> errors(static_cast<std::size_t>(n * count));  // [column][row]
+    // Both kinds of rows side by side: they share what is read of H.
+    const std::int64_t count = end - begin, width = wants_all ? 2 * count : count;
+    std::vector<double> xs(static_cast<std::size_t>(n * width)), losses(static_cast<std::size_t>(width));
     for (auto r = begin; r < end; ++r) {
       for (std::int64_t c = 0; c < n; ++c) {
         const auto i = static_cast<std::size_t>(r * n + c);
         const double scale = q.scales[static_cast<std::size_t>(r * q.groups() + c / q.group)];
-        errors[static_cast<std::size_t>(c * count + r - begin)] =
-            static_cast<double>(w[i]) - scale * q.codes[i];
+        double* const to = xs.data() + c * width + r - begin;
+        to[0] = static_cast<double>(w[i]) - scale * q.codes[i];
+        if (wants_all) to[count] = w[i];
       }
     }
-    // Twice what is above H's diagonal and half of it.
-    std::vector<double> tile(kTile * kTile), products(static_cast<std::size_t>(count * kTile));
-    for (std::int64_t j = 0; j < n; j += kTile) {
-      const std::int64_t width = std::min(kTile, n - j);
-      std::fill(products.begin(), products.end(), 0.0);
-      for (std::int64_t i = 0; i <= j; i += kTile) {
-        const std::int64_t height = std::min(kTile, n - i);
-        for (std::int64_t k = 0; k < height; ++k) {
-          for (std::int64_t l = 0; l < width; ++l) {
-            const double part = i + k < j + l ? 1 : i + k == j + l ? 0.5 : 0;
-            tile[static_cast<std::size_t>(k * width + l)] = part == 0 ? 0 : part * h.at(i + k, j + l);
-          }
-        }
-        block_product(Sign::Add, products.data(), width, errors.data() + i * count, count, tile.data(), width,
-                      count, width, height);
-      }
-      for (std::int64_t r = 0; r < count; ++r) {
-        double sum = 0;
-        for (std::int64_t l = 0; l < width; ++l)
-          sum += products[static_cast<std::size_t>(r * width + l)] *
-                 errors[static_cast<std::size_t>((j + l) * count + r)];
-        losses[static_cast<std::size_t>(begin + r)] += 2 * sum;
-      }
+    add_losses(h, xs, width, losses);
+    for (std::int64_t r = 0; r < count; ++r) {
+      lost[static_cast<std::size_t>(begin + r)] = losses[static_cast<std::size_t>(r)];
+      if (wants_all) all[static_cast<std::size_t>(begin + r)] = losses[static_cast<std::size_t>(count + r)];
     }
   });
-  double loss = 0;
-  for (const double of_row : losses) loss += of_row;
-  return loss;
+  Losses sums;
+  for (const double of_row : all) sums.all += of_row;
+  for (const double of_row : lost) sums.lost += of_row;
+  return sums;
+}
+
+}  // namespace
+
+double quantization_loss(std::span<const float> w, const QuantizedMatrix& q, const Hessian& h) {
+  return losses_of(w, q, h, false).lost;
+}
+
+double relative_loss(std::span<const float> w, const QuantizedMatrix& q, const Hessian& h) {
+  const Losses l = losses_of(w, q, h, true);
+  return l.all > 0 ? l.lost / l.all : 0;
 }
 
 }  // namespace fathom

@@ -44,5 +44,7 @@ class Hessian {
 /// tr((W - Q) H (W - Q)^T), w [rows][columns] of q's sizes: what q costs. InternalError: sizes that do not
 /// fit.
 double quantization_loss(std::span<const float> w, const QuantizedMatrix& q, const Hessian& h);
+/// The same as a share of tr(W H W^T), what codes of zeros would cost; 0 where that is nothing.
+double relative_loss(std::span<const float> w, const QuantizedMatrix& q, const Hessian& h);
 
 }  // namespace fathom

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <utility>
 
 #include <fmt/format.h>
@@ -88,8 +89,12 @@ void invert(double* l, std::int64_t n) {
     const std::int64_t height = std::min(kBlock, n - k);
     double* rows = l + k * n;
     invert_block(inverse.data(), rows + k, n, height);
+    for_pieces(k, kTile, [&](auto begin, auto end) {
+      for (std::int64_t i = 0; i < height; ++i) {
+        for (auto j = begin; j < end; ++j) turned[static_cast<std::size_t>(j * height + i)] = rows[i * n + j];
+      }
+    });
     for (std::int64_t i = 0; i < height; ++i) {
-      for (std::int64_t j = 0; j < k; ++j) turned[static_cast<std::size_t>(j * height + i)] = rows[i * n + j];
       for (std::int64_t j = 0; j < height; ++j)
         rows[i * n + k + j] = inverse[static_cast<std::size_t>(j * height + i)];
     }
@@ -106,17 +111,27 @@ void invert(double* l, std::int64_t n) {
   }
 }
 
+/// All elements in the opposite order.
+void turn_round(std::vector<double>& a) {
+  const auto size = static_cast<std::int64_t>(a.size());
+  for_pieces(size / 2, 1 << 16, [&](auto begin, auto end) {
+    std::swap_ranges(a.begin() + begin, a.begin() + end, std::make_reverse_iterator(a.end() - begin));
+  });
+}
+
 }  // namespace
 
 bool inverse_cholesky(std::vector<double>& a, std::int64_t n) {
   if (n < 1 || static_cast<std::int64_t>(a.size()) != n * n)
     throw InternalError(fmt::format("[inverse_cholesky] {} elements for {} x {}", a.size(), n, n));
   // Backwards, Cholesky's way from the last row up is the usual one, and the upper triangle the lower.
-  std::reverse(a.begin(), a.end());
+  turn_round(a);
   if (!factor(a.data(), n)) return false;
-  for (std::int64_t i = 0; i < n; ++i) std::fill_n(a.begin() + i * n + i + 1, n - i - 1, 0.0);
+  for_pieces(n, 64, [&](auto begin, auto end) {
+    for (auto i = begin; i < end; ++i) std::fill_n(a.begin() + i * n + i + 1, n - i - 1, 0.0);
+  });
   invert(a.data(), n);
-  std::reverse(a.begin(), a.end());
+  turn_round(a);
   return true;
 }
 

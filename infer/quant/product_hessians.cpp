@@ -8,8 +8,10 @@ namespace fathom {
 
 namespace {
 
-// What fp32 sums by itself: then double goes on.
-constexpr std::int64_t kTokensOnDevice = 1 << 16;
+// What fp32 sums by itself: then double goes on. That is 64 batches of calibration_batches(), each added to
+// the sum as a whole, so the sum is rounded 64 times; and bringing it to the host and adding it there costs
+// as much as some 10^5 tokens.
+constexpr std::int64_t kTokensOnDevice = 1 << 18;
 
 }  // namespace
 

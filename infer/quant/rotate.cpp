@@ -3,11 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
+#include <span>
 #include <string>
 #include <vector>
 
 #include <fmt/format.h>
 
+#include "infer/pieces.h"
 #include "kernels/error.h"
 #include "kernels/hadamard.h"
 #include "src/core/splitmix64.h"
@@ -17,6 +20,40 @@ namespace fathom {
 namespace {
 
 using Values = std::vector<double>;
+
+constexpr std::int64_t kElementsAtOnce = 1 << 16;  // of a piece, which one thread does
+
+/// transform(row) of all rows of `length`, by all threads.
+template <typename Transform>
+void for_rows(std::span<double> matrix, std::size_t length, Transform&& transform) {
+  const auto rows = static_cast<std::int64_t>(matrix.size() / length),
+             of_row = static_cast<std::int64_t>(length);
+  for_pieces(rows, std::max<std::int64_t>(1, kElementsAtOnce / of_row), [&](auto begin, auto end) {
+    for (auto row = static_cast<std::size_t>(begin); row < static_cast<std::size_t>(end); ++row)
+      transform(matrix.subspan(row * length, length));
+  });
+}
+
+/// transform(column) of all columns of a matrix of `length` rows, by all threads. A few neighbouring columns
+/// are brought together: a row of these is a line of the caches.
+template <typename Transform>
+void for_columns(std::span<double> matrix, std::size_t length, Transform&& transform) {
+  constexpr std::size_t kSide = 16;
+  const std::size_t in = matrix.size() / length;
+  for_pieces(static_cast<std::int64_t>((in + kSide - 1) / kSide), 1, [&](auto begin, auto end) {
+    Values columns(kSide * length);
+    for (auto piece = static_cast<std::size_t>(begin); piece < static_cast<std::size_t>(end); ++piece) {
+      const std::size_t first = piece * kSide, count = std::min(kSide, in - first);
+      for (std::size_t i = 0; i < length; ++i) {
+        for (std::size_t j = 0; j < count; ++j) columns[j * length + i] = matrix[i * in + first + j];
+      }
+      for (std::size_t j = 0; j < count; ++j) transform(std::span(columns).subspan(j * length, length));
+      for (std::size_t i = 0; i < length; ++i) {
+        for (std::size_t j = 0; j < count; ++j) matrix[i * in + first + j] = columns[j * length + i];
+      }
+    }
+  });
+}
 
 /// R S on vectors of the stream.
 class StreamRotation {
@@ -31,17 +68,11 @@ class StreamRotation {
     transform_.apply(x);
   }
   void rows(std::span<double> matrix) const {
-    for (std::size_t i = 0; i < matrix.size(); i += width()) apply(matrix.subspan(i, width()));
+    for_rows(matrix, width(), [&](std::span<double> row) { apply(row); });
   }
   /// Of a matrix [width, in]: R S W.
   void columns(std::span<double> matrix) const {
-    const std::size_t in = matrix.size() / width();
-    Values column(width());
-    for (std::size_t j = 0; j < in; ++j) {
-      for (std::size_t i = 0; i < width(); ++i) column[i] = matrix[i * in + j];
-      apply(column);
-      for (std::size_t i = 0; i < width(); ++i) matrix[i * in + j] = column[i];
-    }
+    for_columns(matrix, width(), [&](std::span<double> column) { apply(column); });
   }
 
  private:
@@ -71,7 +102,9 @@ class Parameters {
 
 /// Each row times a norm's scales.
 void scale_rows(Values& matrix, const Values& scales) {
-  for (std::size_t i = 0; i < matrix.size(); ++i) matrix[i] *= scales[i % scales.size()];
+  for_rows(matrix, scales.size(), [&](std::span<double> row) {
+    for (std::size_t i = 0; i < row.size(); ++i) row[i] *= scales[i];
+  });
 }
 
 class Rotator {
@@ -131,34 +164,28 @@ class Rotator {
   void rotate_values(Values& qkv, Values& o) const {
     const auto d = static_cast<std::size_t>(m_.head_dim()), width = stream_.width();
     const auto heads = static_cast<std::size_t>(m_.heads), kv_heads = static_cast<std::size_t>(m_.kv_heads);
-    Values column(d);
     for (std::size_t g = 0; g < kv_heads; ++g) {
-      const std::span<double> rows = std::span(qkv).subspan((heads + kv_heads + g) * d * width, d * width);
-      for (std::size_t j = 0; j < width; ++j) {
-        for (std::size_t i = 0; i < d; ++i) column[i] = rows[i * width + j];
-        head_.apply(column);
-        for (std::size_t i = 0; i < d; ++i) rows[i * width + j] = column[i];
-      }
+      for_columns(std::span(qkv).subspan((heads + kv_heads + g) * d * width, d * width), d,
+                  [&](std::span<double> column) { head_.apply(column); });
     }
-    for (std::size_t i = 0; i < o.size(); i += d) head_.apply(std::span(o).subspan(i, d));
+    for_rows(o, d, [&](std::span<double> of_head) { head_.apply(of_head); });
   }
 
   /// The transform across heads on o's rows: of the heads' elements of the same number.
   void across_heads(Values& o) const {
     const auto d = static_cast<std::size_t>(m_.head_dim()), heads = static_cast<std::size_t>(m_.heads);
-    Values element(heads);
-    for (std::size_t row = 0; row < o.size(); row += heads * d) {
-      for (std::size_t i = row; i < row + d; ++i) {
-        for (std::size_t h = 0; h < heads; ++h) element[h] = o[i + h * d];
+    for_rows(o, heads * d, [&](std::span<double> row) {
+      Values element(heads);
+      for (std::size_t i = 0; i < d; ++i) {
+        for (std::size_t h = 0; h < heads; ++h) element[h] = row[i + h * d];
         heads_.apply(element);
-        for (std::size_t h = 0; h < heads; ++h) o[i + h * d] = element[h];
+        for (std::size_t h = 0; h < heads; ++h) row[i + h * d] = element[h];
       }
-    }
+    });
   }
   void hidden_rows(Values& down) const {
     const auto hidden = static_cast<std::size_t>(m_.ffn_hidden);
-    for (std::size_t row = 0; row < down.size(); row += hidden)
-      hidden_.apply(std::span(down).subspan(row, hidden));
+    for_rows(down, hidden, [&](std::span<double> row) { hidden_.apply(row); });
   }
 
   Parameters& p_;
@@ -203,11 +230,18 @@ double greatest_outlier(Context& c, const Transformer& model) {
     const std::size_t each =
         spec.shape.rank() == 3 ? values.size() / static_cast<std::size_t>(spec.shape[0]) : values.size();
     for (std::size_t first = 0; first < values.size(); first += each) {
-      double most = 0, squares = 0;
-      for (const double v : std::span(values).subspan(first, each)) {
-        most = std::max(most, std::abs(v));
-        squares += v * v;
-      }
+      const auto pieces = static_cast<std::int64_t>(each) / kElementsAtOnce + 1;
+      std::vector<double> most_of(static_cast<std::size_t>(pieces)), squares_of(most_of.size());
+      for_pieces(static_cast<std::int64_t>(each), kElementsAtOnce, [&](auto begin, auto end) {
+        const auto piece = static_cast<std::size_t>(begin / kElementsAtOnce);
+        for (auto i = first + static_cast<std::size_t>(begin); i < first + static_cast<std::size_t>(end);
+             ++i) {
+          most_of[piece] = std::max(most_of[piece], std::abs(values[i]));
+          squares_of[piece] += values[i] * values[i];
+        }
+      });
+      const double most = *std::max_element(most_of.begin(), most_of.end());
+      const double squares = std::accumulate(squares_of.begin(), squares_of.end(), 0.0);
       if (squares > 0) greatest = std::max(greatest, most / std::sqrt(squares / static_cast<double>(each)));
     }
   }
