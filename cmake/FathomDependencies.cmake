@@ -144,3 +144,24 @@ if(FATHOM_CUDA AND NOT FATHOM_CUTLASS STREQUAL "OFF")
                         "scripts/setup-cuda.sh --cutlass fetches them; -DFATHOM_CUTLASS=OFF builds without.")
   endif()
 endif()
+# Several GPUs train by NCCL. Its header is needed to build, its library is opened at run time; without the header the build
+# goes on without it.
+set(FATHOM_HAVE_NCCL OFF)
+set(FATHOM_WHY_NO_NCCL "this build is without it (FATHOM_NCCL is OFF)")
+if(FATHOM_CUDA AND NOT FATHOM_NCCL STREQUAL "OFF")
+  unset(fathom_nccl_INCLUDE_DIR CACHE)  # another folder may be named
+  if(FATHOM_NCCL)
+    find_path(fathom_nccl_INCLUDE_DIR nccl.h PATHS "${FATHOM_NCCL}" PATH_SUFFIXES include NO_DEFAULT_PATH)
+  else()
+    find_path(fathom_nccl_INCLUDE_DIR nccl.h HINTS "${CMAKE_SOURCE_DIR}/.cache/cuda/nccl" ${CUDAToolkit_INCLUDE_DIRS}
+              PATH_SUFFIXES include)
+  endif()
+  mark_as_advanced(fathom_nccl_INCLUDE_DIR)
+  if(fathom_nccl_INCLUDE_DIR)
+    set(FATHOM_HAVE_NCCL ON)
+  elseif(FATHOM_NCCL)
+    message(FATAL_ERROR "FATHOM_NCCL is ${FATHOM_NCCL}, which does not hold NCCL's header (nccl.h). scripts/setup-cuda.sh "
+                        "--nccl fetches it; -DFATHOM_NCCL=OFF builds without.")
+  endif()
+  set(FATHOM_WHY_NO_NCCL "this build is without it (scripts/setup-cuda.sh --nccl fetches its header)")
+endif()

@@ -2,10 +2,12 @@
 #include "kernels/cuda/cuda_backend.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 #include <string_view>
+#include <thread>
 
 #include <fmt/format.h>
 
@@ -43,23 +45,24 @@ class CudaGraph final : public CapturedWork {
 
 class CudaReadback final : public Readback {
  public:
-  CudaReadback(std::size_t bytes, cudaStream_t stream)
-      : stream_(stream),
+  CudaReadback(std::size_t bytes, CudaBackend& backend)
+      : backend_(backend),
         bytes_(bytes),
         host_(make_pinned_memory("readback", std::max<std::size_t>(bytes, 1))),
         arrived_(make_event("readback", cudaEventDisableTiming)) {}
   ~CudaReadback() override { cudaEventSynchronize(arrived_.get()); }  // the device may still write there
   void begin(const void* source) override {
-    check(cudaMemcpyAsync(host_.get(), source, bytes_, cudaMemcpyDeviceToHost, stream_), "readback");
-    check(cudaEventRecord(arrived_.get(), stream_), "readback");
+    check(cudaMemcpyAsync(host_.get(), source, bytes_, cudaMemcpyDeviceToHost, backend_.stream()),
+          "readback");
+    check(cudaEventRecord(arrived_.get(), backend_.stream()), "readback");
   }
   const void* wait() override {
-    check(cudaEventSynchronize(arrived_.get()), "readback");
+    backend_.wait_for(arrived_.get(), "readback");
     return host_.get();
   }
 
  private:
-  cudaStream_t stream_;
+  CudaBackend& backend_;
   std::size_t bytes_;
   PinnedMemory host_;
   EventHandle arrived_;
@@ -83,6 +86,7 @@ CudaBackend::CudaBackend(const BackendOptions& options, int device) : options_(o
   check(cudaSetDevice(device), "cuda");
   stream_owner_ = make_stream("cuda");
   stream_ = stream_owner_.get();
+  reached_ = make_event("cuda", cudaEventDisableTiming);
   for (std::size_t i = 0; i < kStagingBuffers; ++i) {
     pinned_.push_back(make_pinned_memory("cuda", kStagingBytes));
     pinned_free_.push_back(make_event("cuda", cudaEventDisableTiming));
@@ -139,7 +143,7 @@ void CudaBackend::copy_from_host(void* destination, const void* host, std::size_
   for (std::size_t done = 0; done < bytes;) {
     const std::size_t part = std::min(kStagingBytes, bytes - done);
     const std::size_t i = next_pinned_++ % kStagingBuffers;
-    check(cudaEventSynchronize(pinned_free_[i].get()), "copy_from_host");
+    wait_for(pinned_free_[i].get(), "copy_from_host");
     std::memcpy(pinned_[i].get(), from + done, part);
     check(cudaMemcpyAsync(to + done, pinned_[i].get(), part, cudaMemcpyHostToDevice, stream_),
           "copy_from_host");
@@ -155,7 +159,7 @@ void CudaBackend::copy_to_host(void* host, const void* source, std::size_t bytes
 }
 
 std::unique_ptr<Readback> CudaBackend::make_readback(std::size_t bytes) {
-  return std::make_unique<CudaReadback>(bytes, stream_);
+  return std::make_unique<CudaReadback>(bytes, *this);
 }
 
 void CudaBackend::copy(View out, ConstView in) {
@@ -181,7 +185,30 @@ void CudaBackend::copy_rows(View out, ConstView in, std::int64_t rows, std::int6
         "copy_rows");
 }
 
-void CudaBackend::synchronize() { check(cudaStreamSynchronize(stream_), "synchronize"); }
+void CudaBackend::synchronize() {
+  if (!while_waiting_) return check(cudaStreamSynchronize(stream_), "synchronize");
+  check(cudaEventRecord(reached_.get(), stream_), "synchronize");
+  wait_for(reached_.get(), "synchronize");
+}
+
+void CudaBackend::wait_for(cudaEvent_t event, const char* op) {
+  if (!while_waiting_) return check(cudaEventSynchronize(event), op);
+  const auto began = std::chrono::steady_clock::now();
+  for (int polls = 0;; ++polls) {
+    const cudaError_t code = cudaEventQuery(event);
+    if (code == cudaSuccess) return;
+    if (code != cudaErrorNotReady) check(code, op);
+    cudaGetLastError();  // not ready is no error; the next check is not to find it
+    while_waiting_(std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
+    // The longer it waits, the more it leaves the processor to others: data loaders, other ranks.
+    constexpr int kSpins = 200, kYields = 2000;
+    if (polls > kYields) {
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+    } else if (polls > kSpins) {
+      std::this_thread::yield();
+    }
+  }
+}
 
 void CudaBackend::begin_capture() {
   // Relaxed: memory may still be asked for while ops are recorded.

@@ -6,10 +6,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include <cuda_runtime_api.h>
@@ -37,6 +39,15 @@ class CudaBackend final : public Backend, public OwnMemory {
 
   cudaStream_t stream() const { return stream_; }
   int multiprocessors() const { return multiprocessors_; }
+  int device() const { return device_; }
+
+  /// Called again and again while the host waits for the device, with the seconds that it has waited; what it
+  /// throws ends the wait. For who must not wait for ever: the device may wait for other processes' devices.
+  using WhileWaiting = std::function<void(double seconds)>;
+  void set_while_waiting(WhileWaiting look) { while_waiting_ = std::move(look); }
+  /// Waits until the device has come to where `event` was recorded. Errors are check()'s, in the name of
+  /// `op`.
+  void wait_for(cudaEvent_t event, const char* op);
 
   std::int64_t memory_bytes() const override { return memory_bytes_; }
   std::int64_t free_memory_bytes() const override;
@@ -195,6 +206,8 @@ class CudaBackend final : public Backend, public OwnMemory {
   cudaStream_t stream_ = nullptr;  // the same
   bool capturing_ = false;
   bool launches_block_ = false;
+  WhileWaiting while_waiting_;
+  EventHandle reached_;               // by synchronize()
   Scratch scratch_;                   // its blocks are freed with the backend
   std::vector<PinnedMemory> pinned_;  // staging for copy_from_host, used in turn
   std::vector<EventHandle> pinned_free_;

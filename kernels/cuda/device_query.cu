@@ -1,4 +1,5 @@
 #include <future>
+#include <string>
 
 #include <cuda_runtime_api.h>
 
@@ -49,6 +50,18 @@ double memory_rate(const Device& device) {
   return 2.0 * kilohertz * 1e3 * bits / 8 / 1e9;
 }
 
+// 32 hexadecimal digits.
+std::string text_of(const cudaUUID_t& uuid) {
+  std::string text;
+  for (const char byte : uuid.bytes) {
+    constexpr const char* kDigits = "0123456789abcdef";
+    const auto value = static_cast<unsigned char>(byte);
+    text += kDigits[value / 16];
+    text += kDigits[value % 16];
+  }
+  return text;
+}
+
 }  // namespace
 
 DeviceReport query_devices() {
@@ -73,7 +86,8 @@ DeviceReport query_devices() {
                   .major = properties.major,
                   .minor = properties.minor,
                   .memory_bytes = static_cast<std::int64_t>(properties.totalGlobalMem),
-                  .multiprocessors = properties.multiProcessorCount};
+                  .multiprocessors = properties.multiProcessorCount,
+                  .uuid = text_of(properties.uuid)};
     device.memory_gb_per_s = memory_rate(device);
     report.devices.push_back(device);
   }

@@ -15,6 +15,7 @@ struct Device {
   std::int64_t memory_bytes = 0;
   double memory_gb_per_s = 0;  // what the memory's clock and width allow
   int multiprocessors = 0;
+  std::string uuid = {};  // the same for every process that sees this GPU, whatever number it has there
 };
 
 struct DeviceReport {

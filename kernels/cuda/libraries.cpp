@@ -5,6 +5,7 @@
 #include "kernels/cuda/codes_gemm.h"
 #include "kernels/cuda/cublaslt_library.h"
 #include "kernels/cuda/cudnn_attention.h"
+#include "kernels/cuda/nccl_query.h"
 #include "kernels/error.h"
 
 namespace fathom::cuda {
@@ -44,10 +45,14 @@ Library query_cutlass() {
       "slower."};
 }
 
+Library query_nccl() {
+  return {"NCCL", nccl_version(), why_no_nccl(), "Several GPUs cannot train together."};
+}
+
 }  // namespace
 
 std::vector<Library> query_libraries(bool gpu) {
-  return {query_cublaslt(), query_cudnn(gpu), query_cutlass()};
+  return {query_cublaslt(), query_cudnn(gpu), query_cutlass(), query_nccl()};
 }
 
 }  // namespace fathom::cuda

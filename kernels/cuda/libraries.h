@@ -14,7 +14,7 @@ struct Library {
   std::string without;  // what its lack costs
 };
 
-/// cuBLASLt and cuDNN, opened as the backend opens them, and CUTLASS, which is part of the program or not.
+/// cuBLASLt, cuDNN and NCCL, opened as they are to be used, and CUTLASS, which is part of the program or not.
 /// cuDNN is looked for only with `gpu`: it does not start without one.
 std::vector<Library> query_libraries(bool gpu);
 
