@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include "train/comm/host.h"
+#include "train/comm/rank_error.h"
 
 namespace fathom {
 
@@ -35,6 +36,8 @@ class LoneCommunicator final : public Communicator {
 };
 
 }  // namespace
+
+void Communicator::lose(const std::string& what) { throw RankError("Another rank is gone: " + what + "."); }
 
 std::shared_ptr<Communicator> make_lone_communicator() { return std::make_shared<LoneCommunicator>(); }
 

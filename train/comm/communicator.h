@@ -24,6 +24,8 @@ namespace fathom {
 
 /// How long a rank may be silent, in seconds.
 inline constexpr double kRankTimeout = 120;
+/// One that answers, and does not come to where the others wait for it, has so many times as long.
+inline constexpr double kRankPatience = 10;
 
 class Communicator {
  public:
@@ -45,7 +47,7 @@ class Communicator {
 
   // --- on the backend's memory
   /// values = the sum over the ranks, the same bits on each. fp32, fp64; bf16 is added up in fp32 and rounded
-  /// once.
+  /// once on the CPU, and rounded after each rank's share between devices.
   virtual void all_reduce(View values) = 0;
   /// Rank r has `counts[r]` elements of `values`, behind those of the ranks before it. The caller's own
   /// become the sum over the ranks; what the others' are is undefined afterwards.
@@ -66,12 +68,22 @@ class Communicator {
 
   // --- trouble
   /// A rank that says nothing for so long is given up; one that answers, and still does not come to where the
-  /// others wait for it, after ten times as long.
+  /// others wait for it, after kRankPatience times as long.
   virtual void set_timeout(double seconds) = 0;
   /// How far this rank is, in words, for whoever reports its loss: "step 12".
   virtual void set_progress(std::int64_t step) = 0;
   /// Tells the others why this rank ends. Returns whether another one will tell the user.
   virtual bool fail(const std::string& why) noexcept = 0;
+
+  // --- for one that wraps this one, and has collectives of its own
+  /// The rank comes to a collective, which all come to, and has left it.
+  virtual void enter() {}
+  virtual void leave() noexcept {}
+  /// To be called while the rank waits for others. RankError: one of them is lost.
+  virtual void check() {}
+  /// Others seem to be gone, and it is not known which. Throws RankError: what was found of them, or else
+  /// this.
+  [[noreturn]] virtual void lose(const std::string& what);
 };
 
 /// One process: every sum is its own number.

@@ -5,6 +5,7 @@
 #include <memory>
 #include <set>
 
+#include <fmt/format.h>
 #include <ifaddrs.h>
 #include <net/if.h>
 #include <netdb.h>
@@ -12,6 +13,8 @@
 #include <sched.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#include "kernels/error.h"
 
 namespace fathom {
 
@@ -36,6 +39,30 @@ int threads_beside(const std::vector<std::vector<int>>& cores_of_ranks, std::siz
   const bool are_apart = listed == all.size();
   const std::size_t threads = are_apart ? cores_of_ranks.at(mine).size() : all.size() / cores_of_ranks.size();
   return std::max(1, static_cast<int>(threads));
+}
+
+std::size_t gpu_beside(const std::vector<std::vector<std::string>>& gpus_of_ranks, std::size_t mine) {
+  std::set<std::string> all, taken;
+  for (const auto& gpus : gpus_of_ranks) all.insert(gpus.begin(), gpus.end());
+  std::size_t chosen = 0;
+  for (std::size_t r = 0; r < gpus_of_ranks.size(); ++r) {
+    const std::vector<std::string>& gpus = gpus_of_ranks[r];
+    const auto free =
+        std::find_if(gpus.begin(), gpus.end(), [&](const auto& g) { return !taken.contains(g); });
+    if (free == gpus.end()) {
+      throw UserError(
+          fmt::format(
+              "{} ranks were started on this host ({}), where they see {} GPU{}, and each needs one of "
+              "its own.",
+              gpus_of_ranks.size(), host_name(), all.size(), all.size() == 1 ? "" : "s"),
+          "Start as many ranks as there are GPUs (srun --gpus-per-node and --ntasks-per-node, mpirun "
+          "--map-by "
+          "ppr:N:node), or train on the CPU (--device cpu).");
+    }
+    taken.insert(*free);
+    if (r == mine) chosen = static_cast<std::size_t>(free - gpus.begin());
+  }
+  return chosen;
 }
 
 std::string host_name() {

@@ -15,6 +15,11 @@ std::vector<int> allowed_cores();
 /// rank has any of them; else an equal share of all. At least 1.
 int threads_beside(const std::vector<std::vector<int>>& cores_of_ranks, std::size_t mine);
 
+/// Which of the GPUs that it sees one of the ranks of a host takes, so that each has one of its own. A
+/// launcher may show all of them to all ranks, or each rank some; they are given by names that mean the same
+/// to all ranks. UserError, to all of them: there are not enough.
+std::size_t gpu_beside(const std::vector<std::vector<std::string>>& gpus_of_ranks, std::size_t mine);
+
 /// The addresses at which other hosts may reach this one: IPv4, numeric, of interfaces that are up;
 /// none of the loopback.
 std::vector<std::string> host_addresses();

@@ -37,7 +37,7 @@ std::optional<Launch> by(const Environment& environment, Launcher launcher, cons
                                 size_name, *size),
                     "A launcher of several processes sets both; unset them to train in one.");
   }
-  return Launch{launcher, *rank, *size, {}, 0};
+  return Launch{.launcher = launcher, .rank = *rank, .size = *size};
 }
 
 // torchrun's own agent listens at MASTER_PORT, and says so: then Fathom's ranks meet at the port behind it.
@@ -67,6 +67,12 @@ Environment process_environment() {
 }
 
 Launch read_launch(const Environment& environment) {
+  if (std::optional<Launch> own = by(environment, Launcher::Own, kOwnRank, kOwnRanks)) {
+    own->master = "127.0.0.1";
+    own->port = number(environment, kOwnPort).value_or(0);
+    own->listener = number(environment, kOwnListener).value_or(-1);
+    return *own;
+  }
   // srun with an MPI plugin sets PMI's variables as well, and is asked first so that it is named. Those of
   // the step count: a batch script that runs once has SLURM_NTASKS too.
   if (environment("SLURM_STEP_ID") && !environment("OMPI_COMM_WORLD_SIZE")) {

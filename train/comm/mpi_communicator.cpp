@@ -36,7 +36,7 @@ std::string words_of(int code) {
   return {text, static_cast<std::size_t>(size)};
 }
 
-void check(int code, const char* what) {
+void require(int code, const char* what) {
   if (code != MPI_SUCCESS) throw InternalError(fmt::format("[{}] MPI: {}", what, words_of(code)));
 }
 
@@ -91,7 +91,7 @@ class MpiCommunicator final : public WatchedCommunicator {
     {
       const MeetingLimit limit(launch);
       int provided = 0;
-      check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
+      require(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
     }
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     int rank = 0, size = 1;
@@ -190,13 +190,13 @@ class MpiCommunicator final : public WatchedCommunicator {
   void wait_for(const char* what, const Begin& begin) {
     const InCollective waiting(*this);
     MPI_Request request = MPI_REQUEST_NULL;
-    check(begin(&request), what);
+    require(begin(&request), what);
     int done = 0;
     for (int polls = 0;; ++polls) {
       const int code = MPI_Test(&request, &done, MPI_STATUS_IGNORE);
-      if (code != MPI_SUCCESS) lose_somebody(fmt::format("{}: {}", what, words_of(code)));
+      if (code != MPI_SUCCESS) lose(fmt::format("{}: {}", what, words_of(code)));
       if (done != 0) return;
-      check_others();
+      check();
       constexpr int kSpins = 200, kYields = 2000;
       if (polls > kYields) {
         std::this_thread::sleep_for(std::chrono::microseconds(100));

@@ -131,7 +131,8 @@ class TcpCommunicator final : public WatchedCommunicator {
 
  private:
   void await_others(const Launch& launch, Clock::time_point end, double timeout) {
-    const Listener listener = listen_at(launch.port);
+    const Listener listener =
+        launch.listener >= 0 ? Listener{Descriptor(launch.listener), launch.port} : listen_at(launch.port);
     peers_.resize(static_cast<std::size_t>(size()));
     std::vector<Descriptor> strangers;
     const auto missing = [&] {
@@ -188,7 +189,9 @@ class TcpCommunicator final : public WatchedCommunicator {
     }
     throw RankError(fmt::format("Rank {} of {} waited {:g} s for rank 0, which does not answer at {}.",
                                 rank(), size(), timeout, address_),
-                    "MASTER_ADDR and MASTER_PORT say where rank 0 is; every host must reach it.");
+                    launch.launcher == Launcher::Own
+                        ? ""
+                        : "MASTER_ADDR and MASTER_PORT say where rank 0 is; every host must reach it.");
   }
 
   // --- the pieces of every exchange
@@ -255,11 +258,11 @@ class TcpCommunicator final : public WatchedCommunicator {
     }
   }
   void wait_for(int other, ssize_t result, short event) {
-    if (result == 0) lose_somebody(fmt::format("rank {} closed its connection", other));
+    if (result == 0) lose(fmt::format("rank {} closed its connection", other));
     if (errno == EINTR) return;
     if (errno != EAGAIN && errno != EWOULDBLOCK)
-      lose_somebody(fmt::format("the connection to rank {}: {}", other, std::strerror(errno)));
-    check_others();
+      lose(fmt::format("the connection to rank {}: {}", other, std::strerror(errno)));
+    check();
     pollfd waiting{peer(other).get(), event, 0};
     ::poll(&waiting, 1, static_cast<int>(kLook.count()));
   }

@@ -18,6 +18,7 @@
 #include <thread>
 #include <vector>
 
+#include "train/comm/communicator.h"
 #include "train/comm/wire.h"
 
 namespace fathom {
@@ -27,7 +28,7 @@ struct WatchOptions {
   std::vector<std::string> hosts;  // by rank
   std::vector<std::string> where;  // by rank, for people: "node7, process 4711"
   double timeout = 120;            // seconds, of the connections too
-  double patience = 10;            // times as long with a rank that answers
+  double patience = kRankPatience;
   /// Rank 0's text, on every rank: how the ranks find each other.
   std::function<std::string(const std::string&)> text_of_rank_0;
 };

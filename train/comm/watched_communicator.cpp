@@ -70,30 +70,30 @@ bool WatchedCommunicator::fail(const std::string& why) noexcept {
   return watch_ && watch_->fail(why);
 }
 
-WatchedCommunicator::InCollective::InCollective(WatchedCommunicator& c) : watch_(c.watch_.get()) {
-  if (watch_ == nullptr) return;
+void WatchedCommunicator::enter() {
+  if (!watch_) return;
   watch_->check();
   watch_->enter();
 }
 
-WatchedCommunicator::InCollective::~InCollective() {
-  if (watch_ != nullptr) watch_->leave();
+void WatchedCommunicator::leave() noexcept {
+  if (watch_) watch_->leave();
 }
 
-void WatchedCommunicator::check_others() {
+void WatchedCommunicator::check() {
   if (!watch_ || !watch_->found_loss()) return;
   constexpr milliseconds kToCome{200};
   if (lost_ == Clock::time_point{}) lost_ = Clock::now();
   if (Clock::now() - lost_ > kToCome) watch_->check();
 }
 
-void WatchedCommunicator::lose_somebody(const std::string& what) {
+void WatchedCommunicator::lose(const std::string& what) {
   constexpr milliseconds kToBeFound{1000};
   for (const Clock::time_point end = Clock::now() + kToBeFound; watch_ && Clock::now() < end;) {
     watch_->check();
     std::this_thread::sleep_for(milliseconds(5));
   }
-  throw RankError("Another rank is gone: " + what + ".");
+  Communicator::lose(what);
 }
 
 }  // namespace fathom

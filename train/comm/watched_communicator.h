@@ -26,6 +26,13 @@ class WatchedCommunicator : public Communicator {
   void set_progress(std::int64_t step) override { watch_->set_progress(step); }
   bool fail(const std::string& why) noexcept override;
 
+  void enter() override;
+  void leave() noexcept override;
+  /// A little later than the loss: where all ranks fail of the same reason, the first is not to hide it from
+  /// those who are just coming.
+  void check() override;
+  [[noreturn]] void lose(const std::string& what) override;
+
  protected:
   WatchedCommunicator() = default;
   void set_rank(int rank, int size) { rank_ = rank, size_ = size; }
@@ -38,20 +45,14 @@ class WatchedCommunicator : public Communicator {
   /// While it lives, the rank is in a collective.
   class InCollective {
    public:
-    explicit InCollective(WatchedCommunicator& c);
-    ~InCollective();
+    explicit InCollective(WatchedCommunicator& c) : c_(c) { c_.enter(); }
+    ~InCollective() { c_.leave(); }
     InCollective(const InCollective&) = delete;
     InCollective& operator=(const InCollective&) = delete;
 
    private:
-    Watch* watch_;
+    WatchedCommunicator& c_;
   };
-  /// To be called while the rank waits in a collective. RankError when another one is lost, a little later:
-  /// where all ranks fail of the same reason, the first is not to hide it from those who are just coming.
-  void check_others();
-  /// The transport noticed that somebody is gone, and does not know who. Throws what the watch finds, or else
-  /// this.
-  [[noreturn]] void lose_somebody(const std::string& what);
 
   /// Every rank's bytes, one behind the other, of these sizes; the caller's are in place.
   virtual void gather_bytes(std::byte* bytes, std::span<const std::int64_t> sizes) = 0;

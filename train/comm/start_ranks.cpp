@@ -1,0 +1,213 @@
+#include "train/comm/start_ranks.h"
+
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/types.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "kernels/error.h"
+#include "train/comm/launch.h"
+#include "train/comm/wire.h"
+
+namespace fathom {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using std::chrono::milliseconds;
+
+// timeout(1) signals a process and then its group: two signals for one wish (train/signals.cpp).
+constexpr milliseconds kSameRequest{100};
+// Ranks that lose another one end within ten seconds (watch.h); those that have not met yet do not know.
+constexpr milliseconds kToEndByThemselves{15000};
+
+struct Started {
+  pid_t pid = -1;
+  std::optional<int> status;  // of waitpid, once it has ended
+  bool ended_well() const { return status && WIFEXITED(*status) && WEXITSTATUS(*status) == 0; }
+  bool told() const { return status && WIFEXITED(*status) && WEXITSTATUS(*status) != 0; }
+};
+
+std::vector<std::string> own_arguments() {
+  std::ifstream file("/proc/self/cmdline", std::ios::binary);
+  std::vector<std::string> words;
+  for (std::string word; std::getline(file, word, '\0');) words.push_back(word);
+  if (words.empty()) throw UserError("/proc/self/cmdline cannot be read, so no ranks can be started.");
+  return words;
+}
+
+// This process's variables, less those of `more`, and those.
+std::vector<std::string> environment_with(const std::vector<std::pair<std::string, std::string>>& more) {
+  std::vector<std::string> all;
+  for (char** at = environ; *at != nullptr; ++at) {
+    const std::string_view variable = *at;
+    bool replaced = false;
+    for (const auto& [name, value] : more) replaced |= variable.starts_with(name + "=");
+    if (!replaced) all.emplace_back(variable);
+  }
+  for (const auto& [name, value] : more) all.push_back(name + "=" + value);
+  return all;
+}
+
+std::vector<char*> pointers_to(std::vector<std::string>& words) {
+  std::vector<char*> pointers;
+  for (std::string& word : words) pointers.push_back(word.data());
+  pointers.push_back(nullptr);
+  return pointers;
+}
+
+// Signals that are waited for, and so blocked while this lives.
+class WaitedSignals {
+ public:
+  WaitedSignals() {
+    ::sigemptyset(&set_);
+    for (const int signal : {SIGTERM, SIGINT, SIGTSTP, SIGCHLD}) ::sigaddset(&set_, signal);
+    struct sigaction hangup {};
+    ::sigaction(SIGHUP, nullptr, &hangup);
+    if (hangup.sa_handler != SIG_IGN) ::sigaddset(&set_, SIGHUP);  // nohup(1) means it
+    struct sigaction plain {};
+    plain.sa_handler = SIG_DFL;
+    ::sigaction(SIGCHLD, &plain, &child_before_);
+    ::sigprocmask(SIG_BLOCK, &set_, &before_);
+  }
+  ~WaitedSignals() {
+    ::sigprocmask(SIG_SETMASK, &before_, nullptr);
+    ::sigaction(SIGCHLD, &child_before_, nullptr);
+  }
+  WaitedSignals(const WaitedSignals&) = delete;
+  WaitedSignals& operator=(const WaitedSignals&) = delete;
+
+  const sigset_t& mask_before() const { return before_; }
+  /// The next one, or 0 after `limit`.
+  int next(milliseconds limit) const {
+    const timespec time{limit.count() / 1000, limit.count() % 1000 * 1'000'000};
+    const int signal = ::sigtimedwait(&set_, nullptr, &time);
+    return signal > 0 ? signal : 0;
+  }
+
+ private:
+  sigset_t set_{};
+  sigset_t before_{};
+  struct sigaction child_before_ {};
+};
+
+class Group {
+ public:
+  explicit Group(int ranks) : ranks_(static_cast<std::size_t>(ranks)) {
+    const Listener listener = listen_anywhere(true);
+    for (int r = 0; r < ranks; ++r) start(r, listener);
+  }
+  ~Group() {
+    signal_all(SIGKILL);
+    for (Started& s : ranks_) {
+      if (s.pid > 0 && !s.status) ::waitpid(s.pid, nullptr, 0);
+    }
+  }
+  Group(const Group&) = delete;
+  Group& operator=(const Group&) = delete;
+
+  int wait() {
+    std::optional<Clock::time_point> last_request;
+    for (reap(); !all_have_ended(); reap()) {
+      if (one_failed_ && Clock::now() > *one_failed_ + kToEndByThemselves) signal_all(SIGKILL);
+      const int signal = signals_.next(one_failed_ ? milliseconds(100) : milliseconds(10000));
+      if (signal == SIGTSTP) {
+        signal_all(SIGSTOP);
+        ::raise(SIGSTOP);
+        signal_all(SIGCONT);
+      } else if (signal != 0 && signal != SIGCHLD) {
+        const Clock::time_point now = Clock::now();
+        if (last_request && now - *last_request < kSameRequest) continue;
+        last_request = now;
+        signal_all(signal);
+      }
+    }
+    return status();
+  }
+
+ private:
+  void start(int rank, const Listener& listener) {
+    std::vector<std::pair<std::string, std::string>> variables{
+        {kOwnRank, std::to_string(rank)},
+        {kOwnRanks, std::to_string(ranks_.size())},
+        {kOwnPort, std::to_string(listener.port)},
+        {kOwnListener, rank == 0 ? std::to_string(listener.socket.get()) : ""}};
+    std::vector<std::string> words = own_arguments(), environment = environment_with(variables);
+    const std::vector<char*> argv = pointers_to(words), envp = pointers_to(environment);
+    const pid_t parent = ::getpid();
+    const pid_t pid = ::fork();
+    if (pid < 0)
+      throw UserError(
+          fmt::format("The system starts no process for rank {}: {}.", rank, std::strerror(errno)),
+          "Its limit of processes or of memory is reached.");
+    if (pid == 0) {
+      // Only what is safe between fork and exec. A group of its own, so that what a terminal or a launcher
+      // sends to this one's reaches it once, by way of this process; and it may go on writing to a terminal.
+      ::setpgid(0, 0);
+      ::signal(SIGTTOU, SIG_IGN);
+      ::prctl(PR_SET_PDEATHSIG, SIGTERM);
+      if (rank == 0) ::fcntl(listener.socket.get(), F_SETFD, 0);
+      ::sigprocmask(SIG_SETMASK, &signals_.mask_before(), nullptr);
+      if (::getppid() == parent) ::execve("/proc/self/exe", argv.data(), envp.data());
+      ::_exit(127);
+    }
+    ranks_[static_cast<std::size_t>(rank)].pid = pid;
+  }
+
+  void signal_all(int signal) {
+    for (const Started& s : ranks_) {
+      if (s.pid > 0 && !s.status) ::kill(s.pid, signal);
+    }
+  }
+
+  void reap() {
+    for (Started& s : ranks_) {
+      int status = 0;
+      if (s.status || ::waitpid(s.pid, &status, WNOHANG) != s.pid) continue;
+      s.status = status;
+      if (!s.ended_well() && !one_failed_) one_failed_ = Clock::now();
+    }
+  }
+
+  bool all_have_ended() const {
+    bool all = true;
+    for (const Started& s : ranks_) all &= s.status.has_value();
+    return all;
+  }
+
+  int status() const {
+    const Started* killed = nullptr;
+    for (const Started& s : ranks_) {
+      if (s.told()) return WEXITSTATUS(*s.status);
+      if (!s.ended_well() && killed == nullptr) killed = &s;
+    }
+    if (killed == nullptr) return 0;
+    const int signal = WTERMSIG(*killed->status);
+    throw UserError(fmt::format("Rank {} (process {}) was killed by signal {} ({}), and the others with it.",
+                                killed - ranks_.data(), killed->pid, signal, ::strsignal(signal)),
+                    "What was saved stays: the same command with --resume auto goes on from the last "
+                    "checkpoint.");
+  }
+
+  WaitedSignals signals_;
+  std::vector<Started> ranks_;
+  std::optional<Clock::time_point> one_failed_;
+};
+
+}  // namespace
+
+int start_ranks(int ranks) { return Group(ranks).wait(); }
+
+}  // namespace fathom

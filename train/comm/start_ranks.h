@@ -1,0 +1,16 @@
+// Several processes of this program on this host, started by itself: for who has no mpirun.
+#pragma once
+
+namespace fathom {
+
+/// Starts this program again `ranks` times, with the same arguments, as ranks that meet by TCP
+/// (Launcher::Own), and waits for all of them. To whoever watches they are one program: a signal that asks to
+/// stop, or stops or continues this process, reaches each of them once; where this process is killed, they
+/// end in order; where one fails, and the others do not end with it, they are killed.
+///
+/// Returns their exit status: 0, or that of the first rank that ended with another one, which has told why or
+/// let another rank tell. UserError: a rank was killed and nobody was left to tell, or the system starts no
+/// more processes. To be called before this process has threads that matter.
+int start_ranks(int ranks);
+
+}  // namespace fathom
