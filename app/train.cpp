@@ -19,6 +19,7 @@
 #include "app/device.h"
 #include "app/gemm_rate.h"
 #include "app/plan.h"
+#include "app/rank_device.h"
 #include "kernels/error.h"
 #include "src/config/resolve.h"
 #include "src/core/build_info.h"
@@ -26,6 +27,7 @@
 #include "train/comm/host.h"
 #include "train/comm/launch.h"
 #include "train/comm/open_communicator.h"
+#include "train/comm/start_ranks.h"
 #include "train/inputs.h"
 #include "train/metrics/console.h"
 #include "train/ranks.h"
@@ -41,6 +43,8 @@ struct TrainFlags {
   std::string resume = "auto";
   double peak = 0;
   bool dry_run = false;
+  int gpus = 0;   // processes to start, each with a GPU; 0: none
+  int ranks = 0;  // likewise, on whatever device
 };
 
 ResumeRequest resume_of(const TrainFlags& flags) {
@@ -131,17 +135,30 @@ int threads_of(Communicator& ranks) {
   return threads;
 }
 
-std::shared_ptr<Backend> open_backend_of(const Communicator& ranks, const Globals& globals,
-                                         const Config& config) {
-  std::shared_ptr<Backend> backend = open_training_backend(globals, config);
-  if (!ranks.alone() && !backend->is_cpu()) {
-    throw UserError(
-        fmt::format("{} ranks were started on GPUs, which train together through NCCL, and this build "
-                    "does not use it yet.",
-                    ranks.size()),
-        "Train on the CPU (--device cpu), or in one process on one GPU.");
+// The number of processes that this one is to start and wait for; 0: it trains itself.
+int ranks_to_start(const TrainFlags& flags, Globals& globals, const Launch& launch) {
+  const int number = std::max(flags.gpus, flags.ranks);
+  if (number == 0) return 0;
+  const char* flag = flags.gpus > 0 ? "--gpus" : "--ranks";
+  if (launch.launcher != Launcher::None && launch.launcher != Launcher::Own) {
+    throw UsageError(
+        fmt::format("{} starts processes, and a launcher (mpirun, srun, torchrun) has started {} "
+                    "of them already.",
+                    flag, launch.size),
+        fmt::format("Leave {} out, or start fathom without a launcher.", flag));
   }
-  return backend;
+  if (flags.gpus > 0) {
+    if (globals.device != "auto" && globals.device != "cuda") {
+      throw UsageError(
+          fmt::format("--gpus {} and --device {} contradict each other.", flags.gpus, globals.device),
+          "Give --gpus alone; CUDA_VISIBLE_DEVICES chooses which GPUs, and --ranks N --device cpu "
+          "starts processes that compute on the CPU.");
+    }
+    globals.device = "cuda";
+  }
+  if (launch.launcher == Launcher::Own) return 0;  // one of those
+  if (flags.gpus > 0) require_gpus(flags.gpus);
+  return number > 1 ? number : 0;
 }
 
 void train_or_plan(const TrainFlags& flags, Globals& globals, const std::shared_ptr<Communicator>& ranks) {
@@ -157,7 +174,7 @@ void train_or_plan(const TrainFlags& flags, Globals& globals, const std::shared_
     return;
   }
   if (flags.dry_run) {
-    open_backend_of(*ranks, globals, config);
+    open_rank(ranks, globals, config);
     const Config checked = check_training(config, flags.run_dir, resume_of(flags));
     share_of(checked, ranks->size());
     log_notes(checked);
@@ -171,9 +188,9 @@ void train_or_plan(const TrainFlags& flags, Globals& globals, const std::shared_
                      "Give --run-dir DIR.");
   }
   std::signal(SIGPIPE, SIG_IGN);  // a reader of the log that goes away does not end the training
-  const std::shared_ptr<Backend> backend = open_backend_of(*ranks, globals, config);
+  const auto [backend, connected] = open_rank(ranks, globals, config);
   TrainOptions options = options_of(flags, backend);
-  options.ranks = ranks;
+  options.ranks = connected;
   if (!ranks->alone()) options.build = fmt::format("{}, program {}", describe_build(), program_hash());
   const TrainResult result = train(config, options, backend, std::cerr);
   if (speaks && globals.json) {
@@ -185,7 +202,12 @@ void train_or_plan(const TrainFlags& flags, Globals& globals, const std::shared_
 }
 
 void run(const TrainFlags& flags, Globals& globals) {
-  const std::shared_ptr<Communicator> ranks = open_communicator(read_launch(process_environment()));
+  const Launch launch = read_launch(process_environment());
+  if (const int number = ranks_to_start(flags, globals, launch); number > 0) {
+    if (const int status = start_ranks(number); status != 0) throw SaidElsewhere{status};
+    return;
+  }
+  const std::shared_ptr<Communicator> ranks = open_communicator(launch);
   try {
     train_or_plan(flags, globals, ranks);
   } catch (const std::exception& e) {
@@ -213,6 +235,17 @@ void add_train(CLI::App& app, Globals& globals) {
   sub->add_option("--peak-flops", flags->peak,
                   "FLOP/s that MFU is a share of; 0: this machine's own rate of the MLP's matrix product, "
                   "measured first");
+  constexpr int kMostRanks = 1024;
+  CLI::Option* gpus =
+      sub->add_option("--gpus", flags->gpus,
+                      "Train on N of this machine's GPUs: starts N processes, which train together")
+          ->type_name("N")
+          ->check(number_from_to(1, kMostRanks));
+  sub->add_option("--ranks", flags->ranks,
+                  "Start N processes, which train together on this machine, on the CPU or a GPU each")
+      ->type_name("N")
+      ->check(number_from_to(1, kMostRanks))
+      ->excludes(gpus);
   sub->add_flag("--dry-run", flags->dry_run,
                 "Check config, data, device and run folder, print the plan, and stop");
   add_global_flags(*sub, globals);
@@ -220,6 +253,7 @@ void add_train(CLI::App& app, Globals& globals) {
       "Examples:\n"
       "  fathom train configs/quickstart-mod.yaml --run-dir runs/mod\n"
       "  fathom train configs/quickstart-mod.yaml --run-dir runs/mod --set train.lr=2e-3 --set seed=7\n"
+      "  fathom train configs/quickstart-mod.yaml --run-dir runs/mod --gpus 8\n"
       "The first Ctrl-C (or SIGTERM) saves and ends with status 0; the same command then goes on where it "
       "stopped.");
   sub->callback([flags, &globals] { run(*flags, globals); });
