@@ -80,7 +80,12 @@ RankOnDevice open_rank(const std::shared_ptr<Communicator>& ranks, const Globals
 }
 
 void require_gpus(int number) {
-  const std::size_t there = gpus().size();
+  std::size_t there = 0;
+  try {
+    there = gpus().size();
+  } catch (const UserError& e) {
+    throw UserError(fmt::format("--gpus {} cannot be had: {}", number, e.what()));
+  }
   if (static_cast<std::size_t>(number) <= there) return;
   throw UserError(
       fmt::format("--gpus {} asks for {} GPUs, and this machine shows {}.", number, number, there),

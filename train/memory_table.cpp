@@ -51,6 +51,10 @@ std::string memory_table(Context& c, const Config& config, std::int64_t total_me
   const MemoryUse use = c.allocator().use();
   MemoryEstimate estimate = estimate_memory(config, {c.backend().head_chunk_rows(), !c.backend().is_cpu()});
   estimate.optimizer /= ranks;  // each has its own part of the moments (train/shards.h)
+  if (ranks > 1 && config.train.reduction == "bf16") {
+    constexpr double kBf16OfFp32 = 0.5;
+    estimate.gradients *= 1 + kBf16OfFp32;
+  }
   std::string table = "Memory: ";
   for (const MemoryTag tag : {MemoryTag::Parameters, MemoryTag::Gradients, MemoryTag::Optimizer}) {
     table += fmt::format("{} {}, ", name_of(tag),

@@ -54,8 +54,8 @@ Shards::Shards(const ParameterSet& parameters, int rank, int ranks, std::int64_t
 }
 
 GradientReduction::GradientReduction(Context& c, Communicator& ranks, const ParameterSet& parameters,
-                                     const Shards& shards)
-    : context_(c), ranks_(ranks), parameters_(parameters), shards_(shards) {
+                                     const Shards& shards, const Tensor& sent)
+    : context_(c), ranks_(ranks), parameters_(parameters), shards_(shards), sent_(sent) {
   if (ranks_.alone()) return;
   for (const Shards::Bucket& b : shards_.buckets()) left_ += b.group == ParameterGroup::Decayed ? 1 : 0;
   // Matrices stand in the order of the layers.
@@ -70,7 +70,11 @@ GradientReduction::GradientReduction(Context& c, Communicator& ranks, const Para
 }
 
 void GradientReduction::begin(const Shards::Bucket& bucket) {
-  ranks_.reduce_scatter(part(parameters_.gradients(), bucket.range), bucket.counts);
+  const Tensor gradients = part(parameters_.gradients(), bucket.range);
+  if (!sent_.defined()) return ranks_.reduce_scatter(gradients, bucket.counts);
+  const Tensor rounded = part(sent_, bucket.range);
+  context_.backend().cast(rounded, gradients);
+  ranks_.reduce_scatter(rounded, bucket.counts);
 }
 
 void GradientReduction::layer_done(const std::string& layer) {
@@ -90,6 +94,10 @@ void GradientReduction::finish() {
     if (b.group != ParameterGroup::Decayed) begin(b);
   }
   ranks_.finish();
+  if (!sent_.defined()) return;
+  for (const Shards::Bucket& b : shards_.buckets()) {
+    if (b.own.size > 0) context_.backend().cast(part(parameters_.gradients(), b.own), part(sent_, b.own));
+  }
 }
 
 void gather_weights(Communicator& ranks, const ParameterSet& parameters, const Shards& shards) {

@@ -55,10 +55,15 @@ class Shards {
 /// The reduction of a step's gradients, which begins with the buckets that backward is through with. Behind
 /// finish() the gradients of a rank's own parts are sums over the ranks, and those of the others' parts are
 /// undefined.
+///
+/// Sent as bf16, a rank's share of a gradient is rounded before it is sent, and the sum once more
+/// (Communicator::reduce_scatter); the gradient itself is fp32 again.
 class GradientReduction {
  public:
-  /// Of the last micro-batch of a step. All arguments must outlive it.
-  GradientReduction(Context& c, Communicator& ranks, const ParameterSet& parameters, const Shards& shards);
+  /// Of the last micro-batch of a step. All arguments must outlive it. `sent`: an arena like the gradients',
+  /// of bf16, in which they are sent; undefined: they are sent as they are.
+  GradientReduction(Context& c, Communicator& ranks, const ParameterSet& parameters, const Shards& shards,
+                    const Tensor& sent = {});
 
   /// Backward is through with this layer (Tape::LayerDone), and so with all behind it.
   void layer_done(const std::string& layer);
@@ -74,6 +79,7 @@ class GradientReduction {
   Communicator& ranks_;
   const ParameterSet& parameters_;
   const Shards& shards_;
+  const Tensor sent_;
   std::map<std::string, std::int64_t> begins_;  // of a layer's matrices in the arenas
   std::size_t left_ = 0;                        // buckets of matrices that have not begun, the first ones
   double seconds_ = 0;

@@ -47,6 +47,8 @@ StepRunner::StepRunner(Context& c, Transformer& model, AdamW& optimizer, const C
   report_ = c.zeros({losses() + kGroups + 1 + ranks_->size() * summaries()}, c.stat_dtype());
   mean_ = c.empty({kLossMeanNumbers}, DType::F64);
   streams_ = c.empty({1}, DType::I64);
+  if (!ranks_->alone() && config.train.reduction == "bf16")
+    sent_ = c.empty({model.parameters().gradients().size()}, DType::BF16, MemoryTag::Gradients);
   const std::size_t bytes = static_cast<std::size_t>(report_.size()) * size_of(report_.dtype());
   for (std::size_t i = 0; i < kMostLaunched; ++i) readbacks_.push_back(c.backend().make_readback(bytes));
 }
@@ -148,7 +150,7 @@ bool StepRunner::launched(std::int64_t step) const {
 bool StepRunner::run(Flight& flight) {
   Backend& backend = context_.backend();
   const auto all = [&] {
-    GradientReduction reduction(context_, ranks_->comm(), model_.parameters(), optimizer_.shards());
+    GradientReduction reduction(context_, ranks_->comm(), model_.parameters(), optimizer_.shards(), sent_);
     if (!record_gradients(flight.step, &reduction)) return false;
     reduction.finish();
     exchange_losses();
@@ -213,7 +215,9 @@ bool StepRunner::record_gradients(std::int64_t step, GradientReduction* reductio
     }
   }
   settle_gradients(context_, model_.parameters());
-  ranks_->note_work(watch.seconds() - (reduction != nullptr ? reduction->seconds() : 0));
+  // A device works on while the host goes on, which cannot tell how long.
+  if (context_.backend().is_cpu())
+    ranks_->note_work(watch.seconds() - (reduction != nullptr ? reduction->seconds() : 0));
   return true;
 }
 

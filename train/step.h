@@ -138,6 +138,7 @@ class StepRunner {
   Tensor report_;
   Tensor mean_;       // LossMean
   Tensor streams_;    // of the step's noise, int64 [1]
+  Tensor sent_;       // GradientReduction's, where gradients are sent as bf16
   Allocator memory_;  // of all that lives within a step
   std::unique_ptr<CapturedWork> captured_;
   bool warm_ = false;                                 // a step has run op by op

@@ -142,6 +142,7 @@ struct TrainConfig {
   std::optional<std::int64_t> tokens;
   std::optional<std::int64_t> steps;
   std::string precision = "fp32";
+  std::string reduction = "fp32";  // of gradients among several ranks: what they are sent as
   Recompute recompute = Recompute::None;
   std::int64_t log_every = 10;           // steps
   std::int64_t eval_every = 0;           // steps; 0: at the end only

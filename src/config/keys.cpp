@@ -327,6 +327,10 @@ std::vector<Key> make_keys() {
                             "Horizon: optimizer steps; give exactly one horizon."),
       key<train, &T::precision>("train.precision", kAny, "",
                                 "Arithmetic of the forward and backward pass; bf16 needs CUDA.", kPrecisions),
+      key<train, &T::reduction>("train.reduction", kAny, "",
+                                "Of several ranks: what gradients are sent and added up as; bf16 is half as "
+                                "much to send.",
+                                kPrecisions),
       key<train, &T::recompute>(
           "train.recompute", kAny, "",
           "block: keep a block's input only and compute it again in the backward pass."),

@@ -190,6 +190,20 @@ TEST_P(Equal, StatisticsAreOfAllRanks) {
   }
 }
 
+// What a rank sends is rounded, and the sum once more: each by one part in 256 at the most.
+TEST_P(Equal, GradientsAreSentAsBf16) {
+  Config c = config();
+  const Course one = train_with(1, c, DType::F32, 20);
+  c.train.reduction = "bf16";
+  const Course two = train_with(2, c, DType::F32, 20);
+  const double apart = difference(one.gradients, two.gradients);
+  EXPECT_GT(apart, 0);
+  EXPECT_LT(apart, largest(one.gradients) * 2 / 256);
+  EXPECT_NEAR(one.steps.back().loss, two.steps.back().loss, 0.02 * one.steps.back().loss);
+  // Nobody sends anything.
+  EXPECT_EQ(train_with(1, c, DType::F32, 20).masters, one.masters);
+}
+
 // A step that one rank alone cannot be judged by: its number that is not finite is everybody's.
 TEST(EqualRanks, RefuseTheSameSteps) {
   Config config = all_kinds()[0].config;

@@ -37,6 +37,43 @@ TEST(ThreadsBeside, AreTheRanksOwnCoresOrAShareOfAll) {
   EXPECT_EQ(threads_beside({{}, {}}, 0), 1);
 }
 
+TEST(GpuBeside, IsARanksOwn) {
+  using Names = std::vector<std::string>;
+  const Names all{"a", "b", "c"};
+  for (std::size_t r = 0; r < 3; ++r) EXPECT_EQ(gpu_beside({all, all, all}, r), r);
+  // A launcher that shows each rank one.
+  EXPECT_EQ(gpu_beside({{"b"}, {"a"}}, 0), 0U);
+  EXPECT_EQ(gpu_beside({{"b"}, {"a"}}, 1), 0U);
+  // Or two, in an order of their own.
+  EXPECT_EQ(gpu_beside({{"c", "a"}, {"c", "b"}}, 1), 1U);
+  for (std::size_t r = 0; r < 2; ++r) {
+    EXPECT_THROW(gpu_beside({{"a"}, {"a"}}, r), UserError);
+    EXPECT_THROW(gpu_beside({{"a"}, {}}, r), UserError);
+  }
+  try {
+    gpu_beside({all, all, all, all}, 1);
+    FAIL();
+  } catch (const UserError& e) {
+    EXPECT_THAT(e.what(), ::testing::HasSubstr("4 ranks"));
+    EXPECT_THAT(e.what(), ::testing::HasSubstr("3 GPUs"));
+  }
+}
+
+TEST(ReadLaunch, KnowsItsOwn) {
+  // Whatever launcher this program was started by.
+  const Launch own = launch({{"FATHOM_RANK", "1"},
+                             {"FATHOM_RANKS", "2"},
+                             {"FATHOM_PORT", "4711"},
+                             {"FATHOM_LISTENER", ""},
+                             {"SLURM_STEP_ID", "0"},
+                             {"SLURM_PROCID", "0"},
+                             {"SLURM_STEP_NUM_TASKS", "1"}});
+  expect(own, Launcher::Own, 1, 2);
+  EXPECT_EQ(own.master, "127.0.0.1");
+  EXPECT_EQ(own.port, 4711);
+  EXPECT_EQ(own.listener, -1);
+}
+
 TEST(ReadLaunch, KnowsTheLaunchers) {
   expect(launch({}), Launcher::None, 0, 1);
   expect(launch({{"OMPI_COMM_WORLD_RANK", "3"}, {"OMPI_COMM_WORLD_SIZE", "4"}}), Launcher::Mpi, 3, 4);

@@ -16,23 +16,26 @@ std::string bytes_of(const fs::path& path) {
   return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
 }
 
-// The rank of a process that this mpirun started; -1: it is none.
-int rank_of(const fs::path& process, pid_t mpirun) {
+// The rank of a process that this launcher started; -1: it is none.
+int rank_of(const fs::path& process, pid_t launcher) {
   const std::string stat = bytes_of(process / "stat");  // "PID (NAME) STATE PARENT ..."
   const std::size_t name_end = stat.rfind(')');
-  if (name_end == std::string::npos || std::atoi(stat.c_str() + name_end + 4) != mpirun) return -1;
+  if (name_end == std::string::npos || std::atoi(stat.c_str() + name_end + 4) != launcher) return -1;
   const std::string environment = '\0' + bytes_of(process / "environ");
-  const std::string key = std::string(1, '\0') + "OMPI_COMM_WORLD_RANK=";
-  const std::size_t at = environment.find(key);
-  return at == std::string::npos ? -1 : std::atoi(environment.c_str() + at + key.size());
+  for (const char* name : {"OMPI_COMM_WORLD_RANK=", "FATHOM_RANK="}) {
+    const std::string key = std::string(1, '\0') + name;
+    const std::size_t at = environment.find(key);
+    if (at != std::string::npos) return std::atoi(environment.c_str() + at + key.size());
+  }
+  return -1;
 }
 
-std::vector<pid_t> ranks_of(pid_t mpirun) {
+std::vector<pid_t> ranks_of(pid_t launcher) {
   std::vector<pid_t> pids;
   std::error_code error;
   for (const auto& entry : fs::directory_iterator("/proc", error)) {
     const int pid = std::atoi(entry.path().filename().c_str());
-    const int rank = pid > 0 ? rank_of(entry.path(), mpirun) : -1;
+    const int rank = pid > 0 ? rank_of(entry.path(), launcher) : -1;
     if (rank < 0) continue;
     if (pids.size() <= static_cast<std::size_t>(rank)) pids.resize(static_cast<std::size_t>(rank) + 1);
     pids[static_cast<std::size_t>(rank)] = pid;
@@ -76,7 +79,8 @@ std::vector<std::string> mpirun(const std::vector<std::vector<std::string>>& com
   return words;
 }
 
-Ranked::Ranked(const TempFolder& folder, const std::vector<std::string>& words) : Background(folder, words) {}
+Ranked::Ranked(const TempFolder& folder, const std::vector<std::string>& words, Gpus gpus)
+    : Background(folder, words, gpus) {}
 
 Ranked::~Ranked() {
   if (!running()) return;

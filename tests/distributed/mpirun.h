@@ -1,4 +1,4 @@
-// Processes under mpirun, to be watched and killed one by one.
+// Processes under mpirun, or under the program itself (--ranks), to be watched and killed one by one.
 #pragma once
 
 #include <string>
@@ -18,10 +18,10 @@ std::vector<std::string> mpirun(int ranks, const std::vector<std::string>& comma
 /// Of a command of its own for each rank.
 std::vector<std::string> mpirun(const std::vector<std::vector<std::string>>& commands);
 
-/// mpirun in the background; its ranks go with it.
+/// A launcher in the background; its ranks go with it.
 class Ranked : public Background {
  public:
-  Ranked(const TempFolder& folder, const std::vector<std::string>& words);
+  Ranked(const TempFolder& folder, const std::vector<std::string>& words, Gpus gpus = Gpus::None);
   ~Ranked();
   /// Sends a rank a signal; waits until it is there.
   void signal_rank(int rank, int number);

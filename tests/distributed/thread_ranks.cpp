@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/error.h"
+#include "train/comm/bf16.h"
 
 namespace fathom::testing {
 
@@ -141,6 +142,14 @@ class ThreadRank final : public Communicator {
   void reduce(View values, std::int64_t at, std::int64_t n) {
     if (values.dtype == DType::F32) return add_up<float>(values, at, n);
     if (values.dtype == DType::F64) return add_up<double>(values, at, n);
+    if (values.dtype == DType::BF16) {
+      std::vector<float> wide(static_cast<std::size_t>(values.size));
+      to_fp32(wide, values);
+      add_up<float>({wide.data(), values.size, DType::F32}, at, n);
+      auto* own = static_cast<std::uint16_t*>(values.data) + at;
+      return to_bf16({own, n, DType::BF16}, std::span<const float>(wide).subspan(
+                                                static_cast<std::size_t>(at), static_cast<std::size_t>(n)));
+    }
     throw InternalError("[ranks] a sum of that type");
   }
 

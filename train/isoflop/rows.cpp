@@ -49,7 +49,7 @@ std::string what_counts(Config c) {
     const std::size_t begin = text.find(key);
     text.erase(begin, text.find('\n', begin) + 1 - begin);
   };
-  erase_line("  rank_timeout:");  // changes nothing that is computed
+  for (const char* of_several_ranks : {"  rank_timeout:", "  reduction:"}) erase_line(of_several_ranks);
   if (c.model.own_head_dim == any.model.own_head_dim) {
     erase_line("  head_dim:");
   }
