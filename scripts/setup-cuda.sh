@@ -2,20 +2,25 @@
 # Gets the CUDA build ready: fetches the headers of cudnn-frontend (3 MB) from PyPI, and says what of CUDA is missing.
 # It touches nothing, and needs no network, when the headers are there. CUDA itself and cuDNN it does not install.
 #
-# Usage: scripts/setup-cuda.sh [--check] [--cutlass] [--to DIR]
+# Usage: scripts/setup-cuda.sh [--check] [--cutlass] [--nccl] [--to DIR]
 #   --check     only say what is missing; exit status 1 if anything is
 #   --cutlass   also CUTLASS's and CuTe's headers (27 MB), for products of codes of few bits on Hopper
+#   --nccl      also NCCL, header and library (200 MB), for several GPUs, where the CUDA Toolkit's folders have none;
+#               the library is found through the environment: FATHOM_NCCL=DIR/nccl/lib
 #   --to DIR    where the headers go; default .cache/cuda in the repository, where CMake looks. For another folder
-#               configure with -DFATHOM_CUDNN_FRONTEND=DIR/cudnn-frontend and -DFATHOM_CUTLASS=DIR/cutlass
+#               configure with -DFATHOM_CUDNN_FRONTEND=DIR/cudnn-frontend, -DFATHOM_CUTLASS=DIR/cutlass and
+#               -DFATHOM_NCCL=DIR/nccl
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 check_only=no
 cutlass=no
+nccl=no
 to="$ROOT/.cache/cuda"
 while (($#)); do
   case "$1" in
     --check) check_only=yes ;;
     --cutlass) cutlass=yes ;;
+    --nccl) nccl=yes ;;
     --to) to="${2:?--to needs a folder}" && shift ;;
     -h | --help) print_help && exit 0 ;;
     *) usage_error "unknown option $1." ;;
@@ -26,12 +31,14 @@ done
 # The versions that Fathom is built and tested with.
 cudnn_frontend_version=1.32.0
 cutlass_version=4.2.0.0
+nccl_version=2.28.9
 missing=()
 
-# Both packages hold the same headers for every Python and processor; naming one makes pip take it everywhere.
+# These packages hold the same files for every Python; naming one makes pip take it everywhere.
 download() { # download PACKAGE VERSION FOLDER
   python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.11 \
     --implementation cp --abi cp311 --abi none --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 \
+    --platform manylinux_2_18_x86_64 \
     --platform any --dest "$3" "$1==$2"
 }
 
@@ -53,7 +60,7 @@ sys.exit(None if count else f"{wheel} holds nothing below {prefix}")
 PYTHON
 }
 
-fetch() { # fetch PACKAGE VERSION PREFIX NAME: its headers in $to/NAME/include
+fetch() { # fetch PACKAGE VERSION PREFIX NAME [FOLDER]: what is below PREFIX in $to/NAME/FOLDER, else in $to/NAME/include
   local package="$1" version="$2" prefix="$3" folder="$to/$4"
   if [[ -f $folder/version && $(<"$folder/version") == "$version" ]]; then return; fi
   if [[ $check_only == yes ]]; then
@@ -68,8 +75,8 @@ fetch() { # fetch PACKAGE VERSION PREFIX NAME: its headers in $to/NAME/include
   trap 'rm -rf "$part"' EXIT
   download "$package" "$version" "$part" ||
     die "pip could not download $package $version (its message is above). It needs the network and PyPI, or a mirror that" \
-      "pip's settings name. By hand: unpack that wheel's folder $prefix as $folder/include, and write $version into $folder/version."
-  unpack "$part" "$prefix" "$part/whole/include" || die "$package $version is not laid out as expected (see above)."
+      "pip's settings name. By hand: unpack that wheel's folder $prefix as $folder/${5-include}, and write $version into $folder/version."
+  unpack "$part" "$prefix" "$part/whole/${5-include}" || die "$package $version is not laid out as expected (see above)."
   echo "$version" >"$part/whole/version"
   rm -rf "$folder"
   mv "$part/whole" "$folder"
@@ -78,6 +85,7 @@ fetch() { # fetch PACKAGE VERSION PREFIX NAME: its headers in $to/NAME/include
 
 fetch nvidia-cudnn-frontend "$cudnn_frontend_version" include/ cudnn-frontend
 if [[ $cutlass == yes ]]; then fetch nvidia-cutlass "$cutlass_version" cutlass_library/source/include/ cutlass; fi
+if [[ $nccl == yes ]]; then fetch "nvidia-nccl-cu13" "$nccl_version" nvidia/nccl/ nccl ""; fi
 
 nvcc="$(find_nvcc)"
 if [[ -z $nvcc ]]; then

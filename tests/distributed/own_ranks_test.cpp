@@ -134,6 +134,8 @@ TEST_F(OwnRanks, RefuseInOneParagraph) {
   testing::expect_refusal(fathom_command(e, train("--ranks 0")), 2, {"--ranks"});
   testing::expect_refusal(fathom_command(e, train("--ranks 2 --gpus 2")), 2, {"--gpus", "--ranks"});
   testing::expect_refusal(fathom_command(e, train("--gpus 2 --device cpu")), 2, {"--gpus 2", "--device cpu"});
+  testing::expect_refusal(fathom_command(e, train("--ranks 2 --device cuda:0")), 2,
+                          {"--device cuda:0 names one GPU", "2 ranks of this host"});
   testing::expect_refusal(fathom_command(e, train("--gpus 2")), 1, {"--gpus 2 cannot be had"});
   const std::string in_a_launcher = "RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500";
   testing::expect_refusal(fathom_command(e, train("--ranks 2"), in_a_launcher), 2,
