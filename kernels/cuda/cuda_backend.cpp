@@ -31,9 +31,9 @@ constexpr std::size_t kStagingBuffers = 128;
 
 class CudaGraph final : public CapturedWork {
  public:
-  CudaGraph(cudaGraph_t graph, cudaStream_t stream) : stream_(stream) {
+  CudaGraph(cudaGraph_t graph, cudaStream_t stream, unsigned flags) : stream_(stream) {
     cudaGraphExec_t executable = nullptr;
-    check(cudaGraphInstantiate(&executable, graph, 0), "capture");
+    check(cudaGraphInstantiate(&executable, graph, flags), "capture");
     executable_.reset(executable);
   }
   void launch() override { check(cudaGraphLaunch(executable_.get(), stream_), "captured step"); }
@@ -221,7 +221,9 @@ std::unique_ptr<CapturedWork> CudaBackend::end_capture() {
   capturing_ = false;
   check(cudaStreamEndCapture(stream_, &graph), "capture");
   const GraphHandle owned(graph);
-  return std::make_unique<CudaGraph>(owned.get(), stream_);
+  // What another stream brought in, between processes' devices, keeps that stream's priority.
+  const unsigned flags = while_waiting_ ? cudaGraphInstantiateFlagUseNodePriority : 0;
+  return std::make_unique<CudaGraph>(owned.get(), stream_, flags);
 }
 
 void CudaBackend::abandon_capture() noexcept {

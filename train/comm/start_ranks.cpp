@@ -105,10 +105,7 @@ class WaitedSignals {
 
 class Group {
  public:
-  explicit Group(int ranks) : ranks_(static_cast<std::size_t>(ranks)) {
-    const Listener listener = listen_anywhere(true);
-    for (int r = 0; r < ranks; ++r) start(r, listener);
-  }
+  explicit Group(int ranks) : ranks_(static_cast<std::size_t>(ranks)) {}
   ~Group() {
     signal_all(SIGKILL);
     for (Started& s : ranks_) {
@@ -117,6 +114,11 @@ class Group {
   }
   Group(const Group&) = delete;
   Group& operator=(const Group&) = delete;
+
+  void start() {
+    const Listener listener = listen_anywhere(true);
+    for (int r = 0; r < static_cast<int>(ranks_.size()); ++r) start(r, listener);
+  }
 
   int wait() {
     std::optional<Clock::time_point> last_request;
@@ -208,6 +210,10 @@ class Group {
 
 }  // namespace
 
-int start_ranks(int ranks) { return Group(ranks).wait(); }
+int start_ranks(int ranks) {
+  Group group(ranks);
+  group.start();
+  return group.wait();
+}
 
 }  // namespace fathom
