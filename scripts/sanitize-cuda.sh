@@ -102,7 +102,7 @@ run() {
   local of_ours=(--kernel-name kns=fathom)
   if [[ $tool == racecheck && $name == train* || $tool != racecheck && $tool != synccheck ]]; then of_ours=(); fi
   if [[ $tool == initcheck || $tool == synccheck || $name == ops* ]]; then environment+=(FATHOM_CUDNN=/nowhere); fi
-  local check=(env "${environment[@]}" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit $print_limit "${options[@]}")
+  local check=(env "${environment[@]}" compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit "$print_limit" "${options[@]}")
   "${check[@]}" "${of_ours[@]}" "$@" >"$log" 2>&1 || code=$?
   if [[ $code != 0 && ${#of_ours[@]} -gt 0 ]] && grep -q 'Internal Sanitizer Error' "$log"; then
     code=0
