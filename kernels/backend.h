@@ -24,6 +24,7 @@
 #include "kernels/packed_matrix.h"
 #include "kernels/rope_scaling.h"
 #include "kernels/row_codes.h"
+#include "kernels/shares.h"
 #include "kernels/step_rule.h"
 
 namespace fathom {
@@ -111,8 +112,10 @@ struct CacheShape {
 struct TokenPick {
   double temperature = 0;
   double uniform = 0;
-  std::int32_t token = 0;  // what was chosen; of equally likely ones the lowest id
-  bool finite = true;      // all of the row's logits; else the token means nothing
+  std::int32_t token = 0;    // what was chosen; of equally likely ones the lowest id
+  bool finite = true;        // all of the row's logits; else the token means nothing
+  bool wants_share = false;  // at temperature 0
+  double share = 1;          // of the token in softmax(logits), where that is wanted
 };
 
 /// Rows of a [B, T, width] stream that a block keeps: `rows` indices, each b*T + t, ascending.
@@ -356,6 +359,17 @@ class Backend {
   /// nothing was done, this backend leaves it to the host.
   virtual bool choose_tokens(std::span<TokenPick> picks, ConstView logits, std::int64_t vocab,
                              std::int64_t choices);
+
+  // --- rows of shares: softmax at a temperature, from which tokens are drawn where they lie
+  /// Whether rows of logits are better left where they are: their shares are made and asked there.
+  virtual bool keeps_rows() const { return false; }
+  /// shares fp64 [rows, choices] = softmax(logits / temperature) over the first `choices` ids of each row of
+  /// logits [rows, vocab], in fp64 of the logits as they are; all of a row NaN where one of its logits is NaN
+  /// or infinite, or all are -infinity (a token that cannot come). A row does not depend on the others.
+  virtual void make_shares(View shares, ConstView logits, std::int64_t rows, std::int64_t vocab,
+                           std::int64_t choices, double temperature) = 0;
+  /// Answers questions about rows of `choices` shares, in fp64 sums of a fixed order. Waits for the device.
+  virtual void ask_shares(std::span<ShareQuestion> questions, std::int64_t choices) = 0;
 
   /// One step of decoding as a whole (decoder.h); null: this backend has no such thing, or none for a model
   /// of this shape. The memory that `model` points to outlives it.

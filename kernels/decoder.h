@@ -107,6 +107,9 @@ class Decoder {
   virtual std::vector<DecoderResult> wait() = 0;
   /// Of row `i` of the step that wait() was for: the logits of all ids, fp32 [V], to the host.
   virtual void logits(std::int64_t i, std::span<float> out) = 0;
+  /// The same where they lie, fp32 [V], for what is asked of the backend before the next launch. Undefined:
+  /// they are not to be had so.
+  virtual ConstView logits_in_place(std::int64_t) { return {}; }
 };
 
 }  // namespace fathom

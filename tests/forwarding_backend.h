@@ -159,6 +159,14 @@ class ForwardingBackend : public Backend {
                      std::int64_t choices) override {
     return inner_->choose_tokens(picks, logits, vocab, choices);
   }
+  bool keeps_rows() const override { return inner_->keeps_rows(); }
+  void make_shares(View shares, ConstView logits, std::int64_t rows, std::int64_t vocab, std::int64_t choices,
+                   double temperature) override {
+    inner_->make_shares(shares, logits, rows, vocab, choices, temperature);
+  }
+  void ask_shares(std::span<ShareQuestion> questions, std::int64_t choices) override {
+    inner_->ask_shares(questions, choices);
+  }
   std::unique_ptr<Decoder> make_decoder(const DecoderModel& model) override {
     return inner_->make_decoder(model);
   }

@@ -1,6 +1,7 @@
 // The tokens that follow rows of logits: a block of threads a row. First the greatest logit; then, where a
 // token is drawn, the sums of exponentials of as many parts of the vocabulary as there are threads, side by
-// side, and in the part in whose sum the row's share falls the token. Sums of sums are in double.
+// side, and in the part in whose sum the row's share falls the token. Sums of sums are in double. The share
+// of the most likely token, where somebody wants it, is one by such a sum.
 #include <vector>
 
 #include "kernels/cuda/check.h"
@@ -17,6 +18,7 @@ constexpr int kThreads = 512;
 constexpr int kNobody = 0x7fffffff;
 
 struct Picked {
+  double share;
   std::int32_t token;
   std::int32_t finite;
 };
@@ -24,7 +26,7 @@ struct Picked {
 template <typename T>
 struct Choose {
   const T* logits;
-  const double* temperatures;  // and behind them as many shares
+  const double* temperatures;  // and behind them as many shares; of rows at 0: whether their own is wanted
   Picked* picked;
   std::int64_t vocab;
   int rows, choices;
@@ -48,6 +50,18 @@ __device__ __forceinline__ void greatest_of_block(float& value, int& id) {
   for (int w = 0; w < kThreads / 32; ++w) better(values[w], ids[w]);
 }
 
+/// The sum of all threads' values, for the first one.
+__device__ __forceinline__ double sum_of_block(double x) {
+  __shared__ double sums[kThreads / 32];
+#pragma unroll
+  for (int across = 16; across > 0; across /= 2) x += __shfl_xor_sync(kFullWarp, x, across);
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = x;
+  __syncthreads();
+  double total = 0;
+  for (int w = 0; w < kThreads / 32; ++w) total += sums[w];
+  return total;
+}
+
 /// Traffic: the logits, two or three times, the later ones from the cache.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) choose_kernel(const Choose<T> a) {
@@ -68,7 +82,14 @@ __global__ void __launch_bounds__(kThreads) choose_kernel(const Choose<T> a) {
   greatest_of_block(most, best);
   const double temperature = a.temperatures[row];
   if (temperature <= 0 || finite == 0) {
-    if (thread == 0) a.picked[row] = {best == kNobody ? 0 : best, finite};
+    double share = 1;
+    if (finite != 0 && a.temperatures[a.rows + row] > 0) {
+      double sum = 0;
+      for (int id = thread; id < a.choices; id += kThreads)
+        sum += exp(static_cast<double>(to_float(logits[id])) - static_cast<double>(most));
+      share = 1 / sum_of_block(sum);
+    }
+    if (thread == 0) a.picked[row] = {share, best == kNobody ? 0 : best, finite};
     return;
   }
   const auto weight = [&](int id) {
@@ -104,7 +125,7 @@ __global__ void __launch_bounds__(kThreads) choose_kernel(const Choose<T> a) {
     if (share < w) break;
     share -= w;
   }
-  a.picked[row] = {found, 1};
+  a.picked[row] = {1.0, found, 1};
 }
 
 }  // namespace
@@ -117,11 +138,11 @@ bool CudaBackend::choose_tokens(std::span<TokenPick> picks, ConstView logits, st
   if (choices < 1 || choices > vocab) fail(op, "choices", choices, vocab);
   std::vector<double> asked;
   for (const TokenPick& p : picks) asked.push_back(p.temperature);
-  for (const TokenPick& p : picks) asked.push_back(p.uniform);
-  auto* const room = scratch_of<double>(3 * rows);
+  for (const TokenPick& p : picks) asked.push_back(p.temperature > 0 ? p.uniform : p.wants_share ? 1.0 : 0.0);
+  auto* const room = scratch_of<double>(4 * rows);
   copy_from_host(room, asked.data(), asked.size() * sizeof(double));
   auto* const picked = reinterpret_cast<Picked*>(room + 2 * rows);
-  static_assert(sizeof(Picked) == sizeof(double));
+  static_assert(sizeof(Picked) == 2 * sizeof(double));
   for_compute_type(op, logits.dtype, [&](auto zero) {
     using T = decltype(zero);
     const Choose<T> a{input<T>(op, "logits", logits, rows * vocab),
@@ -134,8 +155,11 @@ bool CudaBackend::choose_tokens(std::span<TokenPick> picks, ConstView logits, st
   });
   std::vector<Picked> out(picks.size());
   copy_to_host(out.data(), picked, out.size() * sizeof(Picked));
-  for (std::size_t i = 0; i < picks.size(); ++i)
-    picks[i].token = out[i].token, picks[i].finite = out[i].finite != 0;
+  for (std::size_t i = 0; i < picks.size(); ++i) {
+    picks[i].token = out[i].token;
+    picks[i].finite = out[i].finite != 0;
+    picks[i].share = out[i].share;
+  }
   return true;
 }
 

@@ -1,7 +1,8 @@
 // The CUDA backend: one GPU, one stream. Compute dtypes are fp32 and bf16, statistics fp32.
 //
-// Every op is asynchronous on the backend's stream; only copy_to_host, count_nonfinite, select_above and
-// synchronize wait. Where an op's files are: gemm.cpp (cuBLASLt), cudnn_attention.cpp, and one .cu a family.
+// Every op is asynchronous on the backend's stream; only copy_to_host, count_nonfinite, select_above,
+// choose_tokens, ask_shares and synchronize wait. Where an op's files are: gemm.cpp (cuBLASLt),
+// cudnn_attention.cpp, and one .cu a family.
 #pragma once
 
 #include <cstddef>
@@ -123,6 +124,10 @@ class CudaBackend final : public Backend, public OwnMemory {
                           std::int64_t chunk, const CacheShape& s) override;
   bool choose_tokens(std::span<TokenPick> picks, ConstView logits, std::int64_t vocab,
                      std::int64_t choices) override;
+  bool keeps_rows() const override { return true; }
+  void make_shares(View shares, ConstView logits, std::int64_t rows, std::int64_t vocab, std::int64_t choices,
+                   double temperature) override;
+  void ask_shares(std::span<ShareQuestion> questions, std::int64_t choices) override;
   std::unique_ptr<Decoder> make_decoder(const DecoderModel& model) override;
   void swiglu_forward(View h, ConstView gate_up, std::int64_t rows, std::int64_t hidden) override;
   void swiglu_backward(View dgate_up, ConstView dh, ConstView gate_up, std::int64_t rows,

@@ -220,10 +220,13 @@ class CudaDecoder final : public Decoder {
     return results;
   }
 
+  ConstView logits_in_place(std::int64_t i) override {
+    check_row(i);
+    return {logits_of(waited_) + i * step_.vocab, step_.vocab, DType::F32};
+  }
   void logits(std::int64_t i, std::span<float> out) override {
-    const auto rows = static_cast<std::int64_t>(launches_[static_cast<std::size_t>(waited_)].rows);
-    if (i < 0 || i >= rows || static_cast<int>(out.size()) > step_.vocab)
-      throw InternalError("[decode_step] no such row of logits");
+    check_row(i);
+    if (static_cast<int>(out.size()) > step_.vocab) throw InternalError("[decode_step] logits: too many");
     backend_.copy_to_host(out.data(), logits_of(waited_) + i * step_.vocab, out.size_bytes());
   }
 
@@ -235,6 +238,10 @@ class CudaDecoder final : public Decoder {
     EventHandle over;
     std::size_t rows = 0;
   };
+  void check_row(std::int64_t i) const {
+    const auto rows = static_cast<std::int64_t>(launches_[static_cast<std::size_t>(waited_)].rows);
+    if (i < 0 || i >= rows) throw InternalError("[decode_step] no such row of logits");
+  }
   float* logits_of(int turn) const {
     return step_.logits + static_cast<std::int64_t>(turn) * kDecodeRows * step_.vocab;
   }

@@ -101,6 +101,9 @@ class CpuBackend final : public Backend {
                   std::int64_t keep) override;
   std::int64_t select_above(View indices, View offsets, ConstView scores, double threshold,
                             std::int64_t batch, std::int64_t seq) override;
+  void make_shares(View shares, ConstView logits, std::int64_t rows, std::int64_t vocab, std::int64_t choices,
+                   double temperature) override;
+  void ask_shares(std::span<ShareQuestion> questions, std::int64_t choices) override;
   void gather_rows_forward(View out, ConstView x, ConstView indices, const GatherShape& s) override;
   void gather_rows_backward_accumulate(View dx, ConstView dout, ConstView indices,
                                        const GatherShape& s) override;

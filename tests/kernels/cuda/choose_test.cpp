@@ -44,7 +44,7 @@ TEST_P(CudaChoose, TheMostLikelyAndTheDrawn) {
     std::vector<TokenPick> asked;
     for (std::int64_t r = 0; r < rows; ++r)
       asked.push_back(
-          {r % 3 == 0 ? 0.0 : 0.4 * static_cast<double>(r), r == 1 ? 0.0 : share(random), 0, true});
+          {r % 3 == 0 ? 0.0 : 0.4 * static_cast<double>(r), r == 1 ? 0.0 : share(random), 0, true, r != 3});
     const std::vector<TokenPick> got = choose(logits, asked, vocab, choices);
     for (std::int64_t r = 0; r < rows; ++r) {
       SCOPED_TRACE(fmt::format("vocabulary {} row {}", vocab, r));
@@ -54,6 +54,9 @@ TEST_P(CudaChoose, TheMostLikelyAndTheDrawn) {
       const auto most = std::max_element(from, from + choices);
       if (pick.temperature == 0) {
         EXPECT_EQ(pick.token, most - from);
+        double sum = 0;
+        for (std::int64_t id = 0; id < choices; ++id) sum += std::exp(from[id] - *most);
+        EXPECT_NEAR(pick.share, pick.wants_share ? 1 / sum : 1, 1e-12);
         continue;
       }
       ASSERT_THAT(pick.token, ::testing::AllOf(::testing::Ge(0), ::testing::Lt(choices)));
