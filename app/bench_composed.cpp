@@ -91,7 +91,7 @@ class Composition {
     const std::string draft = with(flags, method).draft;
     const bool by_sureness = options_.proposals == 0;
     if (method == "ngram") {
-      add(std::make_unique<NgramLevel>(rule_, target.vocab), "ngram");
+      add(std::make_unique<NgramLevel>(rule_), "ngram");
     } else if (method != "retrieval" && options_.draft == SpeculationOptions::Draft::SelfSkip) {
       add(std::make_unique<SelfSkipLevel>(last_, rule_, by_sureness, options_.window), "self-skip");
     } else if (method != "retrieval" && options_.draft == SpeculationOptions::Draft::Ngram) {

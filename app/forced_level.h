@@ -19,6 +19,7 @@ class ForcedLevel final : public Level {
 
   bool rows(std::span<const std::int32_t> text, std::int64_t proposed, std::vector<Row>& rows) override {
     if (!level_.rows(text, proposed, rows)) return false;
+    if (rows.front().held != nullptr) ask(rows, text);
     const std::size_t first = text.size() - static_cast<std::size_t>(proposed);
     for (std::size_t i = 0; i < rows.size(); ++i) {
       auto id = static_cast<std::int32_t>(random_.below(static_cast<std::size_t>(vocab_)));
@@ -36,6 +37,25 @@ class ForcedLevel final : public Level {
   void settle(std::span<const std::int32_t> text) override { level_.settle(text); }
 
  private:
+  /// What a chain asks of rows that lie elsewhere, for the time that it takes: their shares of what is
+  /// proposed, and a token of what one row leaves of another; of a row alone a token.
+  static void ask(const std::vector<Row>& rows, std::span<const std::int32_t> text) {
+    const std::size_t proposed = rows.size() - 1;
+    std::vector<ShareQuestion> questions(rows.size());
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      questions[i].p = rows[i].held->row(rows[i].number);
+      if (i < proposed) questions[i].id = text[text.size() - proposed + i];
+    }
+    if (proposed == 0) questions[0].uniform = 0.5;
+    rows.front().held->ask(questions);
+    if (proposed == 0) return;
+    ShareQuestion other;
+    other.p = questions.back().p;
+    other.q = questions.front().p;
+    other.uniform = 0.5;
+    rows.front().held->ask({&other, 1});
+  }
+
   Level& level_;
   double acceptance_;
   std::int64_t vocab_;

@@ -19,14 +19,6 @@ namespace {
 
 double at(std::span<const float> logits, std::int32_t id) { return logits[static_cast<std::size_t>(id)]; }
 
-[[noreturn]] void fail_not_finite(std::uint64_t position) {
-  throw UserError(
-      fmt::format(
-          "The model's logits for token {} of the text are not finite numbers: its training diverged.",
-          position),
-      "Use an earlier checkpoint.");
-}
-
 // NaN and infinity are nowhere, and something can come.
 void require_finite(std::span<const float> logits, std::uint64_t position) {
   bool bad = false, any = false;
@@ -135,6 +127,14 @@ void weigh(std::vector<double>& z, double greatest, const SamplingOptions& optio
 }
 
 }  // namespace
+
+void fail_not_finite(std::uint64_t position) {
+  throw UserError(
+      fmt::format(
+          "The model's logits for token {} of the text are not finite numbers: its training diverged.",
+          position),
+      "Use an earlier checkpoint.");
+}
 
 // The first place whose weights, added up to it, exceed the share `u` of all. Blocks of weights are passed by
 // their sums.

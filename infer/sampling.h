@@ -47,6 +47,9 @@ struct SampledToken {
   double logprob = 0;  // natural log of its probability, from the logits as they came; NaN: not asked for
 };
 
+/// UserError: the logits for token `position` of a text are not finite.
+[[noreturn]] void fail_not_finite(std::uint64_t position);
+
 /// Picks from logits [V]; a pure function of (logits, options, position, history). Ties go to the lower id.
 /// UserError when a logit is NaN or infinite (-infinity is a token that cannot come). Without `logprob`,
 /// which takes a pass of exponentials over the vocabulary, it is left out.

@@ -60,6 +60,8 @@ class WholeStep {
   void give_up();
   /// Of row i of the step that was waited for, [V].
   std::vector<float> logits(std::int64_t i);
+  /// The same where they lie, as Decoder::logits_in_place() has them.
+  ConstView logits_in_place(std::int64_t i) { return decoder_->logits_in_place(i); }
 
  private:
   struct Slot {

@@ -30,7 +30,8 @@ std::int64_t CachedModel::rows_that_fit(SequenceId sequence, std::int64_t rows,
 
 // The device has chosen anyhow.
 PassRows CachedModel::add_whole(SequenceId sequence, std::int32_t token, std::int64_t position,
-                                Wanted what) const {
+                                const WantedRows& rows) const {
+  const Wanted what = rows.what;
   const bool skips = rule.blocks == Causal::Blocks::Skipped;  // nothing is above 1
   const StepRow row{.sequence = sequence,
                     .token = token,
@@ -40,7 +41,13 @@ PassRows CachedModel::add_whole(SequenceId sequence, std::int32_t token, std::in
   const DecoderResult result = whole->run({&row, 1}).front();
   if (counts != nullptr) counts->add(result);
   PassRows told;
-  if (what != Wanted::Logits && result.finite) {
+  if (what == Wanted::Shares && c.backend().keeps_rows()) {
+    if (const ConstView logits = whole->logits_in_place(0)) {
+      told.shares = std::make_shared<HeldRows>(c, logits, logits.size, vocab, rows.temperature);
+      return told;
+    }
+  }
+  if (what != Wanted::Logits && what != Wanted::Shares && result.finite) {
     told.choices.push_back({result.token, what == Wanted::LikeliestAndShare ? result.share : 1.0});
     return told;
   }
@@ -50,14 +57,20 @@ PassRows CachedModel::add_whole(SequenceId sequence, std::int32_t token, std::in
 }
 
 /// `logits` [rows, V] on the device.
-PassRows CachedModel::tell(const Tensor& logits, Wanted what) const {
+PassRows CachedModel::tell(const Tensor& logits, const WantedRows& what) const {
   const std::int64_t width = model.config().vocab_size, rows = logits.size() / width;
   PassRows told;
-  if (what == Wanted::Likeliest) {
-    std::vector<TokenPick> picks(static_cast<std::size_t>(rows));
+  if (what.what == Wanted::Shares && c.backend().keeps_rows()) {
+    told.shares = std::make_shared<HeldRows>(c, logits, width, vocab, what.temperature);
+    return told;
+  }
+  if (what.what == Wanted::Likeliest || what.what == Wanted::LikeliestAndShare) {
+    TokenPick asked;
+    asked.wants_share = what.what == Wanted::LikeliestAndShare;
+    std::vector<TokenPick> picks(static_cast<std::size_t>(rows), asked);
     if (c.backend().choose_tokens(picks, logits, width, vocab) &&
         std::all_of(picks.begin(), picks.end(), [](const TokenPick& p) { return p.finite; })) {
-      for (const TokenPick& p : picks) told.choices.push_back({p.token, 1});
+      for (const TokenPick& p : picks) told.choices.push_back({p.token, p.share});
       return told;
     }
   }
@@ -70,7 +83,7 @@ PassRows CachedModel::tell(const Tensor& logits, Wanted what) const {
 }
 
 PassRows CachedModel::add(SequenceId sequence, std::span<const std::int32_t> tokens, std::int64_t position,
-                          std::int64_t wanted, Wanted what) const {
+                          std::int64_t wanted, WantedRows what) const {
   const NoGrad no_grad(c);
   const auto size = static_cast<std::int64_t>(tokens.size());
   // The rows that are wanted come in one pass.

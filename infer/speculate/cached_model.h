@@ -2,12 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <utility>
 #include <vector>
 
 #include "infer/kv_cache.h"
 #include "infer/pass_counts.h"
+#include "infer/speculate/held_rows.h"
 #include "infer/speculate/short_passes.h"
 #include "infer/whole_step.h"
 #include "src/model/transformer.h"
@@ -20,6 +22,13 @@ enum class Wanted : std::uint8_t {
   Logits,
   Likeliest,          // the most likely id, of equal ones the lowest
   LikeliestAndShare,  // and its probability
+  Shares              // all probabilities at a temperature, which stay where they are as well
+};
+
+struct WantedRows {
+  Wanted what = Wanted::Logits;
+  double temperature = 1;                                              // of the shares
+  WantedRows(Wanted of, double at = 1) : what(of), temperature(at) {}  // NOLINT: mostly that is all of it
 };
 
 /// What it is told.
@@ -30,6 +39,7 @@ struct PassRows {
   };
   std::vector<float> logits;    // [rows * vocab]; none where there are
   std::vector<Choice> choices;  // by row
+  std::shared_ptr<const HeldRows> shares;
 };
 
 struct CachedModel {
@@ -49,14 +59,15 @@ struct CachedModel {
 
   /// Adds tokens to a sequence, the first of them at `position` of its text, in passes of at most max_rows,
   /// and of fewer where the cache is nearly full.
-  /// Of the last `wanted` rows what is wanted, or the logits, where the backend does not choose or one is not
-  /// finite. UserError: the cache has no room for them.
+  /// Of the last `wanted` rows what is wanted, or the logits, where the backend does not choose or keeps no
+  /// rows, or one that it would choose from is not finite. UserError: the cache has no room for them.
   PassRows add(SequenceId sequence, std::span<const std::int32_t> tokens, std::int64_t position,
-               std::int64_t wanted, Wanted what = Wanted::Logits) const;
+               std::int64_t wanted, WantedRows what = Wanted::Logits) const;
 
  private:
-  PassRows add_whole(SequenceId sequence, std::int32_t token, std::int64_t position, Wanted what) const;
-  PassRows tell(const Tensor& logits, Wanted what) const;
+  PassRows add_whole(SequenceId sequence, std::int32_t token, std::int64_t position,
+                     const WantedRows& rows) const;
+  PassRows tell(const Tensor& logits, const WantedRows& what) const;
   std::int64_t rows_that_fit(SequenceId sequence, std::int64_t rows, std::int64_t divisible) const;
 };
 

@@ -4,9 +4,36 @@
 #include <chrono>
 #include <utility>
 
+#include "infer/sampling.h"
 #include "kernels/error.h"
 
 namespace fathom {
+
+namespace {
+
+std::vector<double> on_host(const Row& row) {
+  return row.held != nullptr ? row.held->on_host(row.number) : row.p;
+}
+
+// What a token is drawn by: p, or the residual. Where p and q are as good as one, this may be all zeros: then
+// a refusal was a rounding, and p's own is as good as any.
+std::vector<double> weights_of(const Row& p, const Row* q) {
+  std::vector<double> weights = on_host(p);
+  if (q == nullptr) return weights;
+  double sum = 0;
+  if (q->certain >= 0) {
+    weights[static_cast<std::size_t>(q->certain)] = 0;
+    for (const double w : weights) sum += w;
+  } else {
+    const std::vector<double> held = q->held != nullptr ? on_host(*q) : std::vector<double>();
+    const std::vector<double>& taken_off = q->held != nullptr ? held : q->p;
+    for (std::size_t i = 0; i < weights.size(); ++i)
+      sum += weights[i] = std::max(0.0, weights[i] - taken_off[i]);
+  }
+  return sum > 0 ? weights : on_host(p);
+}
+
+}  // namespace
 
 Chain::Chain(std::vector<Level*> levels, Chance& chance, Pace& pace, std::vector<std::int32_t> stops)
     : levels_(std::move(levels)),
@@ -70,7 +97,7 @@ bool Chain::extend(std::int64_t level, std::vector<std::int32_t>& text, std::int
     if (!q.empty()) levels_[static_cast<std::size_t>(level - 1)]->handed_on(text);
   }
   const std::size_t proposed = text.size() - start;
-  if (!ask(level, text, static_cast<std::int64_t>(proposed), p)) {
+  if (!ask(level, text, static_cast<std::int64_t>(proposed), Purpose::Token, p)) {
     text.resize(start);
     return false;
   }
@@ -109,7 +136,7 @@ void Chain::propose(std::int64_t level, std::vector<std::int32_t>& text, std::in
   std::vector<Row> one;
   while (static_cast<std::int64_t>(rows.size()) < wanted) {
     if (level == 0) {
-      if (!ask(0, text, 0, one)) return;
+      if (!ask(0, text, 0, Purpose::Proposal, one)) return;
       text.push_back(choose(one[0], {static_cast<std::int64_t>(text.size()), Purpose::Proposal, 0, passes_}));
       rows.push_back(std::move(one[0]));
       ++counts_[0].tokens;
@@ -123,48 +150,98 @@ void Chain::propose(std::int64_t level, std::vector<std::int32_t>& text, std::in
 }
 
 bool Chain::ask(std::int64_t level, std::span<const std::int32_t> text, std::int64_t proposed,
-                std::vector<Row>& rows) {
+                Purpose purpose, std::vector<Row>& rows) {
   rows.clear();
   ++passes_;
   LevelCounts& count = counts_[static_cast<std::size_t>(level)];
   const double began = clock_();
-  const bool said = levels_[static_cast<std::size_t>(level)]->rows(text, proposed, rows);
+  bool said = levels_[static_cast<std::size_t>(level)]->rows(text, proposed, rows);
+  if (said && std::ssize(rows) != proposed + 1)
+    throw InternalError("[chain] a level has another number of rows");
+  said = said && look(level, text, proposed, purpose, rows);
   const double seconds = clock_() - began;
   count.seconds += seconds;
   if (!said) return false;
-  if (static_cast<std::int64_t>(rows.size()) != proposed + 1)
-    throw InternalError("[chain] a level has another number of rows");
   ++count.passes;
   if (proposed == 0 && count.passes > 1) ++count.plain_passes, count.plain_seconds += seconds;
   pace_.passed(level, proposed, seconds);
   return true;
 }
 
+// Of rows that are held the host asks once what it has to know of all: what each has of the token that was
+// proposed there, and of a row alone, from which a token is drawn for certain, the token. False: a row is not
+// finite, which is an error of the last level alone.
+bool Chain::look(std::int64_t level, std::span<const std::int32_t> text, std::int64_t proposed,
+                 Purpose purpose, std::vector<Row>& rows) {
+  if (rows.front().held == nullptr) return true;
+  const std::size_t first = text.size() - static_cast<std::size_t>(proposed);
+  std::vector<ShareQuestion> questions(rows.size());
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    questions[i].p = rows[i].held->row(rows[i].number);
+    if (first + i < text.size()) questions[i].id = text[first + i];
+  }
+  if (proposed == 0)
+    questions[0].uniform = chance_.share([&] { return weights_of(rows[0], nullptr); },
+                                         {static_cast<std::int64_t>(first), purpose, level, passes_});
+  rows.front().held->ask(questions);
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    if (!questions[i].finite) {
+      if (level + 1 == std::ssize(levels_)) fail_not_finite(first + i);
+      rows.clear();
+      return false;
+    }
+    rows[i].share = questions[i].share;
+    rows[i].drawn = questions[i].token;
+  }
+  return true;
+}
+
 bool Chain::takes(std::int32_t id, const Row& p, const Row& q, const Decision& d) {
   if (p.only >= 0) return p.only == id;
-  const auto i = static_cast<std::size_t>(id);
-  const double of_q = q.p[i], of_p = p.p[i];
+  const double of_q = probability(q, id), of_p = probability(p, id);
   if (of_p >= of_q) return true;
   return of_p > 0 && chance_.happens(of_p / of_q, d);
 }
 
-std::int32_t Chain::choose(const Row& p, const Decision& d) {
-  return p.only >= 0 ? p.only : static_cast<std::int32_t>(chance_.pick(p.p, d));
+std::int32_t Chain::choose(Row& p, const Decision& d) {
+  if (p.only >= 0) return p.only;
+  if (p.certain >= 0) return p.certain;
+  if (p.drawn >= 0) return p.drawn;
+  if (p.held != nullptr) return draw_held(p, nullptr, d);
+  return static_cast<std::int32_t>(chance_.pick(p.p, d));
 }
 
-// Where p and q are as good as one, the residual may be all zeros: then a refusal was a rounding, and p's own
-// is as good as any.
-std::int32_t Chain::choose_other(const Row& p, const Row& q, const Decision& d) {
+std::int32_t Chain::choose_other(Row& p, const Row& q, const Decision& d) {
   if (p.only >= 0) return p.only;
-  std::vector<double> residual(p.p.size());
-  double sum = 0;
-  for (std::size_t i = 0; i < residual.size(); ++i) sum += residual[i] = std::max(0.0, p.p[i] - q.p[i]);
-  return static_cast<std::int32_t>(chance_.pick(sum > 0 ? residual : p.p, d));
+  if (p.certain >= 0) return p.certain;
+  const bool both_held =
+      q.certain >= 0 || (q.held != nullptr && p.held != nullptr && p.held->goes_with(*q.held));
+  if (p.held != nullptr && both_held) return draw_held(p, &q, d);
+  const auto id = static_cast<std::int32_t>(chance_.pick(weights_of(p, &q), d));
+  if (p.held != nullptr) p.share = on_host(p)[static_cast<std::size_t>(id)];
+  return id;
+}
+
+// A token of the row p, or of what q leaves of it, drawn where they are.
+std::int32_t Chain::draw_held(Row& p, const Row* q, const Decision& d) {
+  ShareQuestion question;
+  question.p = p.held->row(p.number);
+  if (q != nullptr && q->held != nullptr) question.q = q->held->row(q->number);
+  if (q != nullptr) question.certain = q->certain;
+  question.uniform = chance_.share([&] { return weights_of(p, q); }, d);
+  p.held->ask({&question, 1});
+  p.share = question.share;
+  return question.token;
+}
+
+double Chain::probability(const Row& row, std::int32_t id) {
+  if (row.certain >= 0) return row.certain == id ? 1 : 0;
+  return row.held != nullptr ? row.share : row.p[static_cast<std::size_t>(id)];
 }
 
 double Chain::sureness(const Row& row, std::int32_t id) {
   if (row.sure >= 0) return row.sure;
-  return row.only >= 0 ? 1 : row.p[static_cast<std::size_t>(id)];
+  return row.only >= 0 ? 1 : probability(row, id);
 }
 
 }  // namespace fathom

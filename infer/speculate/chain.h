@@ -60,8 +60,8 @@ class Chain {
 
  protected:
   /// Instead of a proposal from q that was not taken. Virtual for the test that plants a bias here.
-  virtual std::int32_t choose_other(const Row& p, const Row& q, const Decision& d);
-  std::int32_t choose(const Row& p, const Decision& d);
+  virtual std::int32_t choose_other(Row& p, const Row& q, const Decision& d);
+  std::int32_t choose(Row& p, const Decision& d);
 
  private:
   double settle_level(std::size_t level, std::span<const std::int32_t> text);
@@ -70,9 +70,13 @@ class Chain {
                std::vector<Row>& rows);
   bool extend(std::int64_t level, std::vector<std::int32_t>& text, std::int64_t most,
               std::vector<Row>* handed_on);
-  bool ask(std::int64_t level, std::span<const std::int32_t> text, std::int64_t proposed,
+  bool ask(std::int64_t level, std::span<const std::int32_t> text, std::int64_t proposed, Purpose purpose,
            std::vector<Row>& rows);
+  bool look(std::int64_t level, std::span<const std::int32_t> text, std::int64_t proposed, Purpose purpose,
+            std::vector<Row>& rows);
+  std::int32_t draw_held(Row& p, const Row* q, const Decision& d);
   bool takes(std::int32_t id, const Row& p, const Row& q, const Decision& d);
+  static double probability(const Row& row, std::int32_t id);
   static double sureness(const Row& row, std::int32_t id);
 
   std::vector<Level*> levels_;

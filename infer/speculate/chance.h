@@ -3,7 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
+#include <vector>
 
 namespace fathom {
 
@@ -29,6 +31,10 @@ class Chance {
   virtual bool happens(double probability, const Decision& d) = 0;
   /// A place with a probability in proportion to its weight; they are not negative, and not all 0.
   virtual std::size_t pick(std::span<const double> weights, const Decision& d) = 0;
+  /// The same where the weights lie elsewhere: the number of [0, 1) by which somebody else draws, the place
+  /// being the one in which that part of all weights falls, these laid side by side. `weights` brings them
+  /// for whoever has to see them.
+  virtual double share(const std::function<std::vector<double>()>& weights, const Decision& d) = 0;
 };
 
 /// Numbers that are a pure function of (seed, position, purpose, cycle).
@@ -37,6 +43,9 @@ class SeededChance final : public Chance {
   explicit SeededChance(std::uint64_t seed) : seed_(seed) {}
   bool happens(double probability, const Decision& d) override;
   std::size_t pick(std::span<const double> weights, const Decision& d) override;
+  double share(const std::function<std::vector<double>()>&, const Decision& d) override {
+    return uniform_of(d);
+  }
 
  private:
   double uniform_of(const Decision& d) const;

@@ -3,16 +3,26 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
+
+#include "infer/speculate/held_rows.h"
 
 namespace fathom {
 
 /// What may follow a text.
 struct Row {
-  std::vector<double> p;   // of every id its probability; empty where `only` says it all
-  std::int32_t only = -1;  // the one id that is chosen here: at temperature 0, or under shared noise
-  double sure = -1;        // a guess of how likely another model is to choose the same; below 0: p says it
+  std::vector<double> p;      // of every id its probability; empty where the following say it all
+  std::int32_t only = -1;     // the one id that is chosen here: at temperature 0, or under shared noise
+  double sure = -1;           // a guess of how likely another model is to choose the same; below 0: p says it
+  std::int32_t certain = -1;  // an id whose probability is 1
+  /// Not null: p is row `number` of these.
+  std::shared_ptr<const HeldRows> held = nullptr;
+  std::size_t number = 0;
+  // What a chain knows of a held row:
+  double share = -1;        // the probability of the token that the text has there
+  std::int32_t drawn = -1;  // a token that was drawn from it when it was first asked
 };
 
 class Level {

@@ -119,7 +119,7 @@ void LevelChain::build(const CachedModel& target, const CachedModel* draft,
   };
   const bool by_sureness = options.proposals == 0;  // the pace goes by it
   if (options.method == Method::Ngram || (options.drafts() && options.draft == Draft::Ngram)) {
-    add(std::make_unique<NgramLevel>(rule_, target.vocab), "ngram");
+    add(std::make_unique<NgramLevel>(rule_), "ngram");
   } else if (skips(options)) {
     add_gathered(std::make_unique<SelfSkipLevel>(last_, rule_, by_sureness, options.window), "self-skip");
   } else if (options.drafts()) {

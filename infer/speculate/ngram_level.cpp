@@ -24,7 +24,7 @@ bool NgramLevel::rows(std::span<const std::int32_t> text, std::int64_t proposed,
   }
   if (longest < kLeast) return false;
   const auto agree = static_cast<double>(longest);
-  rows.push_back(rule_.certainly(text[next], vocab_, agree / (agree + 1)));
+  rows.push_back(rule_.certainly(text[next], agree / (agree + 1)));
   return true;
 }
 

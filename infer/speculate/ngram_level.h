@@ -11,13 +11,12 @@ namespace fathom {
 
 class NgramLevel final : public Level {
  public:
-  NgramLevel(const RowRule& rule, std::int64_t vocab) : rule_(rule), vocab_(vocab) {}
+  explicit NgramLevel(const RowRule& rule) : rule_(rule) {}
   /// False: the last two tokens do not stand together earlier in the text.
   bool rows(std::span<const std::int32_t> text, std::int64_t proposed, std::vector<Row>& rows) override;
 
  private:
   const RowRule& rule_;
-  std::int64_t vocab_;
 };
 
 }  // namespace fathom

@@ -11,7 +11,8 @@
 
 namespace fathom {
 
-Wanted RowRule::wanted(bool wants_sureness) const {
+WantedRows RowRule::wanted(bool wants_sureness) const {
+  if (!chooses() && sampling_.temperature_alone()) return {Wanted::Shares, sampling_.temperature};
   if (sampling_.temperature > 0 || sampling_.penalises() || !sampling_.logit_bias.empty())
     return Wanted::Logits;
   return wants_sureness ? Wanted::LikeliestAndShare : Wanted::Likeliest;
@@ -19,6 +20,12 @@ Wanted RowRule::wanted(bool wants_sureness) const {
 
 Row RowRule::row(const PassRows& told, std::size_t i, std::size_t count, std::span<const std::int32_t> text,
                  bool wants_sureness) const {
+  if (told.shares != nullptr) {
+    Row row;
+    row.held = told.shares;
+    row.number = i;
+    return row;
+  }
   if (!told.choices.empty()) return {.p = {}, .only = told.choices[i].id, .sure = told.choices[i].share};
   const std::size_t vocab = told.logits.size() / count;
   return of_logits(std::span(told.logits).subspan(i * vocab, vocab), text, wants_sureness);
@@ -71,15 +78,10 @@ bool RowRule::proposals(const PassRows& told, std::span<const std::int32_t> text
   return !rows.empty();
 }
 
-Row RowRule::certainly(std::int32_t id, std::int64_t vocab, double sure) const {
+Row RowRule::certainly(std::int32_t id, double sure) const {
   Row row;
   row.sure = sure;
-  if (chooses()) {
-    row.only = id;
-  } else {
-    row.p.assign(static_cast<std::size_t>(vocab), 0.0);
-    row.p[static_cast<std::size_t>(id)] = 1;
-  }
+  (chooses() ? row.only : row.certain) = id;
   return row;
 }
 

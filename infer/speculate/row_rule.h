@@ -24,7 +24,7 @@ class RowRule {
       : sampling_(std::move(sampling)), tokens_(tokens), prompt_(prompt) {}
 
   /// What has to be known of a pass for its rows. `wants_sureness`: somebody reads Row::sure.
-  Wanted wanted(bool wants_sureness) const;
+  WantedRows wanted(bool wants_sureness) const;
   /// What follows `text`, by row number i of `count` of a pass that told what is wanted(), or logits.
   /// UserError as sample().
   Row row(const PassRows& told, std::size_t i, std::size_t count, std::span<const std::int32_t> text,
@@ -37,7 +37,7 @@ class RowRule {
   bool proposals(const PassRows& told, std::span<const std::int32_t> text, std::size_t first,
                  std::size_t count, bool wants_sureness, std::vector<Row>& rows) const;
   /// A guess that one token follows.
-  Row certainly(std::int32_t id, std::int64_t vocab, double sure) const;
+  Row certainly(std::int32_t id, double sure) const;
 
  private:
   Row of_logits(std::span<const float> logits, std::span<const std::int32_t> text, bool wants_sureness) const;

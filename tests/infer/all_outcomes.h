@@ -2,9 +2,11 @@
 // what it writes, to rounding.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <span>
 #include <vector>
@@ -36,6 +38,17 @@ class AllOutcomes final : public Chance {
       if (weights[i] > 0) shares.push_back(weights[i] / sum), places.push_back(i);
     }
     return places[shares.size() == 1 ? 0 : branch(shares)];
+  }
+  /// The middle of what the outcome has of all weights.
+  double share(const std::function<std::vector<double>()>& weights, const Decision& d) override {
+    const std::vector<double> all = weights();
+    const std::size_t place = pick(all, d);
+    double sum = 0, before = 0;
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      if (i < place) before += all[i];
+      sum += all[i];
+    }
+    return std::min((before + all[place] / 2) / sum, 1 - 0x1p-53);
   }
   /// Of the run that has ended.
   double weight() const { return weight_; }

@@ -81,11 +81,14 @@ class ChoosingBackend final : public testing_support::ForwardingBackend {
       p.token = static_cast<std::int32_t>(std::max_element(row, row + choices) - row);
       p.finite = ++rows % 13 != 0;
       if (!p.finite) p.token = 0;
+      double sum = 0;
+      for (std::int64_t id = 0; id < choices; ++id) sum += std::exp(double{row[id]} - row[p.token]);
+      if (p.wants_share) p.share = 1 / sum, ++shares;
       row += vocab;
     }
     return true;
   }
-  int calls = 0, rows = 0;
+  int calls = 0, rows = 0, shares = 0;
 };
 
 TEST_P(SpeculationKinds, GreedyTextsAreTheSameWhereTheDeviceChooses) {
@@ -93,6 +96,7 @@ TEST_P(SpeculationKinds, GreedyTextsAreTheSameWhereTheDeviceChooses) {
   Model m(backend, DType::F32, GetParam().routing, kContext);
   expect_greedy_texts(m.c, m.model, m.rule);
   EXPECT_GT(backend->calls, 1000);
+  EXPECT_GT(backend->shares, 20);
 }
 
 TEST_P(SpeculationKinds, GreedyTextsOfQuantizedTargetsAreThoseOfPlainDecoding) {
@@ -186,13 +190,13 @@ outcomes::Texts sampled_texts(Model& m, std::int64_t vocab, const Request& reque
 }
 
 // The whole of it: models, caches, retrieval and rollback, with all outcomes of all random numbers.
-void expect_the_distribution_of_plain_sampling(Model& m) {
+void expect_the_distribution_of_plain_sampling(Model& m, const SamplingOptions& sampling) {
   constexpr std::int64_t kFew = 2;  // ids that are chosen
   Bench b(m.c, m.model, m.rule);
   b.target.vocab = b.small.vocab = kFew;
   Request request{.max_tokens = 4};
   for (std::int32_t i = 0; i < 30; ++i) request.prompt.push_back(i * i % 3 % static_cast<std::int32_t>(kFew));
-  request.sampling = {.temperature = 1.5, .top_p = 0.97, .presence_penalty = 0.2};
+  request.sampling = sampling;
   const outcomes::Texts expected = sampled_texts(m, kFew, request);
   for (Way way : ways(skips(m.model))) {
     way.options.retrieval = {.budget = 16, .chunk = 2};
@@ -221,9 +225,51 @@ void expect_the_distribution_of_plain_sampling(Model& m) {
   }
 }
 
+const SamplingOptions kCut{.temperature = 1.5, .top_p = 0.97, .presence_penalty = 0.2};
+// Nothing but a temperature: the rows may stay on a device.
+const SamplingOptions kWhole{.temperature = 1.5};
+
 TEST_P(SpeculationKinds, TextsAreDistributedAsPlainSamplingHasThem) {
   Model m(make_cpu_backend({.invariant = true}, 1), DType::F32, GetParam().routing, kContext);
-  expect_the_distribution_of_plain_sampling(m);
+  expect_the_distribution_of_plain_sampling(m, kCut);
+}
+
+/// Keeps rows as a GPU does.
+class KeepingBackend final : public testing_support::ForwardingBackend {
+ public:
+  explicit KeepingBackend(const BackendOptions& options = {.invariant = true})
+      : ForwardingBackend(make_cpu_backend(options, 1)) {}
+  bool keeps_rows() const override { return true; }
+  void ask_shares(std::span<ShareQuestion> questions, std::int64_t choices) override {
+    ++asked;
+    inner().ask_shares(questions, choices);
+  }
+  std::int64_t asked = 0;
+};
+
+TEST_P(SpeculationKinds, TextsAreDistributedSoWhereTheDeviceKeepsRows) {
+  const auto backend = std::make_shared<KeepingBackend>();
+  Model m(backend, DType::F32, GetParam().routing, kContext);
+  expect_the_distribution_of_plain_sampling(m, kWhole);
+  EXPECT_GT(backend->asked, 100);
+}
+
+// Host and device draw by the same numbers from the same shares, to rounding.
+TEST_P(SpeculationKinds, DrawnTextsAreTheSameWhereTheDeviceKeepsRows) {
+  const auto backend = std::make_shared<KeepingBackend>();
+  Model there(backend, DType::F32, GetParam().routing, kContext);
+  Model here(make_cpu_backend({.invariant = true}, 1), DType::F32, GetParam().routing, kContext);
+  Bench keeps(there.c, there.model, there.rule), brings(here.c, here.model, here.rule);
+  Request request{.prompt = random_ids(90, 1), .max_tokens = 60};
+  for (const Way& way : ways(skips(here.model))) {
+    if (way.options.proposals == 0) continue;  // the clock decides
+    for (const std::uint64_t seed : {1U, 2U}) {
+      request.sampling = {.temperature = 0.8, .seed = seed};
+      EXPECT_EQ(speculate(keeps, way.options, request).ids, speculate(brings, way.options, request).ids)
+          << way.name;
+    }
+  }
+  EXPECT_GT(backend->asked, 100);
 }
 
 class CudaSpeculationKinds : public ::testing::TestWithParam<Case> {};
@@ -251,7 +297,8 @@ TEST_P(CudaSpeculationKinds, TextsAreDistributedAsPlainSamplingHasThem) {
   for (const DType dtype : {DType::F32, DType::BF16}) {
     SCOPED_TRACE(name_of(dtype));
     Model m(opened.backend, dtype, GetParam().routing, kContext);
-    expect_the_distribution_of_plain_sampling(m);
+    expect_the_distribution_of_plain_sampling(m, kCut);
+    expect_the_distribution_of_plain_sampling(m, kWhole);
   }
 }
 
@@ -279,19 +326,48 @@ TEST(Speculation, TakesWhatALevelThatAgreesProposes) {
   EXPECT_GT(by_retrieval.report.speedup(), 0);
 }
 
+void break_numbers(Context& c, const Transformer& model) {
+  for (const ParameterSpec& spec : model.parameters().specs()) {
+    const Tensor& weight = model.parameters().get(spec.name);
+    const std::vector<float> broken(static_cast<std::size_t>(weight.size()), std::nanf(""));
+    from_host(c.backend(), weight, broken);
+  }
+}
+
 // What a broken draft has to say is nothing, and the text is the target's.
 TEST(Speculation, ADraftWhoseNumbersAreNotFiniteProposesNothing) {
   Model m(make_cpu_backend({.invariant = true}, 1), DType::F32, depth(CausalMethod::Aux), kContext);
   Bench b(m.c, m.model, m.rule);
-  for (const ParameterSpec& spec : b.draft.model.parameters().specs()) {
-    const Tensor& weight = b.draft.model.parameters().get(spec.name);
-    const std::vector<float> broken(static_cast<std::size_t>(weight.size()), std::nanf(""));
-    from_host(b.draft.c.backend(), weight, broken);
-  }
+  break_numbers(b.draft.c, b.draft.model);
   const Request request{.prompt = random_ids(30, 1), .max_tokens = 40, .sampling = {.temperature = 0}};
   const Text text = speculate(b, options_of(Method::Draft, Draft::Model, 5), request);
   EXPECT_EQ(text.ids, plain(m.c, m.model, m.rule, request).ids);
   EXPECT_EQ(text.report.levels.back().counts.proposed, 0);
+}
+
+// The same of rows that a device keeps, and of the target's own that is an error.
+TEST(Speculation, KeptRowsThatAreNotFiniteAreNoProposalsAndNoTexts) {
+  const auto backend = std::make_shared<KeepingBackend>();
+  Model m(backend, DType::F32, depth(CausalMethod::Aux), kContext);
+  Bench b(m.c, m.model, m.rule);
+  const Request request{.prompt = random_ids(30, 1), .max_tokens = 40, .sampling = {.temperature = 1}};
+  const SpeculationOptions plain_one = options_of(Method::Plain, Draft::Ngram, 1);
+  break_numbers(b.draft.c, b.draft.model);
+  for (const Method method : {Method::Draft, Method::Triforce}) {
+    const Text text = speculate(b, options_of(method, Draft::Model, 5), request);
+    EXPECT_EQ(std::ssize(text.ids), 40);
+    EXPECT_EQ(text.report.levels.front().counts.tokens, 0);
+  }
+  break_numbers(m.c, m.model);
+  for (const SpeculationOptions& o : {plain_one, options_of(Method::Ngram, Draft::Ngram, 4)}) {
+    try {
+      speculate(b, o, request);
+      ADD_FAILURE() << "no error";
+    } catch (const UserError& e) {
+      EXPECT_THAT(e.what(), ::testing::HasSubstr("token 30 of the text are not finite"));
+    }
+  }
+  EXPECT_TRUE(b.is_free());
 }
 
 std::int64_t draws(std::int64_t usual) {
@@ -300,13 +376,13 @@ std::int64_t draws(std::int64_t usual) {
 }
 
 // Three tokens, by chance: of plain decoding and of each way; a chi-squared of two samples.
-TEST(Speculation, DrawnTextsHaveTheDistributionOfPlainDecoding) {
-  Model m(make_cpu_backend({}, 1), DType::F32, depth(CausalMethod::Predictor), kContext);
+void expect_the_draws_of_plain_decoding(std::shared_ptr<Backend> backend, const SamplingOptions& sampling) {
+  Model m(std::move(backend), DType::F32, depth(CausalMethod::Predictor), kContext);
   Bench b(m.c, m.model, m.rule);
   const std::int64_t n = draws(400);
   // Long enough for proposals behind the plain passes that some ways begin with.
   Request request{.prompt = random_ids(60, 1), .max_tokens = 9};
-  request.sampling = {.temperature = 0.7, .top_k = 4};
+  request.sampling = sampling;
   const auto last_ones = [](const Ids& text) { return Ids(text.end() - 3, text.end()); };
   std::map<std::string, std::map<Ids, std::int64_t>> counts;
   for (std::int64_t i = 0; i < n; ++i) {
@@ -346,10 +422,21 @@ TEST(Speculation, DrawnTextsHaveTheDistributionOfPlainDecoding) {
     }
     if (rare_a + rare_b > 0) add(rare_a, rare_b);
     EXPECT_GT(degrees, 2);
-    RecordProperty(way.name, fmt::format("chi-squared {:.1f}, {} degrees, {} of {} proposals taken", chi,
-                                         degrees, accepted, tested));
+    ::testing::Test::RecordProperty(
+        way.name, fmt::format("chi-squared {:.1f}, {} degrees, {} of {} proposals taken", chi, degrees,
+                              accepted, tested));
     EXPECT_LT(chi, degrees + 4.5 * std::sqrt(2 * degrees)) << way.name << ", " << degrees << " degrees";
   }
+}
+
+TEST(Speculation, DrawnTextsHaveTheDistributionOfPlainDecoding) {
+  expect_the_draws_of_plain_decoding(make_cpu_backend({}, 1), {.temperature = 0.7, .top_k = 4});
+}
+
+// Sharp enough that texts are few.
+TEST(Speculation, DrawnTextsHaveItWhereTheDeviceKeepsRows) {
+  expect_the_draws_of_plain_decoding(std::make_shared<KeepingBackend>(BackendOptions{}),
+                                     {.temperature = 0.35});
 }
 
 }  // namespace

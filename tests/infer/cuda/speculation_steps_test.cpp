@@ -91,7 +91,7 @@ TEST_P(CudaSpeculationSteps, KnowTheLikeliestWithoutLogits) {
     Ids ids;
     for (std::int64_t i = 0; i < n; ++i) ids.push_back(static_cast<std::int32_t>(r() % kVocab));
     const std::int64_t wanted = std::min<std::int64_t>(n, 7);
-    const bool shares = n == 1;
+    const bool shares = n != 3;
     const PassRows choices =
         m.add(told, ids, at, wanted, shares ? Wanted::LikeliestAndShare : Wanted::Likeliest);
     const std::vector<float> logits = m.add(read, ids, at, wanted).logits;
@@ -106,8 +106,92 @@ TEST_P(CudaSpeculationSteps, KnowTheLikeliestWithoutLogits) {
       if (!shares) continue;
       double sum = 0;
       for (const float z : row) sum += std::exp(static_cast<double>(z) - *most);
-      EXPECT_NEAR(choices.choices[0].share, 1 / sum, 1e-5 / sum);
+      EXPECT_NEAR(choices.choices[static_cast<std::size_t>(i)].share, 1 / sum, 1e-5 / sum);
     }
+  }
+}
+
+// Rows that stay on the device are what the host makes of their logits, of single rows and of several.
+TEST_P(CudaSpeculationSteps, KeepTheSharesOfTheirLogits) {
+  Pair p(shared_cuda(), GetParam(), kContext);
+  const Transformer& model = p.model();
+  KvCache cache(
+      p.gpu, model,
+      {.block = 16, .bytes = KvCache::entry_bytes(p.gpu, model) * model.config().depth * 4 * kContext});
+  constexpr std::int64_t kChosen = kVocab - 40;
+  const auto whole = WholeStep::open(p.gpu, model, p.rule, cache, kChosen, 2);
+  if (whole == nullptr) GTEST_SKIP() << "This GPU has no whole steps.";
+  const auto passes = ShortPasses::open(p.gpu, model, p.rule, cache);
+  const CachedModel m{p.gpu, model, p.rule, cache, kChosen, 64, whole.get(), nullptr, passes.get()};
+  const SequenceId kept = cache.add(), read = cache.add();
+  std::mt19937_64 r(5);
+  std::int64_t at = 0;
+  std::vector<std::pair<std::shared_ptr<const HeldRows>, std::vector<double>>> earlier;
+  for (const std::int64_t n : {40, 1, 1, 3, 1, 7, 7, 7, 1, 1}) {
+    Ids ids;
+    for (std::int64_t i = 0; i < n; ++i) ids.push_back(static_cast<std::int32_t>(r() % kVocab));
+    const std::int64_t wanted = std::min<std::int64_t>(n, 7);
+    const PassRows shares = m.add(kept, ids, at, wanted, {Wanted::Shares, 0.7});
+    const std::vector<float> logits = m.add(read, ids, at, wanted).logits;
+    at += n;
+    ASSERT_NE(shares.shares, nullptr);
+    EXPECT_TRUE(shares.logits.empty());
+    ASSERT_EQ(std::ssize(logits), wanted * kChosen);
+    for (std::int64_t i = 0; i < wanted; ++i) {
+      const auto row = std::span(logits).subspan(static_cast<std::size_t>(i * kChosen), kChosen);
+      std::vector<double> expected;
+      probabilities(row, {.temperature = 0.7}, 0, {}, expected);
+      const std::vector<double> got = shares.shares->on_host(static_cast<std::size_t>(i));
+      ASSERT_EQ(got.size(), expected.size());
+      for (std::size_t id = 0; id < got.size(); ++id)
+        ASSERT_NEAR(got[id], expected[id], 1e-4 * expected[id] + 1e-9) << n << " rows, " << i << ", " << id;
+    }
+    // Later passes leave them as they are.
+    for (const auto& [rows, first] : earlier) ASSERT_EQ(rows->on_host(0), first);
+    earlier.emplace_back(shares.shares, shares.shares->on_host(0));
+  }
+}
+
+// Drawn texts of single rows that are steps of one launch, passes over proposals and rows that stay where
+// they are: the same seed gives the same text, and every token is one that can come.
+TEST_P(CudaSpeculationSteps, DrawTheSameTextAgain) {
+  Pair p(shared_cuda(), GetParam(), kContext);
+  const Transformer& model = p.model();
+  KvCache cache(
+      p.gpu, model,
+      {.block = 16, .bytes = KvCache::entry_bytes(p.gpu, model) * model.config().depth * 4 * kContext});
+  const auto whole = WholeStep::open(p.gpu, model, p.rule, cache, kVocab - 40, 3);
+  if (whole == nullptr) GTEST_SKIP() << "This GPU has no whole steps.";
+  const auto passes = ShortPasses::open(p.gpu, model, p.rule, cache);
+  const CachedModel target{p.gpu, model, p.rule, cache, kVocab - 40, 64, whole.get(), nullptr, passes.get()};
+  Request request{.max_tokens = 90};
+  std::mt19937_64 r(3);
+  for (int i = 0; i < 120; ++i) request.prompt.push_back(static_cast<std::int32_t>(r() % 40));
+  request.sampling = {.temperature = 0.9, .seed = 11};
+  for (const Method method : {Method::Plain, Method::Ngram, Method::Retrieval, Method::Triforce}) {
+    SpeculationOptions o;
+    o.method = method;
+    o.draft = model.routed_layers().empty() ? SpeculationOptions::Draft::Ngram
+                                            : SpeculationOptions::Draft::SelfSkip;
+    o.window = {.sinks = 4, .recent = 24};
+    o.proposals = 3;
+    o.retrieval = {.budget = 64, .chunk = 4};
+    const auto text = [&] {
+      Ids ids;
+      Speculation s(target, nullptr, o, request);
+      for (Finish f = Finish::None; f == Finish::None;) {
+        const Speculation::Step step = s.step();
+        ids.insert(ids.end(), step.tokens.begin(), step.tokens.end());
+        f = step.finish;
+      }
+      return ids;
+    };
+    text();  // passes are recorded when they come for the second time
+    const Ids first = text();
+    EXPECT_EQ(text(), first) << static_cast<int>(method);
+    ASSERT_EQ(first.size(), 90U);
+    for (const std::int32_t id : first) ASSERT_LT(id, kVocab - 40);
+    EXPECT_EQ(cache.pool().free_groups(), cache.pool().groups());
   }
 }
 
