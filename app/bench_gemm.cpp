@@ -10,6 +10,8 @@
 #include "app/gemm_rate.h"
 #include "kernels/error.h"
 #include "kernels/packed_matrix.h"
+#include "kernels/row_codes.h"
+#include "src/ops/hadamard.h"
 
 namespace fathom::app {
 
@@ -105,7 +107,31 @@ Codes weights(KernelBench& bench, std::int64_t rows, std::int64_t columns, int b
   return made;
 }
 
-// Forward, and forward of rows of 8 bits with weights of 8 and of 4.
+// Rows as a norm or an activation leaves them, through a product of codes.
+Launch layer(KernelBench& bench, const LinearShape& s, int bits, bool transforms) {
+  const RowQuantization q{s.rows, s.in, 8};
+  Context& c = bench.context();
+  Codes rows{c.empty({s.rows, q.format().row_bytes()}, DType::U8), c.empty({s.rows}, DType::F32), q.format()};
+  return [rows, q, s, &c, y = bench.compute({s.rows, s.out}), x = bench.compute({s.rows, s.in}),
+          turned = transforms ? bench.compute({s.rows, s.in}) : Tensor(),
+          h = transforms ? ops::Hadamard(c, s.in, 1) : ops::Hadamard(),
+          w = weights(bench, s.out, s.in, bits)](Backend& b) {
+    CodeSource from{.x = x};
+    if (h.defined()) {
+      from.hadamard = h.shape(s.rows, 1);
+      from.matrix = h.matrix();
+    }
+    if (!h.defined()) {
+      b.quantize_rows(rows.codes, rows.scales, x, q);
+    } else if (!b.make_codes(rows.codes, rows.scales, from, q)) {
+      h.apply(c, turned, x, s.rows, 1, s.in, s.in);
+      b.quantize_rows(rows.codes, rows.scales, turned, q);
+    }
+    b.linear_codes_forward(y, rows.view(), w.view(), s);
+  };
+}
+
+// Forward, and forward of rows of 8 bits with weights of 8 and of 4, and with what makes the rows codes.
 void measure_codes(KernelBench& bench, const NamedShape& of, const Ceiling& ceiling) {
   const LinearShape& s = of.shape;
   const auto element = static_cast<double>(size_of(bench.context().compute_dtype()));
@@ -132,6 +158,12 @@ void measure_codes(KernelBench& bench, const NamedShape& of, const Ceiling& ceil
               w = weights(bench, s.out, s.in, bits),
               s](Backend& b) { b.linear_codes_forward(y, x.view(), w.view(), s); };
     }));
+    // The layer whole: its rows are numbers that become codes first, and before that are transformed or not.
+    for (const bool transforms : {false, true}) {
+      const double rows_bytes = element * static_cast<double>(s.rows * s.in);
+      print(fmt::format("layer_{}w{}a8", transforms ? "hadamard_" : "", bits),
+            bench.seconds(bytes + rows_bytes, [&] { return layer(bench, s, bits, transforms); }));
+    }
   }
 }
 
@@ -193,7 +225,9 @@ void add_bench_gemm(CLI::App& bench, Globals& globals) {
       ->capture_default_str()
       ->check(number_from_to(0, 1e9));
   sub->add_option("--shape", flags->shape, "Only y = x W^T of this shape")->type_name("ROWSxINxOUT");
-  sub->add_flag("--codes", flags->codes, "Forward alone, and with rows of 8 bits and weights of 8 and 4");
+  sub->add_flag("--codes", flags->codes,
+                "Forward alone, and with rows of 8 bits and weights of 8 and 4, and the layer with what "
+                "makes rows codes");
   add_kernel_bench_flags(*sub, flags->kernel, globals);
   sub->callback([flags, &globals] { run(*flags, globals); });
 }
