@@ -104,9 +104,7 @@ class Calibration {
     const std::string at = fmt::format("model.layers.{}.", layer);
     for (const std::string& parameter : quantizer_.parameters()) {
       if (!parameter.starts_with(at)) continue;
-      quantizer_.quantize(parameter, [&](const MatrixToQuantize& m) {
-        return quantize(m, hessians.find(m.parameter, m.expert));
-      });
+      quantizer_.quantize(parameter, [&](const MatrixToQuantize& m) { return quantize(m, hessians); });
     }
     spdlog::debug("block {}: what its products read took {:.2f} s, their codes {:.2f} s", layer + 1, seen,
                   watch.seconds());
@@ -126,7 +124,8 @@ class Calibration {
     spdlog::debug("block {}: the mean of {} keys took {:.2f} s", layer + 1, keys.rows(), watch.seconds());
   }
 
-  QuantizedMatrix quantize(const MatrixToQuantize& m, const Hessian* h) {
+  QuantizedMatrix quantize(const MatrixToQuantize& m, const ProductHessians& hessians) {
+    const Hessian* const h = hessians.find(m.parameter, m.expert);
     const PackedFormat& f = m.format;
     const bool wanted = options_.by == Quantizer::Gptq;
     QuantizedLayer made = quantize_matrix(m.values, m.rows, f.columns, {.bits = f.bits, .group = f.group},
@@ -141,7 +140,7 @@ class Calibration {
     said.failure = wanted && h == nullptr ? "no token of the calibration came to it" : made.failure;
     said.damping = made.damping;
     said.weight_error = relative_error(m.values, made.matrix);
-    if (h != nullptr) said.output_error = relative_loss(m.values, made.matrix, *h);
+    if (h != nullptr) said.output_error = hessians.relative_loss(m.values, made.matrix, *h);
     return std::move(made.matrix);
   }
 

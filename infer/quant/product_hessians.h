@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -20,9 +21,9 @@ class ProductHessians {
  public:
   /// In double, on the host.
   ProductHessians() = default;
-  /// Where `device` computes, as gradients of weights are summed (fp32, and double beside fp64), some 2^16
-  /// rows at a time; these sums, and rows of experts and gated ones, in double on the host. Another
-  /// 4 columns^2 bytes each, on the device. It outlives this object.
+  /// Where `device` computes, as gradients of weights are summed (fp32, and double beside fp64), some 2^18
+  /// rows at a time (of fp32 rounded to bf16, on a GPU); these sums, and rows of experts and gated ones, in
+  /// double on the host. Another 4 columns^2 bytes each, on the device. It outlives this object.
   explicit ProductHessians(Context& device) : device_(&device) {}
 
   /// Adds the rows that are shown; not longer than this object.
@@ -33,6 +34,9 @@ class ProductHessians {
   /// Null: no token came to it.
   const Hessian* find(const std::string& parameter, std::int64_t expert = 0) const;
   std::int64_t tokens(const std::string& parameter, std::int64_t expert = 0) const;
+
+  /// relative_loss() of hessian.h; where a GPU computes, in fp32.
+  double relative_loss(std::span<const float> w, const QuantizedMatrix& q, const Hessian& h) const;
 
  private:
   using Key = std::pair<std::string, std::int64_t>;

@@ -1,6 +1,7 @@
 // Hessians, their factors, and the product that both are made of, against plain loops.
 #include "infer/quant/hessian.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -160,6 +161,11 @@ TEST(QuantizationLoss, IsTheOutputsSquaredError) {
     }
   }
   EXPECT_NEAR(quantization_loss(w, q, h), loss, 1e-9 * loss);
+  QuantizedMatrix zeros = q;
+  std::fill(zeros.codes.begin(), zeros.codes.end(), std::int8_t{0});
+  const double all = quantization_loss(w, zeros, h);
+  EXPECT_NEAR(relative_loss(w, q, h), loss / all, 1e-9 * loss / all);
+  EXPECT_EQ(relative_loss(std::vector<float>(w.size()), zeros, h), 0);
   expect_error<InternalError>([&] { quantization_loss(w, q, Hessian(3)); }, "a Hessian of 3, 37 x 48");
 }
 

@@ -39,7 +39,13 @@ TEST_P(CudaQuantize, TheSameSeedGivesTheSameBytesWhateverTheThreads) {
   EXPECT_EQ(read_bytes(e / "gpu/model.safetensors"), weights);
   EXPECT_EQ(read_bytes(e / "gpu/quantization_report.json"), report);
 
-  succeeds(command + "-o cpu --device cpu");
+  const nlohmann::json by_cpu = succeeds(command + "-o cpu --device cpu").at("report").at("matrices"),
+                       by_gpu = nlohmann::json::parse(report).at("matrices");
+  ASSERT_EQ(by_gpu.size(), by_cpu.size());
+  for (std::size_t i = 0; i < by_gpu.size(); ++i) {
+    const double error = by_cpu[i].at("output_error");
+    EXPECT_NEAR(by_gpu[i].at("output_error").get<double>(), error, 0.2 * error + 0.002) << by_gpu[i].dump();
+  }
   const auto loss = [&](const std::string& model) {
     return succeeds("eval " + model + " --seq-len 32 --data train.valid.h5 --device cpu")
         .at("loss")
