@@ -90,14 +90,21 @@ Ranked::~Ranked() {
 }
 
 void Ranked::signal_rank(int rank, int number) {
+  const auto at = static_cast<std::size_t>(rank);
+  const auto is_there = [&] { return pids_.size() > at && pids_[at] > 0; };
   wait_until(
       [&] {
-        if (pids_.size() <= static_cast<std::size_t>(rank)) pids_ = ranks_of(pid());
-        return pids_.size() > static_cast<std::size_t>(rank) || !running();
+        if (!is_there()) pids_ = ranks_of(pid());
+        return is_there() || !running();
       },
       "a rank");
-  ASSERT_GT(pids_.size(), static_cast<std::size_t>(rank));
-  EXPECT_EQ(::kill(pids_[static_cast<std::size_t>(rank)], number), 0);
+  ASSERT_TRUE(is_there());
+  EXPECT_EQ(::kill(pids_[at], number), 0);
+}
+
+void Ranked::await_end_of(int rank) {
+  const pid_t pid = pids_.at(static_cast<std::size_t>(rank));
+  wait_until([&] { return ::kill(pid, 0) != 0 || !running(); }, "a rank's end");
 }
 
 Outcome fathom_ranks(const TempFolder& folder, int ranks, const std::string& arguments) {

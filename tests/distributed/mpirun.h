@@ -25,6 +25,8 @@ class Ranked : public Background {
   ~Ranked();
   /// Sends a rank a signal; waits until it is there.
   void signal_rank(int rank, int number);
+  /// Until the launcher has noticed that a rank, which was sent a signal, has ended.
+  void await_end_of(int rank);
 
  private:
   std::vector<pid_t> pids_;

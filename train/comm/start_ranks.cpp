@@ -40,6 +40,44 @@ struct Started {
   bool told() const { return status && WIFEXITED(*status) && WEXITSTATUS(*status) != 0; }
 };
 
+struct Failure {
+  std::size_t rank = 0;
+  Clock::time_point seen;
+};
+
+[[noreturn]] void refuse_start(int rank, int why) {
+  throw UserError(fmt::format("The system starts no process for rank {}: {}.", rank, std::strerror(why)),
+                  "Its limit of processes, of memory or of the size of arguments is reached, or this "
+                  "program's file cannot be run any more.");
+}
+
+// What a process that has not become another program says of it: an errno. Nothing, once it has become one,
+// as its end of the pipe is closed then.
+class Refusal {
+ public:
+  Refusal() {
+    int ends[2];
+    if (::pipe2(ends, O_CLOEXEC) != 0)
+      throw UserError(fmt::format("The system gives no pipe to start a rank by: {}.", std::strerror(errno)));
+    read_ = Descriptor(ends[0]);
+    write_ = Descriptor(ends[1]);
+  }
+  // In the new process.
+  void say(int why) const { [[maybe_unused]] const ssize_t n = ::write(write_.get(), &why, sizeof why); }
+  // In this one; 0: nothing was said.
+  int hear() {
+    write_ = Descriptor();
+    int why = 0;
+    ssize_t n = 0;
+    do n = ::read(read_.get(), &why, sizeof why);
+    while (n < 0 && errno == EINTR);
+    return n == sizeof why ? why : 0;
+  }
+
+ private:
+  Descriptor read_, write_;
+};
+
 std::vector<std::string> own_arguments() {
   std::ifstream file("/proc/self/cmdline", std::ios::binary);
   std::vector<std::string> words;
@@ -123,8 +161,8 @@ class Group {
   int wait() {
     std::optional<Clock::time_point> last_request;
     for (reap(); !all_have_ended(); reap()) {
-      if (one_failed_ && Clock::now() > *one_failed_ + kToEndByThemselves) signal_all(SIGKILL);
-      const int signal = signals_.next(one_failed_ ? milliseconds(100) : milliseconds(10000));
+      if (first_failed_ && Clock::now() > first_failed_->seen + kToEndByThemselves) signal_all(SIGKILL);
+      const int signal = signals_.next(first_failed_ ? milliseconds(100) : milliseconds(10000));
       if (signal == SIGTSTP) {
         signal_all(SIGSTOP);
         ::raise(SIGSTOP);
@@ -149,11 +187,9 @@ class Group {
     std::vector<std::string> words = own_arguments(), environment = environment_with(variables);
     const std::vector<char*> argv = pointers_to(words), envp = pointers_to(environment);
     const pid_t parent = ::getpid();
+    Refusal refusal;
     const pid_t pid = ::fork();
-    if (pid < 0)
-      throw UserError(
-          fmt::format("The system starts no process for rank {}: {}.", rank, std::strerror(errno)),
-          "Its limit of processes or of memory is reached.");
+    if (pid < 0) refuse_start(rank, errno);
     if (pid == 0) {
       // Only what is safe between fork and exec. A group of its own, so that what a terminal or a launcher
       // sends to this one's reaches it once, by way of this process; and it may go on writing to a terminal.
@@ -162,10 +198,14 @@ class Group {
       ::prctl(PR_SET_PDEATHSIG, SIGTERM);
       if (rank == 0) ::fcntl(listener.socket.get(), F_SETFD, 0);
       ::sigprocmask(SIG_SETMASK, &signals_.mask_before(), nullptr);
-      if (::getppid() == parent) ::execve("/proc/self/exe", argv.data(), envp.data());
+      if (::getppid() == parent) {
+        ::execve("/proc/self/exe", argv.data(), envp.data());
+        refusal.say(errno);
+      }
       ::_exit(127);
     }
     ranks_[static_cast<std::size_t>(rank)].pid = pid;
+    if (const int why = refusal.hear(); why != 0) refuse_start(rank, why);
   }
 
   void signal_all(int signal) {
@@ -175,11 +215,12 @@ class Group {
   }
 
   void reap() {
-    for (Started& s : ranks_) {
+    for (std::size_t r = 0; r < ranks_.size(); ++r) {
+      Started& s = ranks_[r];
       int status = 0;
       if (s.status || ::waitpid(s.pid, &status, WNOHANG) != s.pid) continue;
       s.status = status;
-      if (!s.ended_well() && !one_failed_) one_failed_ = Clock::now();
+      if (!s.ended_well() && !first_failed_) first_failed_ = Failure{.rank = r, .seen = Clock::now()};
     }
   }
 
@@ -189,23 +230,24 @@ class Group {
     return all;
   }
 
+  // Those that ended behind the first one may have been killed because it had.
   int status() const {
-    const Started* killed = nullptr;
+    if (!first_failed_) return 0;
+    const Started& first = ranks_[first_failed_->rank];
+    if (first.told()) return WEXITSTATUS(*first.status);
     for (const Started& s : ranks_) {
       if (s.told()) return WEXITSTATUS(*s.status);
-      if (!s.ended_well() && killed == nullptr) killed = &s;
     }
-    if (killed == nullptr) return 0;
-    const int signal = WTERMSIG(*killed->status);
+    const int signal = WTERMSIG(*first.status);
     throw UserError(fmt::format("Rank {} (process {}) was killed by signal {} ({}), and the others with it.",
-                                killed - ranks_.data(), killed->pid, signal, ::strsignal(signal)),
+                                first_failed_->rank, first.pid, signal, ::strsignal(signal)),
                     "What was saved stays: the same command with --resume auto goes on from the last "
                     "checkpoint.");
   }
 
   WaitedSignals signals_;
   std::vector<Started> ranks_;
-  std::optional<Clock::time_point> one_failed_;
+  std::optional<Failure> first_failed_;
 };
 
 }  // namespace
