@@ -161,7 +161,8 @@ int ranks_to_start(const TrainFlags& flags, Globals& globals, const Launch& laun
   return number > 1 ? number : 0;
 }
 
-void train_or_plan(const TrainFlags& flags, Globals& globals, const std::shared_ptr<Communicator>& ranks) {
+// `ranks` become those with their devices' collectives, once there are any.
+void train_or_plan(const TrainFlags& flags, Globals& globals, std::shared_ptr<Communicator>& ranks) {
   const bool speaks = ranks->rank() == 0;
   if (!speaks) spdlog::set_level(spdlog::level::off);
   if (!ranks->alone()) {
@@ -174,7 +175,7 @@ void train_or_plan(const TrainFlags& flags, Globals& globals, const std::shared_
     return;
   }
   if (flags.dry_run) {
-    open_rank(ranks, globals, config);
+    ranks = open_rank(ranks, globals, config).ranks;
     const Config checked = check_training(config, flags.run_dir, resume_of(flags));
     share_of(checked, ranks->size());
     log_notes(checked);
@@ -188,9 +189,11 @@ void train_or_plan(const TrainFlags& flags, Globals& globals, const std::shared_
                      "Give --run-dir DIR.");
   }
   std::signal(SIGPIPE, SIG_IGN);  // a reader of the log that goes away does not end the training
-  const auto [backend, connected] = open_rank(ranks, globals, config);
+  const RankOnDevice opened = open_rank(ranks, globals, config);
+  const std::shared_ptr<Backend>& backend = opened.backend;
+  ranks = opened.ranks;
   TrainOptions options = options_of(flags, backend);
-  options.ranks = connected;
+  options.ranks = ranks;
   if (!ranks->alone()) options.build = fmt::format("{}, program {}", describe_build(), program_hash());
   const TrainResult result = train(config, options, backend, std::cerr);
   if (speaks && globals.json) {
@@ -207,7 +210,9 @@ void run(const TrainFlags& flags, Globals& globals) {
     if (const int status = start_ranks(number); status != 0) throw SaidElsewhere{status};
     return;
   }
-  const std::shared_ptr<Communicator> ranks = open_communicator(launch);
+  // It outlives what fails: the others are told, and what GPUs have under way is aborted, before NCCL is
+  // given back, which may have to wait for them.
+  std::shared_ptr<Communicator> ranks = open_communicator(launch);
   try {
     train_or_plan(flags, globals, ranks);
   } catch (const std::exception& e) {
