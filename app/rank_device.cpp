@@ -75,7 +75,7 @@ RankOnDevice open_rank(const std::shared_ptr<Communicator>& ranks, const Globals
   Globals own = globals;
   own.device = device_of_rank(*ranks, globals.device == "auto" ? config.device : globals.device);
   RankOnDevice opened{open_training_backend(own, config), nullptr};
-  opened.ranks = with_devices(ranks, opened.backend);
+  opened.ranks = with_devices(ranks, opened.backend, config.train.rank_timeout);
   return opened;
 }
 

@@ -30,6 +30,9 @@ Nccl load() {
   // The memory that multicast takes is not to be had everywhere, and NCCL then fails where it could have
   // gone without.
   ::setenv("NCCL_NVLS_ENABLE", "0", 0);
+  // All connections are made where the ranks meet, with a time limit and a message, and not by the first
+  // collective of each kind.
+  ::setenv("NCCL_RUNTIME_CONNECT", "0", 0);
   const OpenedLibrary opened = open_library(
       {.name = kName, .variable = kVariable, .folders = {"/usr/local/cuda/lib64", "/usr/local/cuda/lib"}});
   if (opened.handle == nullptr) {

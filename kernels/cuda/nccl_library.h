@@ -28,7 +28,8 @@ struct Nccl {
 
 /// Opened by the first call, from wherever FATHOM_NCCL (the library's path or its folder) says, the dynamic
 /// linker finds it, or /usr/local/cuda. NVLink multicast (NVLS) is off unless NCCL_NVLS_ENABLE in the
-/// environment says otherwise. UserError: it is not there, or too old.
+/// environment says otherwise; connections are made at once (NCCL_RUNTIME_CONNECT=0) likewise. UserError: it
+/// is not there, or too old.
 const Nccl& nccl();
 
 /// "2.28.9" of 22809, as NCCL counts versions.

@@ -30,6 +30,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr milliseconds kLook{50};  // after others and NCCL's own troubles, while something is waited for
 constexpr seconds kToBeFound{1};   // by the watch, when NCCL finds that something is wrong
+constexpr seconds kMostAPoll{1};   // of waiting: what is more, this process or its machine was stopped for
 constexpr seconds kToAbort{5};     // then the process ends without having freed what NCCL holds
 
 // "unhandled system error: ...", with what NCCL says of it.
@@ -114,7 +115,15 @@ void require_same_version(Communicator& ranks) {
                   "Install the same one on all hosts, or name it in the environment variable FATHOM_NCCL.");
 }
 
-ncclComm_t connect(Communicator& ranks, int device) {
+// The network is the usual reason where nothing fails and nothing comes.
+[[noreturn]] void fail_to_connect(int ranks, const std::string& why) {
+  throw UserError(fmt::format("NCCL could not connect the GPUs of the {} ranks: {}.", ranks, why),
+                  "Each rank needs a GPU of its own, and their hosts a network that reaches all of them: "
+                  "NCCL_SOCKET_IFNAME names its interface. NCCL_DEBUG=INFO in the environment makes NCCL say "
+                  "more.");
+}
+
+ncclComm_t connect(Communicator& ranks, int device, double timeout) {
   const ncclUniqueId id = meeting_point(ranks);
   const auto comm = std::make_shared<ncclComm_t>();
   const Call init([=, size = ranks.size(), rank = ranks.rank()] {
@@ -122,7 +131,16 @@ ncclComm_t connect(Communicator& ranks, int device) {
     return nccl().comm_init_rank(comm.get(), size, id, rank);
   });
   ranks.enter();
-  while (!init.over_within(kLook)) ranks.check();
+  const std::chrono::duration<double> limit(kRankPatience * timeout);
+  Clock::duration waited{};
+  for (Clock::time_point looked = Clock::now(); !init.over_within(kLook);) {
+    ranks.check();
+    waited += std::min<Clock::duration>(Clock::now() - looked, kMostAPoll);
+    looked = Clock::now();
+    if (waited > limit)
+      fail_to_connect(ranks.size(), fmt::format("it has not within {:g} s ({:g} times train.rank_timeout)",
+                                                limit.count(), kRankPatience));
+  }
   ranks.leave();
   const ncclResult_t code = init.result();
   if (code == ncclSuccess) return *comm;
@@ -132,14 +150,13 @@ ncclComm_t connect(Communicator& ranks, int device) {
     ranks.check();
     std::this_thread::sleep_for(kLook);
   }
-  throw UserError(
-      fmt::format("NCCL could not connect the GPUs of the {} ranks: {}.", ranks.size(), words),
-      "Each rank needs a GPU of its own. NCCL_DEBUG=INFO in the environment makes NCCL say more.");
+  fail_to_connect(ranks.size(), words);
 }
 
 class NcclTransport final : public DeviceTransport {
  public:
-  NcclTransport(Communicator& ranks, std::shared_ptr<Backend> owner, cuda::CudaBackend& backend)
+  NcclTransport(Communicator& ranks, std::shared_ptr<Backend> owner, cuda::CudaBackend& backend,
+                double timeout)
       : owner_(std::move(owner)),
         backend_(backend),
         rank_(ranks.rank()),
@@ -153,7 +170,7 @@ class NcclTransport final : public DeviceTransport {
     stream_.reset(stream);
     ready_ = cuda::make_event("nccl", cudaEventDisableTiming);
     done_ = cuda::make_event("nccl", cudaEventDisableTiming);
-    comm_ = connect(ranks, backend.device());
+    comm_ = connect(ranks, backend.device(), timeout);
   }
 
   ~NcclTransport() override {
@@ -305,12 +322,13 @@ class NcclTransport final : public DeviceTransport {
 
 }  // namespace
 
-std::unique_ptr<DeviceTransport> make_nccl_transport(Communicator& ranks, std::shared_ptr<Backend> backend) {
+std::unique_ptr<DeviceTransport> make_nccl_transport(Communicator& ranks, std::shared_ptr<Backend> backend,
+                                                     double timeout) {
   auto* cuda_backend = dynamic_cast<cuda::CudaBackend*>(backend.get());
   if (cuda_backend == nullptr) throw InternalError("[nccl] the backend is " + backend->description());
   nccl();  // who has none says so before the others wait for it
   require_same_version(ranks);
-  return std::make_unique<NcclTransport>(ranks, std::move(backend), *cuda_backend);
+  return std::make_unique<NcclTransport>(ranks, std::move(backend), *cuda_backend, timeout);
 }
 
 }  // namespace fathom

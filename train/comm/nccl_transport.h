@@ -12,7 +12,9 @@
 namespace fathom {
 
 /// A collective of `ranks`, each with a CUDA backend of a GPU of its own. UserError: NCCL is not there, is of
-/// another version than rank 0's, or cannot connect the GPUs. RankError: another rank is lost meanwhile.
-std::unique_ptr<DeviceTransport> make_nccl_transport(Communicator& ranks, std::shared_ptr<Backend> backend);
+/// another version than rank 0's, or cannot connect the GPUs, or has not within kRankPatience times `timeout`
+/// seconds. RankError: another rank is lost meanwhile.
+std::unique_ptr<DeviceTransport> make_nccl_transport(Communicator& ranks, std::shared_ptr<Backend> backend,
+                                                     double timeout = kRankTimeout);
 
 }  // namespace fathom

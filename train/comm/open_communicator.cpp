@@ -35,7 +35,8 @@ std::shared_ptr<Communicator> open_communicator(const Launch& launch) {
 }
 
 std::shared_ptr<Communicator> with_devices(std::shared_ptr<Communicator> ranks,
-                                           const std::shared_ptr<Backend>& backend) {
+                                           const std::shared_ptr<Backend>& backend,
+                                           [[maybe_unused]] double timeout) {
   if (ranks->alone()) return ranks;
   const std::string mine = backend->is_cpu() ? "the CPU" : "a GPU";
   const std::vector<std::string> all = ranks->gather(mine);
@@ -48,7 +49,7 @@ std::shared_ptr<Communicator> with_devices(std::shared_ptr<Communicator> ranks,
   }
   if (backend->is_cpu()) return ranks;
 #ifdef FATHOM_NCCL
-  std::unique_ptr<DeviceTransport> transport = make_nccl_transport(*ranks, backend);
+  std::unique_ptr<DeviceTransport> transport = make_nccl_transport(*ranks, backend, timeout);
   return make_device_communicator(std::move(ranks), std::move(transport));
 #else
   throw UserError(
