@@ -154,6 +154,8 @@ void CudaBackend::copy_from_host(void* destination, const void* host, std::size_
 
 void CudaBackend::copy_to_host(void* host, const void* source, std::size_t bytes) {
   if (bytes == 0) return;
+  // A copy to memory that is not pinned waits within the driver, where nobody is looked after.
+  if (while_waiting_) synchronize();
   check(cudaMemcpyAsync(host, source, bytes, cudaMemcpyDeviceToHost, stream_), "copy_to_host");
   synchronize();
 }
