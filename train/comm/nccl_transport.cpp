@@ -178,7 +178,7 @@ class NcclTransport final : public DeviceTransport {
     if (!aborted_) {
       cudaStreamSynchronize(stream_.get());
       nccl().comm_destroy(comm_);
-    } else if (!abort_->over_within(kToAbort)) {
+    } else if (!abort_ || !abort_->over_within(kToAbort)) {
       // What may still be at work there, the process takes with it.
       static_cast<void>(stream_.release());
       static_cast<void>(ready_.release());
