@@ -158,12 +158,32 @@ TEST_F(OnDevice, WhatTheTransportFindsEndsAWait) {
 TEST_F(OnDevice, NobodyWaitsForEver) {
   comm_->set_timeout(3);
   comm_->set_progress(57);
-  scene_.look(29);
+  for (int s = 1; s < 30; ++s) scene_.look(s);
   EXPECT_EQ(scene_.aborts, 0);
   EXPECT_THAT(error_of([&] { scene_.look(30); }),
               AllOf(HasSubstr("Rank 1 (host 1)"), HasSubstr("30 s (10 times train.rank_timeout)"),
                     HasSubstr("after step 57")));
   EXPECT_EQ(scene_.aborts, 1);
+}
+
+// A process that was stopped, or its machine, for an hour between two looks has not waited for others so
+// long.
+TEST_F(OnDevice, APauseIsNoWait) {
+  comm_->set_timeout(3);
+  scene_.look(0);
+  scene_.look(3600);
+  EXPECT_EQ(scene_.aborts, 0);
+  for (int s = 1; s < 29; ++s) scene_.look(3600 + s);
+  EXPECT_EQ(scene_.aborts, 0);
+  EXPECT_THAT(error_of([&] { scene_.look(3629); }), HasSubstr("has waited for 30 s"));
+}
+
+TEST_F(OnDevice, EachWaitIsCountedByItself) {
+  comm_->set_timeout(3);
+  for (int wait = 0; wait < 10; ++wait) {
+    for (int s = 1; s < 30; ++s) scene_.look(s);
+  }
+  EXPECT_EQ(scene_.aborts, 0);
 }
 
 TEST_F(OnDevice, WhoFailsAbortsFirst) {

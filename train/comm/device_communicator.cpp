@@ -1,5 +1,6 @@
 #include "train/comm/device_communicator.h"
 
+#include <algorithm>
 #include <utility>
 
 #include <fmt/format.h>
@@ -110,21 +111,33 @@ class DeviceCommunicator final : public Communicator {
   void look_after_others(double seconds) {
     check();
     if (const std::string trouble = transport_->trouble(); !trouble.empty()) lose(trouble);
-    if (seconds < kRankPatience * timeout_) return;
+    if (count_waiting(seconds) < kRankPatience * timeout_) return;
     transport_->abort();
     throw RankError(
         fmt::format("Rank {} ({}) has waited for {:g} s ({:g} times train.rank_timeout), {}, for what the "
                     "GPUs compute together: one of them hangs, or what connects them.",
-                    rank(), where(rank()), seconds, kRankPatience,
+                    rank(), where(rank()), waited_, kRankPatience,
                     step_ > 0 ? fmt::format("after step {}", step_) : "before the first step"),
         "nvidia-smi and the kernel's log (Xid) may say more. The same command with --resume auto goes on "
         "from the last checkpoint.");
+  }
+
+  // Of a wait, what it has been looked at: where looks are far apart, this process was stopped, or its
+  // machine, and the other ranks may have been with it.
+  double count_waiting(double seconds) {
+    constexpr double kMostALook = 1;
+    if (seconds < looked_at_) waited_ = looked_at_ = 0;  // another wait
+    waited_ += std::min(seconds - looked_at_, kMostALook);
+    looked_at_ = seconds;
+    return waited_;
   }
 
   std::shared_ptr<Communicator> host_;  // outlives what may wait
   std::unique_ptr<DeviceTransport> transport_;
   double timeout_ = kRankTimeout;
   std::int64_t step_ = 0;
+  double waited_ = 0;     // in the wait that was looked at last,
+  double looked_at_ = 0;  // so many seconds behind its beginning
 };
 
 }  // namespace
