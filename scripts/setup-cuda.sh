@@ -85,9 +85,13 @@ fetch() { # fetch PACKAGE VERSION PREFIX NAME [FOLDER]: what is below PREFIX in 
 
 fetch nvidia-cudnn-frontend "$cudnn_frontend_version" include/ cudnn-frontend
 if [[ $cutlass == yes ]]; then fetch nvidia-cutlass "$cutlass_version" cutlass_library/source/include/ cutlass; fi
-if [[ $nccl == yes ]]; then fetch "nvidia-nccl-cu13" "$nccl_version" nvidia/nccl/ nccl ""; fi
-
 nvcc="$(find_nvcc)"
+if [[ $nccl == yes ]]; then
+  # NCCL is built for a CUDA; one of a newer CUDA than the driver's does not start.
+  cuda_major="$([[ -z $nvcc ]] || "$nvcc" --version | sed -n 's/.*release \([0-9]*\)\..*/\1/p')"
+  fetch "nvidia-nccl-cu${cuda_major:-13}" "$nccl_version" nvidia/nccl/ nccl ""
+fi
+
 if [[ -z $nvcc ]]; then
   missing+=("nvcc 12.4 or later: install the CUDA Toolkit from https://developer.nvidia.com/cuda-downloads (its package cuda-toolkit-13-0; Debian 12's own nvidia-cuda-toolkit is too old)")
 else
