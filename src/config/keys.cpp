@@ -329,7 +329,7 @@ std::vector<Key> make_keys() {
                                 "Arithmetic of the forward and backward pass; bf16 needs CUDA.", kPrecisions),
       key<train, &T::reduction>("train.reduction", kAny, "",
                                 "Of several ranks: what gradients are sent and added up as; bf16 is half as "
-                                "much to send.",
+                                "much to send between GPUs (on the CPU it is widened first: no less).",
                                 kPrecisions),
       key<train, &T::recompute>(
           "train.recompute", kAny, "",
