@@ -157,7 +157,7 @@ int ranks_to_start(const TrainFlags& flags, Globals& globals, const Launch& laun
     globals.device = "cuda";
   }
   if (launch.launcher == Launcher::Own) return 0;  // one of those
-  if (flags.gpus > 0) require_gpus(flags.gpus);
+  if (flags.gpus == 1) require_gpus(1);
   return number > 1 ? number : 0;
 }
 
@@ -207,7 +207,10 @@ void train_or_plan(const TrainFlags& flags, Globals& globals, std::shared_ptr<Co
 void run(const TrainFlags& flags, Globals& globals) {
   const Launch launch = read_launch(process_environment());
   if (const int number = ranks_to_start(flags, globals, launch); number > 0) {
-    if (const int status = start_ranks(number); status != 0) throw SaidElsewhere{status};
+    const auto look_for_gpus = [&] {
+      if (flags.gpus > 0) require_gpus(flags.gpus);
+    };
+    if (const int status = start_ranks(number, look_for_gpus); status != 0) throw SaidElsewhere{status};
     return;
   }
   // It outlives what fails: the others are told, and what GPUs have under way is aborted, before NCCL is

@@ -252,8 +252,9 @@ class Group {
 
 }  // namespace
 
-int start_ranks(int ranks) {
-  Group group(ranks);
+int start_ranks(int ranks, const std::function<void()>& first) {
+  Group group(ranks);  // which blocks the signals
+  first();
   group.start();
   return group.wait();
 }

@@ -1,6 +1,8 @@
 // Several processes of this program on this host, started by itself: for who has no mpirun.
 #pragma once
 
+#include <functional>
+
 namespace fathom {
 
 /// Starts this program again `ranks` times, with the same arguments, as ranks that meet by TCP
@@ -10,7 +12,10 @@ namespace fathom {
 ///
 /// Returns their exit status: 0, or that of the first rank that ended with another one, which has told why or
 /// let another rank tell. UserError: a rank was killed and nobody was left to tell, or the system starts no
-/// more processes. To be called before this process has threads that matter.
-int start_ranks(int ranks);
+/// more processes. To be called before this process has threads.
+///
+/// `first` is called before, and what it throws is thrown: threads that it leaves behind, such as a driver's,
+/// leave alone the signals that this process waits for.
+int start_ranks(int ranks, const std::function<void()>& first);
 
 }  // namespace fathom
