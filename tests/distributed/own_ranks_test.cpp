@@ -8,6 +8,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include "tests/distributed/mpirun.h"
 #include "tests/distributed/same_course.h"
@@ -79,6 +80,19 @@ TEST_F(OwnRanks, StopWhereTheirStarterIsKilled) {
   EXPECT_EQ(run.wait().status, -SIGKILL);
   wait_until([&] { return recorded().find("\"event\":\"end\"") != std::string::npos; }, "the end");
   expect_stopped("SIGTERM");
+}
+
+// Ranks that do not look after signals yet die of them; nobody takes that for a rank's failure.
+TEST_F(OwnRanks, WhoDieOfWhatTheirStarterWasSentEndLikeOneProgram) {
+  ASSERT_EQ(::mkfifo((e / "never.yaml").c_str(), 0600), 0);  // a config that they wait for
+  for (const int number : {SIGTERM, SIGINT, SIGQUIT}) {
+    Ranked run(e, words_of("train never.yaml --run-dir run --ranks 2"));
+    for (const int rank : {0, 1}) run.signal_rank(rank, 0);  // they are there
+    run.signal(number);
+    const Outcome outcome = run.wait();
+    EXPECT_EQ(outcome.status, 128 + number);
+    EXPECT_EQ(outcome.err, "");
+  }
 }
 
 TEST_F(OwnRanks, PauseWithTheirStarter) {

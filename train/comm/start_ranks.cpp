@@ -6,6 +6,7 @@
 #include <fstream>
 #include <iterator>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -111,7 +112,7 @@ class WaitedSignals {
  public:
   WaitedSignals() {
     ::sigemptyset(&set_);
-    for (const int signal : {SIGTERM, SIGINT, SIGTSTP, SIGCHLD}) ::sigaddset(&set_, signal);
+    for (const int signal : {SIGTERM, SIGINT, SIGQUIT, SIGTSTP, SIGCHLD}) ::sigaddset(&set_, signal);
     struct sigaction hangup {};
     ::sigaction(SIGHUP, nullptr, &hangup);
     if (hangup.sa_handler != SIG_IGN) ::sigaddset(&set_, SIGHUP);  // nohup(1) means it
@@ -171,6 +172,7 @@ class Group {
         const Clock::time_point now = Clock::now();
         if (last_request && now - *last_request < kSameRequest) continue;
         last_request = now;
+        passed_on_.insert(signal);
         signal_all(signal);
       }
     }
@@ -235,10 +237,11 @@ class Group {
     if (!first_failed_) return 0;
     const Started& first = ranks_[first_failed_->rank];
     if (first.told()) return WEXITSTATUS(*first.status);
+    const int signal = WTERMSIG(*first.status);
+    if (passed_on_.contains(signal)) return 128 + signal;
     for (const Started& s : ranks_) {
       if (s.told()) return WEXITSTATUS(*s.status);
     }
-    const int signal = WTERMSIG(*first.status);
     throw UserError(fmt::format("Rank {} (process {}) was killed by signal {} ({}), and the others with it.",
                                 first_failed_->rank, first.pid, signal, ::strsignal(signal)),
                     "What was saved stays: the same command with --resume auto goes on from the last "
@@ -248,6 +251,7 @@ class Group {
   WaitedSignals signals_;
   std::vector<Started> ranks_;
   std::optional<Failure> first_failed_;
+  std::set<int> passed_on_;  // signals
 };
 
 }  // namespace
