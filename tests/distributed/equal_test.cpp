@@ -131,7 +131,8 @@ TEST_P(Equal, TwoRanksComputeWhatOneDoes) {
   EXPECT_GT(difference(one.masters, train_with(1, config(), DType::F64, 1).masters), 0.05) << "nothing moves";
   expect_same_course(one, train_with(2, config(), DType::F64, 100), 1e-12, 1e-9);
   const Course single = train_with(1, config(), DType::F32, 100);
-  expect_same_course(single, train_with(2, config(), DType::F32, 100), 1e-5, 1e-3);
+  // Held against what replayed routing would be: no decision of these runs differs, or losses would by 1e-3.
+  expect_same_course(single, train_with(2, config(), DType::F32, 100), 1e-5, 1e-4);
 }
 
 TEST_P(Equal, FourRanksComputeWhatOneDoesInMicroBatches) {
