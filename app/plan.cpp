@@ -7,6 +7,7 @@
 #include <iostream>
 #include <iterator>
 #include <memory>
+#include <vector>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -20,6 +21,7 @@
 #include "src/core/units.h"
 #include "src/flops/flops.h"
 #include "src/io/token_store.h"
+#include "train/scaling.h"
 
 namespace fathom::app {
 namespace {
@@ -31,6 +33,10 @@ struct PlanFlags {
   std::int64_t data_tokens = 0;
   double flops_per_second = 0;
   bool keys = false;
+  int gpus = 0;  // 0: not asked for
+  int gpus_per_host = 8;
+  bool scale_batch = false;
+  std::string interconnect = "nvlink", network = "infiniband";
 };
 
 struct Plan {
@@ -118,6 +124,43 @@ std::string shape(const Config& c) {
   return text;
 }
 
+// 1, 2, 4 ... and what was asked for, as far as they can share a step.
+std::vector<ScaledStep> scaled_steps(const Plan& p, const PlanFlags& flags) {
+  const Cluster cluster{link_of(flags.interconnect), link_of(flags.network), flags.gpus_per_host,
+                        flags.flops_per_second};
+  const auto step = [&](int gpus) {
+    Config config = p.config;
+    if (flags.scale_batch) config.train.batch_tokens *= gpus;
+    return scaled_step(config, cluster, gpus);
+  };
+  std::vector<ScaledStep> steps;
+  for (int n = 1; n < flags.gpus; n *= 2) {
+    try {
+      steps.push_back(step(n));
+    } catch (const UsageError&) {  // not this number; of the last one the user hears
+    }
+  }
+  steps.push_back(step(flags.gpus));
+  return steps;
+}
+
+std::string scaling_table(const Plan& p, const PlanFlags& flags) {
+  std::string text =
+      fmt::format("\nBy several GPUs, foretold: {} FLOP/s each, {} within hosts of {}, {} between them{}\n",
+                  format_count(flags.flops_per_second), link_of(flags.interconnect).name, flags.gpus_per_host,
+                  link_of(flags.network).name, flags.scale_batch ? "; each GPU keeps the whole batch" : "");
+  text += fmt::format("  {:>4}{:>12}{:>12}{:>12}{:>12}{:>12}{:>12}{:>12}{:>11}{:>12}\n", "GPUs", "tokens",
+                      "compute ms", "reduce ms", "hidden ms", "gather ms", "step ms", "tok/s", "efficiency",
+                      "memory each");
+  for (const ScaledStep& s : scaled_steps(p, flags)) {
+    text += fmt::format("  {:>4}{:>12}{:>12.2f}{:>12.2f}{:>12.2f}{:>12.2f}{:>12.2f}{:>12}{:>10.1f}%{:>12}\n",
+                        s.gpus, s.tokens, 1e3 * s.compute, 1e3 * s.reduce, 1e3 * s.hidden, 1e3 * s.gather,
+                        1e3 * s.step(), format_count(s.tokens_per_second()), 100 * s.efficiency(),
+                        format_bytes(s.memory.total()));
+  }
+  return text;
+}
+
 std::string table(const Plan& p, const PlanFlags& flags) {
   std::string text;
   const auto out = std::back_inserter(text);
@@ -162,6 +205,7 @@ std::string table(const Plan& p, const PlanFlags& flags) {
   if (p.memory.workspace > 0) row("workspace of ops", format_bytes(p.memory.workspace));
   if (p.memory.evaluation > 0) row("evaluation", format_bytes(p.memory.evaluation));
   row("total", format_bytes(p.memory.total()));
+  if (flags.gpus > 0) text += scaling_table(p, flags);
   return text;
 }
 
@@ -198,6 +242,22 @@ nlohmann::ordered_json to_json(const Plan& p, const PlanFlags& flags) {
     j["passes"] = static_cast<double>(p.horizon.tokens) / static_cast<double>(flags.data_tokens);
   }
   if (flags.flops_per_second > 0) j["seconds"] = p.horizon.flops / flags.flops_per_second;
+  if (flags.gpus > 0) {
+    j["scaling"] = nlohmann::ordered_json::array();
+    for (const ScaledStep& s : scaled_steps(p, flags)) {
+      j["scaling"].push_back({{"gpus", s.gpus},
+                              {"tokens", s.tokens},
+                              {"compute_seconds", s.compute},
+                              {"reduce_seconds", s.reduce},
+                              {"hidden_seconds", s.hidden},
+                              {"gather_seconds", s.gather},
+                              {"step_seconds", s.step()},
+                              {"tok_s", s.tokens_per_second()},
+                              {"efficiency", s.efficiency()},
+                              {"bytes_sent", std::llround(s.bytes_sent)},
+                              {"memory_bytes", std::llround(s.memory.total())}});
+    }
+  }
   return j;
 }
 
@@ -232,6 +292,13 @@ void run_plan(PlanFlags flags, const Globals& globals) {
     return;
   }
   if (flags.config.path.empty()) throw UsageError("plan needs a CONFIG.", "See fathom plan --help.");
+  if (flags.gpus > 0 && flags.flops_per_second <= 0) {
+    throw UsageError(
+        "--gpus foretells times, and nothing says how fast one GPU is.",
+        "Give --flops-per-second, such as 4.7e14: the tflops of fathom bench train for the shape.");
+  }
+  if (flags.gpus > 0 && !flags.second.empty())
+    throw UsageError("--gpus is for one config.", "Leave the second one out.");
   std::vector<Plan> plans{make_plan(flags.config.path, flags)};
   if (flags.config.print) {
     print_config(plans.front().config, globals);
@@ -277,9 +344,25 @@ void add_plan(CLI::App& app, Globals& globals) {
       ->check(number_from_to(1, 1e15));
   sub->add_option("--flops-per-second", flags->flops_per_second, "Speed of this machine, for the time")
       ->check(number_from_to(1, 1e30));
+  sub->add_option("--gpus", flags->gpus, "Foretell steps by up to so many GPUs; needs --flops-per-second")
+      ->check(number_from_to(1, 1024));
+  sub->add_option(
+         "--interconnect", flags->interconnect,
+         "From GPU to GPU of a host: nvlink | pcie | infiniband | ethernet, or GB/s that one reaches")
+      ->capture_default_str();
+  sub->add_option("--network", flags->network, "Likewise from host to host")->capture_default_str();
+  sub->add_option("--gpus-per-host", flags->gpus_per_host, "GPUs of a host")
+      ->capture_default_str()
+      ->check(number_from_to(1, 1024));
+  sub->add_flag("--scale-batch", flags->scale_batch,
+                "Each GPU has train.batch_tokens of a step; default: all share them");
   sub->add_flag("--keys", flags->keys, "Print the table of every config key and stop");
   add_global_flags(*sub, globals);
-  sub->footer("Example: fathom plan configs/quickstart-dense.yaml configs/quickstart-mod.yaml --vocab 4096");
+  sub->footer(
+      "Examples:\n"
+      "  fathom plan configs/quickstart-dense.yaml configs/quickstart-mod.yaml --vocab 4096\n"
+      "  fathom plan configs/d12-dense.yaml --gpus 64 --flops-per-second 4.7e14 --interconnect nvlink "
+      "--network infiniband");
   sub->callback([flags, &globals] { run_plan(*flags, globals); });
 }
 

@@ -57,6 +57,10 @@ TEST_F(Contract, PlanItemisesWhatAConfigCosts) {
   EXPECT_DOUBLE_EQ(plan["flops_total"].get<double>(),
                    plan["flops_per_token_train"].get<double>() * plan["tokens"].get<double>());
   // Two configs side by side.
+  const auto scaling = json("plan mod.yaml --gpus 4 --flops-per-second 1e12 --json")["scaling"];
+  ASSERT_EQ(scaling.size(), 3U);  // 1, 2 and 4
+  EXPECT_EQ(scaling[2]["gpus"], 4);
+  EXPECT_GT(scaling[2]["bytes_sent"], scaling[1]["bytes_sent"]);
   EXPECT_THAT(keys(json("plan dense.yaml mod.yaml --json")),
               IsSupersetOf({"other", "flops_per_token_ratio"}));
 }
@@ -385,7 +389,7 @@ TEST_F(Contract, BenchBatchCountsOneTimeOfItsRequests) {
 TEST_F(Contract, KernelBenchesPrintLinesOfJson) {
   for (const auto& [bench, lines] : {std::pair<std::string, int>{"copy --bytes 100000", 1},
                                      {"gemm --shape 64x32x48", 5},
-                                     {"gemm --shape 64x32x48 --codes", 3},
+                                     {"gemm --shape 64x32x48 --codes", 7},
                                      {"attention --seq 32 --heads 2 --head-dim 16", 2},
                                      {"ops --rows 64 --width 32 --only norm", 7}}) {
     SCOPED_TRACE(bench);
@@ -447,6 +451,9 @@ TEST_F(Contract, WrongUsageIsStatusTwoAndFailureStatusOne) {
   refused("doctor --threads 100000", 2, {"--threads", "0 to 1024"});
   refused("data inspect train.h5 --show -3", 2, {"--show", "'-3' is not a number from 0 to"});
   refused("plan", 2, {"CONFIG"});
+  refused("plan mod.yaml --gpus 2", 2, {"how fast one GPU is", "--flops-per-second"});
+  refused("plan mod.yaml --gpus 2 --flops-per-second 1e12 --interconnect token-ring", 2,
+          {"'token-ring' is no link"});
   const Outcome help = fathom_command(e, "train --help");
   EXPECT_EQ(help.status, 0);
   EXPECT_THAT(help.out, HasSubstr("--run-dir"));
