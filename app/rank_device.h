@@ -15,8 +15,9 @@ struct RankOnDevice {
   std::shared_ptr<Communicator> ranks;  // whose collectives on the backend's memory work
 };
 
-/// open_training_backend for one of the ranks. A collective. UserError: more ranks than GPUs, GPUs here and
-/// none there, or no way in which GPUs could train together.
+/// open_training_backend for one of the ranks; under `auto` on the CPU where none of their GPUs can be used.
+/// A collective. UserError: more ranks than GPUs, GPUs here and none there, or no way in which GPUs could
+/// train together.
 RankOnDevice open_rank(const std::shared_ptr<Communicator>& ranks, const Globals& globals,
                        const Config& config);
 
