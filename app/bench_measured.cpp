@@ -111,7 +111,6 @@ void bench_measured(const SpeculativeBenchFlags& flags, const Globals& globals) 
                        .stops = {},
                        .request = {},
                        .engine = {.block = how.block, .chunk = how.chunk},
-                       .invariant = how.invariant,
                        .precision = how.precision.empty() ? "auto" : how.precision};
   for (const std::int64_t context : flags.contexts) {
     if (context + flags.tokens > m.max_seq_len)
@@ -124,7 +123,7 @@ void bench_measured(const SpeculativeBenchFlags& flags, const Globals& globals) 
       SpeculationFlags levels = flags.levels;
       levels.method = method;
       if (method == "retrieval" || method == "ngram") levels.draft.clear();
-      const SpeculationRoom room(levels, text, globals);
+      const SpeculationRoom room(levels, text);
       SpeculationOptions options = room.options();
       options.plain_first = 0;
       SpeculationReport report;

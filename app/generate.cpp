@@ -294,7 +294,6 @@ void speculate(const GenerateFlags& flags, const Globals& globals, const Trained
                        .stops = flags.stops,
                        .request = {},
                        .engine = flags.engine,
-                       .invariant = flags.invariant,
                        .precision = flags.precision};
   text.request.prompt = prompt.ids.empty() ? start_of(prompt.text, *tokenizer) : prompt.ids;
   text.request.max_tokens = flags.tokens;

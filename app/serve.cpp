@@ -90,7 +90,7 @@ class ServedEngine {
     options_.prefix_cache = !flags.no_prefix_cache;
     if (routing_.kind != RoutingKind::None) options_.rule = causal_rule(routing_);
     std::optional<SpeculationOptions> speculation;
-    if (flags.speculation.asked()) speculation = speculation_of(flags, globals);
+    if (flags.speculation.asked()) speculation = speculation_of(flags);
     engine_.emplace(*model_.context, model, options_);
     if (!speculation) return;
     cycles_.emplace(engine_->cached_model(), draft_ ? &draft_->cached() : nullptr, *speculation,
@@ -108,22 +108,20 @@ class ServedEngine {
                                 static_cast<std::size_t>(flags.engine.sequences));
   }
   // Before the engine's cache takes what memory there is.
-  SpeculationOptions speculation_of(const ServeFlags& flags, const Globals& globals) {
+  SpeculationOptions speculation_of(const ServeFlags& flags) {
     SpeculationOptions o = speculation_options(flags.speculation, *model_.loaded.model);
     // No more are written at the same time.
     const std::int64_t texts = std::min<std::int64_t>(flags.speculated_texts, flags.engine.sequences);
     o.plain_first = 0;  // nobody is told how much faster it is
     options_.shared_noise = o.tokens == RowRule::Tokens::SharedNoise;
     if (wants_model(o))
-      draft_.emplace(flags.speculation,
-                     DraftModel::Setting{.target = model_.loaded,
-                                         .tokenizer = tokenizer_.get(),
-                                         .invariant = flags.invariant,
-                                         .precision = flags.precision,
-                                         .block = flags.engine.block,
-                                         .chunk = options_.max_rows,
-                                         .texts = texts},
-                     globals);
+      draft_.emplace(flags.speculation, DraftModel::Setting{.target = model_.loaded,
+                                                            .tokenizer = tokenizer_.get(),
+                                                            .backend = model_.context->shared_backend(),
+                                                            .precision = flags.precision,
+                                                            .block = flags.engine.block,
+                                                            .chunk = options_.max_rows,
+                                                            .texts = texts});
     // Of what the draft has left.
     options_.cache = engine_options(flags).cache;
     if (flags.engine.cache_gb <= 0)

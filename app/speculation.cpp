@@ -74,7 +74,7 @@ nlohmann::json levels_json(const SpeculationReport& report) {
 void generate_by_speculation(const SpeculationFlags& flags, const SpeculativeText& text,
                              const Globals& globals) {
   const Transformer& model = *text.model.loaded.model;
-  const SpeculationRoom room(flags, text, globals);
+  const SpeculationRoom room(flags, text);
 
   const Stopwatch watch;
   Speculation speculation(room.target(), room.draft(), room.options(), text.request);

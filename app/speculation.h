@@ -45,7 +45,6 @@ struct SpeculativeText {
   std::vector<std::string> stops;
   Request request;
   EngineFlags engine;
-  bool invariant = false;
   std::string precision;
 };
 

@@ -107,8 +107,8 @@ std::int64_t bytes_beside(const Context& c, const Transformer& model, const Spec
   return texts * KvCache::entry_bytes(c, model) * block * blocks * (model.config().depth + 1);
 }
 
-DraftModel::DraftModel(const SpeculationFlags& flags, const Setting& setting, const Globals& globals)
-    : trained_(open_model(flags.draft, {.invariant = setting.invariant}, globals, setting.precision)) {
+DraftModel::DraftModel(const SpeculationFlags& flags, const Setting& setting)
+    : trained_(open_model_beside(setting.backend, flags.draft, setting.precision)) {
   require_same_tokenizer(flags, setting, trained_.loaded);
   const RoutingConfig& routing = trained_.loaded.config.routing;
   if (routing.kind != RoutingKind::None) rule_ = causal_rule(routing);
@@ -125,22 +125,19 @@ DraftModel::DraftModel(const SpeculationFlags& flags, const Setting& setting, co
       CachedModel{c, model, rule_, *cache_, vocab, setting.chunk, whole_.get(), nullptr, passes_.get()});
 }
 
-SpeculationRoom::SpeculationRoom(const SpeculationFlags& flags, const SpeculativeText& text,
-                                 const Globals& globals)
+SpeculationRoom::SpeculationRoom(const SpeculationFlags& flags, const SpeculativeText& text)
     : options_(speculation_options(flags, *text.model.loaded.model)) {
   Context& c = *text.model.context;
   const Transformer& model = *text.model.loaded.model;
   EngineOptions engine = text.engine.options(c, model, 1);
   if (text.engine.cache_gb <= 0) engine.cache.bytes += bytes_beside(c, model, options_, text.engine.block, 1);
   if (wants_model(options_))
-    draft_.emplace(flags,
-                   DraftModel::Setting{.target = text.model.loaded,
-                                       .tokenizer = text.tokenizer,
-                                       .invariant = text.invariant,
-                                       .precision = text.precision,
-                                       .block = text.engine.block,
-                                       .chunk = engine.max_rows},
-                   globals);
+    draft_.emplace(flags, DraftModel::Setting{.target = text.model.loaded,
+                                              .tokenizer = text.tokenizer,
+                                              .backend = c.shared_backend(),
+                                              .precision = text.precision,
+                                              .block = text.engine.block,
+                                              .chunk = engine.max_rows});
   cache_.emplace(c, model, engine.cache);
   const std::int64_t all = model.config().vocab_size;
   const std::int64_t vocab = text.tokenizer != nullptr ? std::min(all, text.tokenizer->vocab_size()) : all;

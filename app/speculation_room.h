@@ -21,15 +21,15 @@ class DraftModel {
   /// What stands around it: the model that it drafts for, and how the caches are laid out.
   struct Setting {
     const LoadedModel& target;
-    const Tokenizer* tokenizer;  // null: ids alone
-    bool invariant = false;
+    const Tokenizer* tokenizer;        // null: ids alone
+    std::shared_ptr<Backend> backend;  // the target's, which the draft computes by, too
     std::string precision;
     std::int64_t block = 64;
     std::int64_t chunk = 0;  // rows of a pass
     std::int64_t texts = 1;  // at the same time
   };
   /// UserError: no such model, or one of another tokenizer.
-  DraftModel(const SpeculationFlags& flags, const Setting& setting, const Globals& globals);
+  DraftModel(const SpeculationFlags& flags, const Setting& setting);
 
   const CachedModel& cached() const { return *cached_; }
 
@@ -49,7 +49,7 @@ class SpeculationRoom {
  public:
   /// Opens the draft, and takes the memory. All arguments outlive it. UserError: no such draft, or one of
   /// another tokenizer.
-  SpeculationRoom(const SpeculationFlags& flags, const SpeculativeText& text, const Globals& globals);
+  SpeculationRoom(const SpeculationFlags& flags, const SpeculativeText& text);
 
   const SpeculationOptions& options() const { return options_; }
   const CachedModel& target() const { return *target_; }

@@ -7,21 +7,39 @@
 
 namespace fathom::app {
 
-TrainedModel open_model(const std::string& path, const BackendOptions& options, const Globals& globals,
-                        const std::string& precision) {
+namespace {
+
+/// `backend_for`: of what was trained.
+template <typename BackendFor>
+TrainedModel open_by(const std::string& path, const std::string& precision, BackendFor&& backend_for) {
   TrainedModel model;
   model.loaded = load_model(path, [&](const Config& trained) -> Context& {
-    Config config;  // not the device that it was trained on
-    config.invariant = options.invariant || trained.invariant;
-    config.deterministic = options.deterministic;
-    std::shared_ptr<Backend> backend = open_backend(globals, config);
+    std::shared_ptr<Backend> backend = backend_for(trained);
     require_head_dim(*backend, path, trained.model.head_dim());
-    config.train.precision = precision != "auto" ? precision : backend->is_cpu() ? "fp32" : "bf16";
-    model.context = inference_context(std::move(backend), config.train.precision);
+    const std::string of = precision != "auto" ? precision : backend->is_cpu() ? "fp32" : "bf16";
+    model.context = inference_context(std::move(backend), of);
     return *model.context;
   });
   model.loaded.model->parameters().forget_masters(*model.context);
   return model;
+}
+
+}  // namespace
+
+TrainedModel open_model(const std::string& path, const BackendOptions& options, const Globals& globals,
+                        const std::string& precision) {
+  return open_by(path, precision, [&](const Config& trained) {
+    Config config;  // not the device that it was trained on
+    config.invariant = options.invariant || trained.invariant;
+    config.deterministic = options.deterministic;
+    if (precision != "auto") config.train.precision = precision;
+    return open_backend(globals, config);
+  });
+}
+
+TrainedModel open_model_beside(std::shared_ptr<Backend> backend, const std::string& path,
+                               const std::string& precision) {
+  return open_by(path, precision, [&](const Config& /*trained*/) { return std::move(backend); });
 }
 
 void require_unquantized(const LoadedModel& loaded, const char* command) {

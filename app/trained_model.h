@@ -21,6 +21,10 @@ struct TrainedModel {
 /// whose engine is made for it, and fp32 on the CPU.
 TrainedModel open_model(const std::string& path, const BackendOptions& options, const Globals& globals,
                         const std::string& precision = "fp32");
+/// The same where another model computes already, by its options: what both make on a device can be put
+/// together there.
+TrainedModel open_model_beside(std::shared_ptr<Backend> backend, const std::string& path,
+                               const std::string& precision);
 /// fp32, or bf16: on a GPU all of it, on the CPU the weights of products and lookups, computed with in fp32.
 std::unique_ptr<Context> inference_context(std::shared_ptr<Backend> backend, const std::string& precision);
 /// UserError: the weights are of few bits, of which `command` makes nothing.

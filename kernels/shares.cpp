@@ -127,7 +127,7 @@ void make_shares_on_host(View shares, ConstView logits, std::int64_t rows, std::
                          std::int64_t choices, double temperature) {
   const char* op = "make_shares";
   require(choices > 0 && choices <= vocab, op, "choices are none or more than the vocabulary");
-  require(temperature > 0, op, "temperature is not above 0");
+  require(temperature > 0 && std::isfinite(temperature), op, "temperature is not a number above 0");
   require(shares.size == rows * choices && shares.dtype == DType::F64, op, "shares: another size or type");
   require(logits.size == rows * vocab, op, "logits: another size");
   auto* to = static_cast<double*>(shares.data);

@@ -122,6 +122,7 @@ bool Chain::extend(std::int64_t level, std::vector<std::int32_t>& text, std::int
   } else if (taken == 0 || !stops(text.back())) {
     text.push_back(choose(p[taken], decision(taken, Purpose::Token)));
   }
+  passed(level, static_cast<std::int64_t>(proposed));
   count.tokens += static_cast<std::int64_t>(text.size() - start);
   if (handed_on != nullptr)
     std::move(p.begin(), p.begin() + static_cast<std::ptrdiff_t>(text.size() - start),
@@ -138,6 +139,7 @@ void Chain::propose(std::int64_t level, std::vector<std::int32_t>& text, std::in
     if (level == 0) {
       if (!ask(0, text, 0, Purpose::Proposal, one)) return;
       text.push_back(choose(one[0], {static_cast<std::int64_t>(text.size()), Purpose::Proposal, 0, passes_}));
+      passed(0, 0);
       rows.push_back(std::move(one[0]));
       ++counts_[0].tokens;
     } else if (!extend(level, text, most - static_cast<std::int64_t>(rows.size()), &rows)) {
@@ -154,18 +156,24 @@ bool Chain::ask(std::int64_t level, std::span<const std::int32_t> text, std::int
   rows.clear();
   ++passes_;
   LevelCounts& count = counts_[static_cast<std::size_t>(level)];
-  const double began = clock_();
+  began_ = clock_();
   bool said = levels_[static_cast<std::size_t>(level)]->rows(text, proposed, rows);
   if (said && std::ssize(rows) != proposed + 1)
     throw InternalError("[chain] a level has another number of rows");
   said = said && look(level, text, proposed, purpose, rows);
-  const double seconds = clock_() - began;
+  if (!said) count.seconds += clock_() - began_;
+  return said;
+}
+
+// Of a pass, behind the choice of its last token: of rows that are held that is a question to the device,
+// too.
+void Chain::passed(std::int64_t level, std::int64_t proposed) {
+  LevelCounts& count = counts_[static_cast<std::size_t>(level)];
+  const double seconds = clock_() - began_;
   count.seconds += seconds;
-  if (!said) return false;
   ++count.passes;
   if (proposed == 0 && count.passes > 1) ++count.plain_passes, count.plain_seconds += seconds;
   pace_.passed(level, proposed, seconds);
-  return true;
 }
 
 // Of rows that are held the host asks once what it has to know of all: what each has of the token that was
@@ -218,7 +226,13 @@ std::int32_t Chain::choose_other(Row& p, const Row& q, const Decision& d) {
       q.certain >= 0 || (q.held != nullptr && p.held != nullptr && p.held->goes_with(*q.held));
   if (p.held != nullptr && both_held) return draw_held(p, &q, d);
   const auto id = static_cast<std::int32_t>(chance_.pick(weights_of(p, &q), d));
-  if (p.held != nullptr) p.share = on_host(p)[static_cast<std::size_t>(id)];
+  if (p.held != nullptr) {
+    ShareQuestion question;
+    question.p = p.held->row(p.number);
+    question.id = id;
+    p.held->ask({&question, 1});
+    p.share = question.share;
+  }
   return id;
 }
 

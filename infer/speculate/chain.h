@@ -72,6 +72,7 @@ class Chain {
               std::vector<Row>* handed_on);
   bool ask(std::int64_t level, std::span<const std::int32_t> text, std::int64_t proposed, Purpose purpose,
            std::vector<Row>& rows);
+  void passed(std::int64_t level, std::int64_t proposed);
   bool look(std::int64_t level, std::span<const std::int32_t> text, std::int64_t proposed, Purpose purpose,
             std::vector<Row>& rows);
   std::int32_t draw_held(Row& p, const Row* q, const Decision& d);
@@ -85,6 +86,7 @@ class Chain {
   std::vector<std::int32_t> stops_;
   std::vector<LevelCounts> counts_;
   std::int64_t passes_ = 0;
+  double began_ = 0;            // the pass at hand
   bool behind_ = false;         // the levels before the last one have not been told of the text,
   bool is_far_behind_ = false;  // of more than cycles brought
   std::function<double()> clock_;

@@ -44,10 +44,12 @@ bool TargetLevel::rows(std::span<const std::int32_t> text, std::int64_t proposed
   const std::size_t common =
       settled_ + common_prefix(std::span(ids_).subspan(settled_), text.subspan(settled_));
   keep(static_cast<std::int64_t>(std::min(common, first)));
-  told_ = m_.add(sequence_, text.subspan(ids_.size()), static_cast<std::int64_t>(ids_.size()), proposed + 1,
-                 wants_logits_ ? Wanted::Logits : rule_.wanted(false));
+  PassRows told = m_.add(sequence_, text.subspan(ids_.size()), static_cast<std::int64_t>(ids_.size()),
+                         proposed + 1, wants_logits_ ? Wanted::Logits : rule_.wanted(false));
   ids_.insert(ids_.end(), text.begin() + static_cast<std::ptrdiff_t>(ids_.size()), text.end());
-  rule_.add_rows(told_, text, first + 1, static_cast<std::size_t>(proposed) + 1, false, rows);
+  rule_.add_rows(told, text, first + 1, static_cast<std::size_t>(proposed) + 1, false, rows);
+  // Rows that lie on a device stay no longer than whoever asks for them.
+  if (wants_logits_) told_ = std::move(told);
   return true;
 }
 

@@ -219,7 +219,7 @@ void CudaBackend::make_shares(View shares, ConstView logits, std::int64_t rows, 
                               std::int64_t choices, double temperature) {
   const char* op = "make_shares";
   if (choices < 1 || choices > vocab) fail(op, "choices", choices, vocab);
-  if (!(temperature > 0)) fail(op, "temperature above 0", 0, 1);
+  if (!(temperature > 0) || !std::isfinite(temperature)) fail(op, "temperature above 0", 0, 1);
   auto* to = output<double>(op, "shares", shares, rows * choices);
   const int parts = static_cast<int>(std::min<std::int64_t>(blocks_for(choices, kPartIds), kMostParts));
   for_compute_type(op, logits.dtype, [&](auto zero) {
