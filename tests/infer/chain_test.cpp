@@ -2,6 +2,7 @@
 // random number is gone through, with its weight, and the texts' distributions are equal to rounding.
 #include "infer/speculate/chain.h"
 
+#include <array>
 #include <cmath>
 #include <map>
 #include <set>
@@ -11,6 +12,7 @@
 
 #include "infer/sampling.h"
 #include "src/core/splitmix64.h"
+#include "tests/forwarding_backend.h"
 #include "tests/infer/all_outcomes.h"
 
 namespace fathom {
@@ -36,17 +38,34 @@ struct TableOptions {
   /// Rows are one token: the one that shared noise of this seed chooses, or at temperature 0 the likeliest.
   bool one_token = false;
   std::uint64_t noise = 0;
-  bool held = false;  // rows lie in a backend's memory
+  bool held = false;   // rows lie in a backend's memory,
+  std::size_t on = 0;  // of device(on)
 };
 
-Context& where_rows_lie() {
-  static Context c(make_cpu_backend({}, 1), DType::F64);
-  return c;
+/// Counts what comes to the host.
+class CountingBackend final : public testing_support::ForwardingBackend {
+ public:
+  CountingBackend() : ForwardingBackend(make_cpu_backend({}, 1)) {}
+  void copy_to_host(void* host, const void* source, std::size_t bytes) override {
+    ++copies;
+    inner().copy_to_host(host, source, bytes);
+  }
+  std::int64_t copies = 0;
+};
+
+struct Device {
+  std::shared_ptr<CountingBackend> backend = std::make_shared<CountingBackend>();
+  Context c{backend, DType::F64};
+};
+
+Device& device(std::size_t number) {
+  static std::array<Device, 2> devices;
+  return devices[number];
 }
 
 /// A row whose probabilities are what a backend makes of their logarithms.
-Row held_row(const std::vector<double>& p) {
-  Context& c = where_rows_lie();
+Row held_row(const std::vector<double>& p, std::size_t on) {
+  Context& c = device(on).c;
   const auto n = static_cast<std::int64_t>(p.size());
   std::vector<double> logits;
   for (const double x : p) logits.push_back(std::log(x));
@@ -85,7 +104,7 @@ class Table final : public Level {
         row.sure = row.p[static_cast<std::size_t>(row.only)];
         row.p.clear();
       } else if (o_.held) {
-        row = held_row(row.p);
+        row = held_row(row.p, o_.on);
       }
     }
     return found->second;
@@ -295,6 +314,56 @@ TEST(Chain, TextsByRowsThatLieElsewhereAreDistributedSoToo) {
     const double distance = total_variation(chain_texts<Chain>(held), plain_texts(random_config(seed)));
     ASSERT_LT(distance, 1e-9) << "configuration " << seed << ": " << described(held);
   }
+}
+
+/// All levels have rows that lie elsewhere, and none where its neighbours' do.
+Config with_rows_apart(std::uint64_t seed) {
+  Config c = random_config(seed);
+  for (std::size_t l = 0; l < c.levels.size(); ++l) c.levels[l].held = true, c.levels[l].on = l % 2;
+  return c;
+}
+
+TEST(Chain, TextsByRowsOfTwoDevicesAreDistributedSoToo) {
+  for (std::uint64_t seed = 1; seed <= std::min<std::uint64_t>(100, configurations()); ++seed) {
+    const Config apart = with_rows_apart(seed);
+    const double distance = total_variation(chain_texts<Chain>(apart), plain_texts(random_config(seed)));
+    ASSERT_LT(distance, 1e-9) << "configuration " << seed << ": " << described(apart);
+  }
+}
+
+/// How many proposals the last level did not take in some texts, and how many rows came to the host for it.
+struct Refusals {
+  std::int64_t refused = 0, rows = 0;
+};
+Refusals refusals(std::size_t on_of_draft) {
+  TableOptions draft{.seed = 1, .vocab = 5, .sampling = {.temperature = 1}, .held = true, .on = on_of_draft};
+  TableOptions last = draft;
+  last.seed = 2, last.on = 0;
+  Table tables[] = {Table(draft), Table(last)};
+  Refusals all;
+  const auto copies = [] { return device(0).backend->copies + device(1).backend->copies; };
+  const std::int64_t before = copies();
+  for (std::uint64_t seed = 0; seed < 30; ++seed) {
+    SeededChance chance(seed);
+    FixedPace pace({3});
+    Chain chain({&tables[0], &tables[1]}, chance, pace);
+    for (std::vector<std::int32_t> text; text.size() < 8;) chain.cycle(text, 4);
+    all.refused += chain.counts()[1].tested - chain.counts()[1].accepted;
+  }
+  all.rows = copies() - before;
+  return all;
+}
+
+TEST(Chain, RowsOfOneDeviceStayThereWhereAProposalIsRefused) {
+  const Refusals r = refusals(0);
+  EXPECT_GT(r.refused, 20);
+  EXPECT_EQ(r.rows, 0);
+}
+
+TEST(Chain, OfRowsOfTwoDevicesThoseThatAreTakenOffEachOtherComeToTheHostOnce) {
+  const Refusals r = refusals(1);
+  EXPECT_GT(r.refused, 20);
+  EXPECT_EQ(r.rows, 2 * r.refused);
 }
 
 TEST(Chain, TheKnownBiasIsFoundInRowsThatLieElsewhere) {

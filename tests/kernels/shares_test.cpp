@@ -1,4 +1,5 @@
 // Rows of shares and what is asked of them, against sums in the order of the ids.
+#include <cmath>
 #include <limits>
 
 #include "kernel_suite.h"
@@ -105,8 +106,10 @@ TEST_P(Shares, RefuseWhatContradictsTheRows) {
   const Buffer logits(dtype(), {1, 2});
   expect_error([&] { backend()->make_shares(shares.view(), logits.view(), 1, 2, 3, 1); }, "make_shares",
                "choices");
-  expect_error([&] { backend()->make_shares(shares.view(), logits.view(), 1, 2, 2, 0); }, "make_shares",
-               "temperature");
+  for (const double temperature : {0.0, -1.0, std::numeric_limits<double>::infinity(), std::nan("")}) {
+    expect_error([&] { backend()->make_shares(shares.view(), logits.view(), 1, 2, 2, temperature); },
+                 "make_shares", "temperature");
+  }
   expect_error([&] { backend()->make_shares(shares.view(), logits.view(), 2, 2, 2, 1); }, "make_shares",
                "size");
 }

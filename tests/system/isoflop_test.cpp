@@ -1,5 +1,6 @@
 // fathom isoflop from the command line: a sweep left alone, and the same one with workers killed all the
 // time. FATHOM_KILLS says how many kills (10 by default), FATHOM_KILL_SEED which moments.
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <iostream>
@@ -8,6 +9,7 @@
 
 #include <gtest/gtest.h>
 
+#include "src/core/stopwatch.h"
 #include "tests/system/cli.h"
 #include "train/isoflop/row.h"
 #include "train/run_folder.h"
@@ -71,7 +73,9 @@ class Isoflop : public ::testing::Test {
 };
 
 TEST_F(Isoflop, KilledAndSharedSweepsEndWithTheTableOfOneLeftAlone) {
+  const Stopwatch watch;
   const Outcome alone = fathom_command(e, worker("alone"));
+  const double took = watch.seconds();
   ASSERT_EQ(alone.status, 0) << alone.err;
   const std::vector<isoflop::Row> expected = table(e, "alone");
   ASSERT_GE(expected.size(), 2 * 2 + 2 * 2 * 3u + 4);
@@ -79,7 +83,8 @@ TEST_F(Isoflop, KilledAndSharedSweepsEndWithTheTableOfOneLeftAlone) {
 
   const int kills = setting("FATHOM_KILLS", 10);
   std::mt19937 random(static_cast<unsigned>(setting("FATHOM_KILL_SEED", 1)));
-  std::uniform_int_distribution<int> after_ms(50, 900);
+  // A tenth of a sweep at the most: a machine on which one is short would be through before the kills are.
+  std::uniform_int_distribution<int> after_ms(50, std::clamp(static_cast<int>(100 * took), 60, 900));
   int killed = 0, starts = 0;
   while (killed < kills && starts < 20 * kills) {
     // Two workers at once, of which one is killed and then the other.
