@@ -145,7 +145,7 @@ class MpiCommunicator final : public WatchedCommunicator {
       return MPI_Ireduce_scatter(from.data, part_.data(), sizes.data(), type_of("reduce_scatter", from.dtype),
                                  MPI_SUM, MPI_COMM_WORLD, request);
     });
-    std::memcpy(bytes_at(from, at), part_.data(), part_.size());
+    if (own > 0) std::memcpy(bytes_at(from, at), part_.data(), part_.size());
     if (is_bf16) {
       const std::span<const float> sums(room_);
       to_bf16({bytes_at(values, at), own, DType::BF16},
