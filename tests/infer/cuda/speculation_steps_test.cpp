@@ -72,18 +72,34 @@ TEST_P(CudaSpeculationSteps, ChooseWhatTheWholePassFindsLikeliest) {
   }
 }
 
+constexpr std::int64_t kChosen = kVocab - 40;  // ids that are chosen
+
+/// A model's cache, and how its passes are launched.
+struct Steps {
+  explicit Steps(Pair& of)
+      : p(of),
+        cache(p.gpu, p.model(),
+              {.block = 16,
+               .bytes = KvCache::entry_bytes(p.gpu, p.model()) * p.model().config().depth * 4 * kContext}),
+        whole(WholeStep::open(p.gpu, p.model(), p.rule, cache, kChosen, 2)),
+        passes(ShortPasses::open(p.gpu, p.model(), p.rule, cache)) {}
+  CachedModel model() {
+    return {p.gpu, p.model(), p.rule, cache, kChosen, 64, whole.get(), nullptr, passes.get()};
+  }
+
+  Pair& p;
+  KvCache cache;
+  std::unique_ptr<WholeStep> whole;
+  std::unique_ptr<ShortPasses> passes;
+};
+
 // What the device says of a row without its logits is what the logits say, of single rows and of several.
 TEST_P(CudaSpeculationSteps, KnowTheLikeliestWithoutLogits) {
   Pair p(shared_cuda(), GetParam(), kContext);
-  const Transformer& model = p.model();
-  KvCache cache(
-      p.gpu, model,
-      {.block = 16, .bytes = KvCache::entry_bytes(p.gpu, model) * model.config().depth * 4 * kContext});
-  constexpr std::int64_t kChosen = kVocab - 40;
-  const auto whole = WholeStep::open(p.gpu, model, p.rule, cache, kChosen, 2);
-  if (whole == nullptr) GTEST_SKIP() << "This GPU has no whole steps.";
-  const auto passes = ShortPasses::open(p.gpu, model, p.rule, cache);
-  const CachedModel m{p.gpu, model, p.rule, cache, kChosen, 64, whole.get(), nullptr, passes.get()};
+  Steps steps(p);
+  if (steps.whole == nullptr) GTEST_SKIP() << "This GPU has no whole steps.";
+  KvCache& cache = steps.cache;
+  const CachedModel m = steps.model();
   const SequenceId told = cache.add(), read = cache.add();
   std::mt19937_64 r(4);
   std::int64_t at = 0;
@@ -114,15 +130,10 @@ TEST_P(CudaSpeculationSteps, KnowTheLikeliestWithoutLogits) {
 // Rows that stay on the device are what the host makes of their logits, of single rows and of several.
 TEST_P(CudaSpeculationSteps, KeepTheSharesOfTheirLogits) {
   Pair p(shared_cuda(), GetParam(), kContext);
-  const Transformer& model = p.model();
-  KvCache cache(
-      p.gpu, model,
-      {.block = 16, .bytes = KvCache::entry_bytes(p.gpu, model) * model.config().depth * 4 * kContext});
-  constexpr std::int64_t kChosen = kVocab - 40;
-  const auto whole = WholeStep::open(p.gpu, model, p.rule, cache, kChosen, 2);
-  if (whole == nullptr) GTEST_SKIP() << "This GPU has no whole steps.";
-  const auto passes = ShortPasses::open(p.gpu, model, p.rule, cache);
-  const CachedModel m{p.gpu, model, p.rule, cache, kChosen, 64, whole.get(), nullptr, passes.get()};
+  Steps steps(p);
+  if (steps.whole == nullptr) GTEST_SKIP() << "This GPU has no whole steps.";
+  KvCache& cache = steps.cache;
+  const CachedModel m = steps.model();
   const SequenceId kept = cache.add(), read = cache.add();
   std::mt19937_64 r(5);
   std::int64_t at = 0;
