@@ -12,8 +12,7 @@ namespace fathom {
 namespace {
 
 // What fp32 sums by itself: then double goes on. That is 64 batches of calibration_batches(), each added to
-// the sum as a whole, so the sum is rounded 64 times; and bringing it to the host and adding it there costs
-// as much as some 10^5 tokens.
+// the sum as a whole, so the sum is rounded 64 times.
 constexpr std::int64_t kTokensOnDevice = 1 << 18;
 
 }  // namespace
@@ -33,7 +32,7 @@ ProductObserver ProductHessians::observer() {
 }
 
 // x^T x is the gradient of a matrix whose outputs' gradient is x. Rows of fp32 are rounded to bf16 for it, as
-// the served model has them on a GPU: products of bf16, summed in fp32, are a tenth of the time.
+// the served model has them on a GPU, and summed in fp32: that is faster (docs/log.md).
 void ProductHessians::add_on_device(const ProductInput& input) {
   Context& c = *device_;
   const std::int64_t n = input.columns, rows = input.on_device.size / n;
